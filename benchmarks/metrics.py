@@ -1,0 +1,153 @@
+"""Time src/metrics.py beside a plain implementation that walks over every threshold.
+
+All compute pixel AU-ROC, average precision, best F1 and AU-PRO at the limits 0.3 and 0.05 of the same seeded synthetic
+maps, taking turns, and must agree to 1e-6. The plain one follows the formulas of MVTec AD's evaluation code (Bergmann
+et al., IJCV 2021): it orders all pixels by their score and sums up, pixel by pixel, what each adds to the false
+positive rate and to the overlap with the regions. It is also timed on AU-PRO alone, all that that code computes there.
+
+    python3 benchmarks/metrics.py --output metrics_benchmark.json
+"""
+
+import argparse
+import functools
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+# Before this folder, where this file itself is named metrics.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+import metrics
+
+LIMITS = (0.3, 0.05)
+TOLERANCE = 1e-6
+
+
+def synthetic_maps(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make maps (count, size, size) of smooth noise, float32, and masks of blobs, which the maps show more or less.
+
+    A quarter of the images is good. Scores are rounded in a quarter of the maps, so that there are heavy ties.
+    """
+    rng = np.random.default_rng(seed)
+    maps = np.empty((count, size, size), dtype=np.float32)
+    masks = np.zeros((count, size, size), dtype=np.uint8)
+    rows, columns = np.mgrid[:size, :size]
+    for index in range(count):
+        noise = ndimage.gaussian_filter(rng.standard_normal((size, size), dtype=np.float32), 3)
+        scores = noise / noise.std() + 0.2 * rng.standard_normal((size, size), dtype=np.float32)
+        if index % 4:
+            for _ in range(rng.integers(1, 6)):
+                row, column = rng.integers(0, size, 2)
+                radius = rng.uniform(0.005, 0.08) * size
+                masks[index] |= (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+            scores += rng.uniform(0.5, 4) * ndimage.gaussian_filter(masks[index].astype(np.float32), 4)
+        maps[index] = scores.round(1) if index % 4 == 1 else scores
+    return maps, masks
+
+
+def ours(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Compute the measures with src/metrics.py."""
+    counts = metrics.count_pixels(maps, masks)
+    curve = counts.pro_curve()
+    result = {f"au_pro_{limit}": metrics.area_under_curve(*curve, limit) for limit in LIMITS}
+    result["au_roc"] = counts.au_roc()
+    result["average_precision"] = counts.average_precision()
+    result["best_f1"] = counts.best_f1()[0]
+    return result
+
+
+def plain(maps: np.ndarray, masks: np.ndarray, au_pro_alone: bool = False) -> dict[str, float]:
+    """Compute the same with every pixel's score as a threshold; or AU-PRO alone, as MVTec AD's code does."""
+    false_positive = np.zeros(maps.shape, dtype=np.uint32)
+    overlap = np.zeros(maps.shape, dtype=np.float64)
+    regions = 0
+    for index, mask in enumerate(masks):
+        labels, count = ndimage.label(mask, np.ones((3, 3), dtype=int))
+        regions += count
+        false_positive[index] = labels == 0
+        for region in range(1, count + 1):
+            inside = labels == region
+            overlap[index][inside] = 1 / np.count_nonzero(inside)
+    order = np.argsort(maps.ravel())[::-1]
+    scores = maps.ravel()[order]
+    last_of_ties = np.append(np.diff(scores) != 0, True)
+    false_positives = np.cumsum(false_positive.ravel()[order], dtype=np.int64)[last_of_ties]
+    fpr = np.concatenate(([0], false_positives / np.count_nonzero(masks == 0), [1]))
+    pro = np.concatenate(([0], np.cumsum(overlap.ravel()[order])[last_of_ties] / regions, [1]))
+    result = {}
+    for limit in LIMITS:
+        within = fpr <= limit
+        x, y = np.append(fpr[within], limit), np.append(pro[within], np.interp(limit, fpr, pro))
+        result[f"au_pro_{limit}"] = float(np.trapezoid(y, x) / limit)
+    if au_pro_alone:
+        return result
+    positives = np.count_nonzero(masks)
+    true_positives = np.cumsum(masks.ravel()[order], dtype=np.int64)[last_of_ties]
+    tpr = np.concatenate(([0], true_positives / positives, [1]))
+    precision = true_positives / (true_positives + false_positives)
+    result["au_roc"] = float(np.trapezoid(tpr, fpr))
+    result["average_precision"] = float(np.sum(np.diff(tpr[:-1]) * precision))
+    result["best_f1"] = float(np.max(2 * true_positives / (positives + true_positives + false_positives)))
+    return result
+
+
+def main() -> int:
+    """Run the benchmark, print the table, write the file; 1 if the implementations disagree."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--maps", type=int, default=80, help="number of maps, a quarter of them good (80)")
+    parser.add_argument("--size", type=int, default=512, help="height and width of a map in pixels (512)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="turns each takes (5); more if the spread is wide, as on a busy machine"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the synthetic maps (0)")
+    parser.add_argument("--output", type=Path, help="write the times and the measures here, as JSON")
+    arguments = parser.parse_args()
+
+    maps, masks = synthetic_maps(arguments.maps, arguments.size, arguments.seed)
+    contenders = {
+        "src/metrics.py, all measures": ours,
+        "plain, AU-PRO alone": functools.partial(plain, au_pro_alone=True),
+        "plain, all measures": plain,
+    }
+    seconds = {name: [] for name in contenders}
+    measures = {}
+    for _ in range(arguments.repeats):  # in turns, so that what else the machine does falls on all
+        for name, function in contenders.items():
+            start = time.perf_counter()
+            measures[name] = function(maps, masks)
+            seconds[name].append(time.perf_counter() - start)
+
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    print(f"{arguments.maps} maps of {arguments.size} x {arguments.size}, {arguments.repeats} turns each\n")
+    print(f"{'':29} {'median':>9} {'fastest':>9} {'slowest':>9} {'median to ours':>15}")
+    for name, times in seconds.items():
+        ratio = medians[name] / medians["src/metrics.py, all measures"]
+        print(f"{name:29} {medians[name]:7.3f} s {min(times):7.3f} s {max(times):7.3f} s {ratio:13.1f} x")
+    first = measures["src/metrics.py, all measures"]
+    difference = max(abs(first[name] - value) for others in measures.values() for name, value in others.items())
+    print(f"\nmeasures: {', '.join(f'{name} {value:.6f}' for name, value in first.items())}")
+    print(f"largest difference: {difference:.1e} (at most {TOLERANCE:.0e})")
+    if arguments.output:
+        report = {
+            "maps": arguments.maps,
+            "size": arguments.size,
+            "seed": arguments.seed,
+            "machine": {"cpu_count": os.cpu_count(), "architecture": platform.machine(), "numpy": np.__version__},
+            "seconds": seconds,
+            "median_seconds": medians,
+            "measures": measures,
+            "largest_difference": difference,
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    return 0 if difference <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# Makes data/CATEGORY ready to train on.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+usage() {
+    cat <<'TEXT'
+usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR]
+
+Makes DIR/CATEGORY ready to train on: checks every image and writes the index CATEGORY.csv.
+The images come from the first of these that is there:
+  DIR/CATEGORY                          a folder in MVTec AD's layout, or your own in that layout
+  DIR/CATEGORY.tar.xz                   as MVTec publishes it
+  DIR/mvtec_anomaly_detection.tar.xz    the whole dataset: only CATEGORY is taken out
+
+  --url ADDRESS   fetch such an archive into DIR first, unless the images are there already;
+                  a transfer that broke off goes on where it stopped
+  --data DIR      folder of the categories (data, beside this script)
+TEXT
+}
+
+fail() {
+    echo "mvtec_dataset.sh: $*" >&2
+    exit 2
+}
+
+# fetch ADDRESS FILE: whole or not at all.
+fetch() {
+    command -v curl >/dev/null || fail "curl is missing: apt install curl, or put the archive at $2 yourself"
+    # The address is part of the name, so that two archives never get mixed.
+    local part answer status=0
+    part="$2.$(printf %s "$1" | cksum | cut -d' ' -f1).part"
+    answer=$(curl_to "$part" "$1") || status=$?
+    if [[ $answer == 416 && $(tail -c 2 "$part") == YZ ]]; then # nothing is left to fetch, and it ends as xz does
+        status=0
+    elif [[ $status == 33 || $answer == 416 ]]; then # it cannot go on: from the beginning, then
+        rm -f "$part"
+        status=0
+        curl_to "$part" "$1" >/dev/null || status=$?
+    fi
+    ((status == 0)) || fail "$1: not fetched (curl's status $status); the same command goes on where it stopped"
+    if [[ $(head -c 6 "$part" | od -An -tx1 | tr -d ' \n') != fd377a585a00 ]]; then
+        rm -f "$part"
+        fail "$1: gave no tar.xz archive (a web page, perhaps?); give the address of the archive itself"
+    fi
+    mv "$part" "$2"
+}
+
+# curl_to FILE ADDRESS: goes on where FILE ends, and prints the server's answer, such as 206.
+curl_to() {
+    local progress=--progress-bar
+    [[ -t 2 ]] || progress=--silent
+    curl --location --fail --show-error "$progress" --continue-at - --write-out '%{http_code}' --output "$1" "$2"
+}
+
+category='' url='' data=$root/data
+while (($#)); do
+    case $1 in
+        -h | --help)
+            usage
+            exit
+            ;;
+        --url | --data)
+            (($# > 1)) || fail "$1 wants a value; see --help"
+            if [[ $1 == --url ]]; then url=$2; else data=$2; fi
+            shift 2
+            ;;
+        --url=*)
+            url=${1#*=}
+            shift
+            ;;
+        --data=*)
+            data=${1#*=}
+            shift
+            ;;
+        -*)
+            fail "$1: no such option; see --help"
+            ;;
+        *)
+            [[ -z $category ]] || fail "$1: one category at a time; see --help"
+            [[ -n $1 ]] || fail "the category's name is empty; see --help"
+            category=$1
+            shift
+            ;;
+    esac
+done
+[[ -n $category ]] || fail "which category? such as ./mvtec_dataset.sh carpet; see --help"
+case $category in
+    .* | */*) fail "$category: wants a category's plain name, such as carpet; see --help" ;;
+esac
+
+has_images() { [[ -n $(ls -A "$data/$category" 2>/dev/null) ]]; }
+own_archive=$data/$category.tar.xz
+whole_archive=$data/mvtec_anomaly_detection.tar.xz
+
+if ! has_images && [[ ! -f $own_archive ]]; then
+    if [[ -n $url ]]; then
+        archive=$own_archive
+        [[ ${url##*/} == mvtec_anomaly_detection.tar.xz* ]] && archive=$whole_archive
+        if [[ ! -f $archive ]]; then
+            mkdir -p "$data"
+            fetch "$url" "$archive"
+        fi
+    elif [[ ! -f $whole_archive ]]; then
+        cat >&2 <<TEXT
+mvtec_dataset.sh: there is no $data/$category, and no archive to take it from.
+  MVTec AD: https://www.mvtec.com/company/research/datasets/mvtec-ad
+  Its licence is CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/): no commercial use.
+  Download mvtec_anomaly_detection.tar.xz, or one category's archive as $category.tar.xz, into
+  $data, and run this again; or give the archive's address: --url ADDRESS.
+  Images of your own go into $data/$category/train/good.
+TEXT
+        exit 2
+    fi
+fi
+
+# shellcheck source=environment.sh
+source "$root/environment.sh"
+prepare_environment
+exec "$PYTHON" "$root/mvtec_dataset.py" "$category" --data "$data"

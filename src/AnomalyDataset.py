@@ -1,0 +1,88 @@
+"""The images of one category, by its index."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from command_line import UserError
+from images import load_mask, load_rgb
+
+COLUMNS = ("image_name", "gt_name", "label", "type")
+
+
+class AnomalyDataset(Dataset):
+    """The images of one category that meet a constraint, each with its mask and label.
+
+    An item is a dict:
+        image: what `transform` makes of the image (PIL, mode RGB).
+        mask: what `gt_transform` makes of the mask (PIL, mode L, 255 on defects); all 0 where there is none.
+        label: 0 for good, 1 for a defect.
+        path: the image's path in the category's folder, with forward slashes.
+
+    Args:
+        root_dir: the category's folder, which holds the index that mvtec_dataset.sh writes, NAME/NAME.csv.
+        transform: from a PIL image to what the network takes, such as a tensor (3,H,W); None leaves the image.
+        gt_transform: the same for the mask, such as to (1,H,W); None leaves the mask.
+        **constraint: columns of the index and the value that a row must have, as in `type="train", label=0`.
+
+    Attributes:
+        rows: the index's rows that meet the constraint, in its order; each a dict of COLUMNS, `label` an int.
+            `gt_name` is empty on good images, and on defects that have no mask.
+
+    Raises:
+        UserError: there is no index, or it is not one; on access, when an image is missing or broken.
+        ValueError: the constraint names a column that does not exist.
+    """
+
+    def __init__(
+        self,
+        root_dir: str | Path,
+        transform: Callable | None = None,
+        gt_transform: Callable | None = None,
+        **constraint: str | int,
+    ):
+        unknown = sorted(set(constraint) - set(COLUMNS))
+        if unknown:
+            raise ValueError(f"no such column: {', '.join(unknown)}; there are {', '.join(COLUMNS)}")
+        self.root_dir = Path(root_dir).absolute()  # not resolve(): the index is named like a link, not its target
+        self.transform = transform
+        self.gt_transform = gt_transform
+        rows = read_index(self.root_dir / f"{self.root_dir.name}.csv")
+        self.rows = [row for row in rows if all(row[column] == value for column, value in constraint.items())]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[index]
+        image = load_rgb(self.root_dir / row["image_name"])
+        mask = load_mask(self.root_dir / row["gt_name"]) if row["gt_name"] else Image.new("L", image.size)
+        return {
+            "image": self.transform(image) if self.transform else image,
+            "mask": self.gt_transform(mask) if self.gt_transform else mask,
+            "label": row["label"],
+            "path": row["image_name"],
+        }
+
+
+def read_index(path: Path) -> list[dict[str, str | int]]:
+    """Read a category's index: a dict of COLUMNS for each image, `label` an int.
+
+    Raises:
+        UserError: the file is missing, or is no index.
+    """
+    command = f"run ./mvtec_dataset.sh {path.parent.name}"
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
+        return [{**{column: row[column] for column in COLUMNS}, "label": int(row["label"])} for row in rows]
+    except FileNotFoundError:
+        missing = "the category has no index yet" if path.parent.is_dir() else "no such category"
+        raise UserError(f"{path}: {missing}; {command}") from None
+    except (KeyError, ValueError, TypeError, csv.Error):
+        raise UserError(f"{path}: no index of a category; {command}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -1,0 +1,82 @@
+"""The patch networks of "Uninformed Students" (Bergmann et al., CVPR 2020, tables in the appendix)."""
+
+import copy
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+DESCRIPTOR_SIZE = 512
+LEAKY_SLOPE = 5e-3
+
+
+class Convolution(NamedTuple):
+    """A convolution to `channels` with a square kernel; leaky ReLU follows."""
+
+    channels: int
+    kernel: int
+
+
+class Pooling(NamedTuple):
+    """Max pooling, `size` x `size`, of stride `size`."""
+
+    size: int
+
+
+C, P = Convolution, Pooling(2)
+
+ARCHITECTURES: dict[int, tuple[Convolution | Pooling, ...]] = {
+    65: (C(128, 5), P, C(128, 5), P, C(256, 5), P, C(256, 4), C(128, 1)),
+    33: (C(128, 5), P, C(256, 5), P, C(256, 2), C(128, 4)),
+    17: (C(128, 6), C(256, 5), C(256, 5), C(128, 4)),
+}
+PATCH_SIZES = tuple(sorted(ARCHITECTURES))
+
+
+class AnomalyNet(nn.Module):
+    """Describes patches of `patch_size` x `patch_size` pixels: (N,3,p,p) -> (N,512).
+
+    Teacher and students share this architecture. `layers` ends on a spatial size of 1 x 1 for one patch;
+    put through FDFEAnomalyNet it describes every pixel of an image.
+
+    Raises ValueError for a patch size that is not in ARCHITECTURES, or patches of another size.
+    """
+
+    def __init__(self, patch_size: int):
+        super().__init__()
+        if patch_size not in ARCHITECTURES:
+            raise ValueError(f"patch size {patch_size}: choose one of {', '.join(map(str, PATCH_SIZES))}")
+        self.patch_size = patch_size
+        layers: list[nn.Module] = []
+        channels = 3
+        for layer in ARCHITECTURES[patch_size]:
+            match layer:
+                case Convolution(width, kernel):
+                    convolution = nn.Conv2d(channels, width, kernel)
+                    nn.init.kaiming_normal_(convolution.weight, a=LEAKY_SLOPE, nonlinearity="leaky_relu")
+                    nn.init.zeros_(convolution.bias)
+                    layers += [convolution, nn.LeakyReLU(LEAKY_SLOPE)]
+                    channels = width
+                case Pooling(size):
+                    layers.append(nn.MaxPool2d(size))
+        layers.append(nn.Conv2d(channels, DESCRIPTOR_SIZE, 1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        expected = (3, self.patch_size, self.patch_size)
+        if patches.ndim != 4 or patches.shape[1:] != expected:
+            raise ValueError(f"patches of shape {tuple(patches.shape)}: expected (N, {', '.join(map(str, expected))})")
+        return self.layers(patches).flatten(1)
+
+    @torch.no_grad()
+    def with_normalised_descriptors(self, mean: Tensor, deviation: Tensor) -> Self:
+        """Return a copy whose descriptors are (descriptor - mean) / deviation, per channel (512,).
+
+        The last convolution is linear, so the normalisation of the paper's equation (4) goes into its weights.
+        """
+        normalised = copy.deepcopy(self)
+        decode = normalised.layers[-1]
+        mean, deviation = mean.double(), deviation.double()
+        decode.weight.copy_(decode.weight.double() / deviation[:, None, None, None])
+        decode.bias.copy_((decode.bias.double() - mean) / deviation)
+        return normalised

@@ -1,0 +1,42 @@
+"""The backbone: torchvision's ResNet18, adapted to a category by a two-class head."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+FEATURES = 512
+
+
+class AnomalyResnet18(nn.Module):
+    """ResNet18 with a head for two classes, "as it is" and "with a defect": (N,3,H,W) -> (N,2).
+
+    Its pooled features (N,512) are what the teacher is taught. Starts from random weights.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = resnet18(num_classes=2)
+        self.head = self.trunk.fc
+        self.trunk.fc = nn.Identity()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features: (N,3,H,W) -> (N,512)."""
+        return self.trunk(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+    def load_torchvision(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of a torchvision resnet18 state dict; its classifier is left out.
+
+        Raises RuntimeError where entries are missing or of other shapes.
+        """
+        self.trunk.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
+
+
+@torch.no_grad()
+def pooled_features(net: AnomalyResnet18, patches: Tensor, size: int) -> Tensor:
+    """Features (N,512) of patches (N,3,p,p), seen at `size` x `size` pixels."""
+    if patches.shape[-1] != size:
+        patches = nn.functional.interpolate(patches, (size, size), mode="bilinear", antialias=True)
+    return net.features(patches)

@@ -1,0 +1,52 @@
+"""A patch network made dense: equal to ExtendedAnomalyNet, fast."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import FDFE
+
+
+class FDFEAnomalyNet(nn.Module):
+    """The descriptors of a patch network at every `stride`-th pixel: (N,3,H,W) -> (N,C,ceil(H/stride),ceil(W/stride)).
+
+    Equals ExtendedAnomalyNet(net)(images)[:, :, ::stride, ::stride], gradients too, for any net made of unpadded
+    convolutions, pooling and pointwise layers, and any H and W. Only what those pixels need is computed.
+    Layers that tell training from evaluation (batch normalisation, dropout) equal it in evaluation mode.
+
+    `net` is an AnomalyNet, or an nn.Sequential with `patch_size` given. Parameters are shared with it, not copied.
+    Raises ValueError for a net that can't be made dense, or that leaves more or less than 1 x 1 of one patch.
+    """
+
+    def __init__(self, net: nn.Module, stride: int = 1, patch_size: int | None = None):
+        super().__init__()
+        self.net = net
+        self.stride = stride
+        self.patch_size = net.patch_size if patch_size is None else patch_size
+        self._layers = FDFE.flat_layers(getattr(net, "layers", net))  # a plain list: the parameters are net's
+        windows = [FDFE.window(layer) for layer in self._layers]
+        left = tuple(FDFE.output_size(windows, self.patch_size, axis) for axis in (0, 1))
+        if left != (1, 1):
+            raise ValueError(f"the net leaves {left[0]} x {left[1]} of a patch of {self.patch_size} pixels, not 1 x 1")
+        (row_step, rows), (column_step, columns) = (FDFE.grids(windows, stride, axis) for axis in (0, 1))
+        self.pixel_step = (row_step, column_step)
+        self.receptive_field = tuple(FDFE.receptive_field(windows, axis) for axis in (0, 1))
+        self._placements = [
+            FDFE.Placement((row[0], column[0]), (row[1], column[1])) for row, column in zip(rows, columns, strict=True)
+        ]
+
+    def forward(self, images: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """Describe `images` (N,3,H,W) at rows offset[0]::stride and columns offset[1]::stride."""
+        return self.describe_padded(self.pad(images, offset))
+
+    def pad(self, images: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """Surround with zeros (or trim) such that the first patch is centred on pixel `offset`, the last inside."""
+        before = [self.patch_size // 2 - start for start in offset]
+        after = [field - 1 - self.patch_size // 2 for field in self.receptive_field]
+        return F.pad(images, (before[1], after[1], before[0], after[0]))
+
+    def describe_padded(self, pixels: Tensor) -> Tensor:
+        """Describe all patches that lie within `pixels`, every `stride`-th along both axes."""
+        x = pixels[:, :, :: self.pixel_step[0], :: self.pixel_step[1]]
+        for layer, placement in zip(self._layers, self._placements, strict=True):
+            x = FDFE.apply_layer(layer, x, placement)
+        return x

@@ -1,0 +1,165 @@
+"""Stage 4: teacher against students on the test images -> anomaly maps, scores, measures and pictures.
+
+The map is the students' error plus their variance, each normalised on good images (section 3.2 of "Uninformed
+Students"); the image score is the map's maximum. Written under results/CATEGORY/:
+  metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect
+  scores.csv      path, label and image score of every test image
+  figures/        image, ground truth and anomaly map of every test image, on one colour scale
+  curves.png      ROC and PRO curves, and the scores of good against anomalous images (also as SVG)
+  examples.png    the most and the least anomalous images of each kind on one sheet
+  anomaly_maps/   float32 TIFFs at the images' own size, as MVTec AD's evaluation script reads them
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import checkpoints
+import device
+import figures
+import metrics
+import preprocessing
+import stages
+from AnomalyDataset import AnomalyDataset
+from AnomalyDetector import AnomalyDetector, scale_from_checkpoint
+from command_line import UserError, run
+from prefetch import prefetched
+
+
+def parse_arguments(arguments: list[str] | None = None):
+    options = stages.parser(__doc__, folders=("data", "model", "results"))
+    options.add_argument(
+        "--patch-size",
+        type=int,
+        nargs="+",
+        metavar="P",
+        help="use only these scales of the detector (default: all that students_training.py put into it)",
+    )
+    stages.add_stride(options, default=None)
+    stages.add_image_size(options, default=None)
+    options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
+    return options.parse_args(arguments)
+
+
+def load_detector(args) -> tuple[AnomalyDetector, preprocessing.Size]:
+    """The category's detector and the size at which it looks at images."""
+    path = args.model / args.category / "detector.pt"
+    if not path.exists():
+        raise UserError(f"{path} is not there: run students_training.py {args.category} first")
+    content = checkpoints.load(path, "detector", category=args.category)
+    there = {scale["patch_size"]: scale for scale in content["scales"]}
+    wanted = args.patch_size or list(there)
+    for patch_size in wanted:
+        if patch_size not in there:
+            raise UserError(
+                f"{path} has patch sizes {', '.join(map(str, there))}, not {patch_size}: "
+                f"run students_training.py {args.category} --patch-size with all that you want"
+            )
+    if args.image_size is None:
+        args.image_size = content["image_size"]
+    scales = [scale_from_checkpoint(there[patch_size]) for patch_size in wanted]
+    return AnomalyDetector(scales, args.stride or content["stride"]), stages.image_size(args)
+
+
+def at_own_size(anomaly_map: torch.Tensor, picture: Image.Image) -> np.ndarray:
+    """The map (h,w) at the picture's own size: float32 (H,W)."""
+    return np.asarray(preprocessing.resize(Image.fromarray(anomaly_map.cpu().numpy()), picture.size[::-1]))
+
+
+def detect(detector: AnomalyDetector, dataset: AnomalyDataset, size: preprocessing.Size, args, results: Path):
+    """Map and score of each image, and its mask (None for a good one); writes the maps."""
+    where = device.choose(args.device)
+    detector.to(where, memory_format=torch.channels_last)
+    transform = preprocessing.image_transform(size)
+    maps, scores, masks = [], [], []
+    samples = prefetched(dataset.__getitem__, range(len(dataset)))
+    for row, sample in zip(dataset.rows, stages.with_bar(samples, len(dataset), "anomaly maps"), strict=True):
+        image = transform(sample["image"])[None].to(where)
+        with device.autocast(where, args.precision):
+            anomaly_map = detector(image)[0]
+        maps.append(at_own_size(anomaly_map, sample["image"]))
+        scores.append(anomaly_map.max().item())
+        masks.append(np.asarray(sample["mask"]) > 0 if row["gt_name"] else None)
+        path = results / "anomaly_maps" / args.category / Path(row["image_name"]).with_suffix(".tiff")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(maps[-1]).save(path)
+    return maps, np.array(scores), masks
+
+
+def kind_of(row: dict) -> str:
+    """The kind of defect: the name of the image's folder."""
+    return Path(row["image_name"]).parent.name
+
+
+def write_figures(dataset: AnomalyDataset, maps, scores, masks, results: Path) -> None:
+    """A figure per test image, and a sheet of examples: the highest, middle and lowest score of each kind."""
+    vmin, vmax = figures.colour_scale(maps)
+    figure = figures.ResultFigure(vmin, vmax)
+    kinds: dict[str, list[int]] = {}
+    for index in np.argsort(-scores):
+        kinds.setdefault(kind_of(dataset.rows[index]), []).append(int(index))
+    chosen = {index for group in kinds.values() for index in (group[0], group[len(group) // 2], group[-1])}
+    examples = {}
+    samples = prefetched(dataset.__getitem__, range(len(dataset)))
+    for index, sample in enumerate(stages.with_bar(samples, len(dataset), "figures")):
+        name = Path(sample["path"])
+        example = figures.Example(
+            np.asarray(sample["image"]), masks[index], maps[index], scores[index], f"{name.parent.name}/{name.stem}"
+        )
+        path = results / "figures" / name.parent.name / f"{name.stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.save(path, *example)
+        if index in chosen:
+            examples[index] = example
+    order = [index for _, group in sorted(kinds.items()) for index in group if index in chosen]
+    figures.save_contact_sheet(results / "examples.png", [examples[index] for index in order], vmin, vmax)
+
+
+def main() -> None:
+    args = parse_arguments()
+    dataset = AnomalyDataset(args.data / args.category, type="test")
+    if not dataset.rows:
+        raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")
+    detector, size = load_detector(args)
+    results = args.results / args.category
+    maps, scores, masks = detect(detector, dataset, size, args, results)
+
+    labels = np.array([row["label"] for row in dataset.rows], dtype=int)
+    kinds = [kind_of(row) for row in dataset.rows]
+    have_masks = any(row["gt_name"] for row in dataset.rows)
+    evaluation = metrics.Evaluation(maps, masks if have_masks else None, scores, labels, kinds)
+    measures = evaluation.measures()
+    (results / "metrics.json").write_text(json.dumps(measures, indent=1) + "\n")
+    with (results / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "image_score"])
+        writer.writerows((row["image_name"], label, score) for row, label, score in zip(dataset.rows, labels, scores))
+    figures.save_curves_figure(
+        results / "curves.png",
+        measures,
+        scores,
+        labels,
+        kinds,
+        evaluation.image_roc_curve(),
+        evaluation.pixel_roc_curve(),
+        evaluation.pro_curve(),
+    )
+    write_figures(dataset, maps, scores, masks, results)
+
+    for name in ("image_au_roc", "pixel_au_roc", "au_pro"):
+        if name in measures:
+            print(f"{name} {measures[name]:.4f}")
+        else:
+            print(f"{name}: none, {measures['missing'][name]}")
+    print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
+    if args.show:
+        for name in ("examples.png", "curves.png"):
+            Image.open(results / name).show()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,28 @@
+"""What all commands share: folders, one-line errors and exit statuses."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class UserError(Exception):
+    """Something that the user can mend; its text names the file or value and the way out."""
+
+
+def run(main):
+    """Call `main()` and exit: a UserError becomes one line and status 2, Ctrl-C one line and status 130."""
+    command = Path(sys.argv[0]).name
+    try:
+        status = main()
+    except UserError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\n{command}: stopped; the same command goes on where it stopped", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    sys.exit(status)

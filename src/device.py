@@ -1,0 +1,58 @@
+"""The one way to choose device and precision, and to draw random numbers."""
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from command_line import UserError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def choose(name: str) -> torch.device:
+    """The device called `name`; "auto" is the first CUDA device, else the CPU. Raises UserError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"--device {name} is not to be had here: take auto or cpu") from None
+    return device
+
+
+def computes_bfloat16_faster(device: torch.device) -> bool:
+    """Whether the device has units for products of bfloat16 matrices."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Context in which the networks compute in `precision`: one of PRECISIONS.
+
+    "auto" takes bfloat16 where the hardware computes it faster. Parameters stay in float32.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if computes_bfloat16_faster(device) else "float32"
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def seed_of(*numbers: int | str) -> int:
+    """One seed made of several numbers and names.
+
+    Each step of a training draws from its own, so that it goes on the same after a stop.
+    """
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(*numbers: int | str) -> torch.Generator:
+    """A generator on the CPU, seeded by `seed_of(*numbers)`."""
+    return torch.Generator().manual_seed(seed_of(*numbers))

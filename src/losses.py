@@ -1,0 +1,54 @@
+"""The losses of "Uninformed Students" (Bergmann et al., CVPR 2020, arXiv 1911.02357v2), with the paper's equations.
+
+Squared distances are means over channels where the paper takes sums: with normalised targets the value 1 then means
+"knows the mean alone", and neither the margin nor the weights hang on the descriptors' length.
+"""
+
+import torch
+from torch import Tensor
+
+
+def knowledge_distillation(descriptors: Tensor, features: Tensor) -> Tensor:
+    """Section 3.1, equation (1): squared distance of decoded descriptors (N,C) to the backbone's features (N,C)."""
+    return (descriptors - features).square().mean()
+
+
+def metric_learning(anchors: Tensor, positives: Tensor, margin: float = 1.0) -> Tensor:
+    """Section 3.1, equations (2) to (4): triplets of descriptors (N,C), mean over N. In [0, inf).
+
+    `positives` are descriptors of the same patches, shifted and with noise. The negative is the hardest in the
+    batch: the other patch whose descriptor comes nearest to the anchor or to the positive. Raises ValueError for N < 2.
+    """
+    if len(anchors) < 2:
+        raise ValueError("metric learning needs two patches or more: the negatives are the other ones")
+    to_positive = (anchors - positives).square().mean(1)
+    same = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
+    nearest = torch.minimum(squared_distances(anchors, anchors), squared_distances(positives, anchors))
+    to_negative = nearest.masked_fill(same, torch.inf).amin(1)
+    return (margin + to_positive - to_negative).clamp_min(0).mean()
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances, means over channels, of each row of `a` (N,C) to each of `b` (M,C): (N,M), none below 0."""
+    squares = a.square().mean(1)[:, None] + b.square().mean(1)[None, :]
+    return (squares - 2 * (a @ b.T) / a.shape[1]).clamp_min(0)
+
+
+def compactness(descriptors: Tensor) -> Tensor:
+    """Section 3.1, equation (5): correlation between different dimensions of the descriptors (N,C) over the batch.
+
+    The paper sums the entries off the diagonal of the (C,C) correlation matrix; here it is the mean of their
+    magnitudes, so that correlations of opposite sign don't cancel. In [0, 1]. Raises ValueError for N < 2.
+    """
+    if len(descriptors) < 2:
+        raise ValueError("correlation needs two descriptors or more")
+    centred = descriptors - descriptors.mean(0)
+    unit = centred / centred.norm(dim=0).clamp_min(1e-12)
+    magnitudes = (unit.T @ unit).abs()
+    size = len(magnitudes)
+    return (magnitudes.sum() - magnitudes.diagonal().sum()) / (size * (size - 1))
+
+
+def regression(student: Tensor, teacher: Tensor) -> Tensor:
+    """Section 3.2, equation (7): squared distance of a student's descriptors (N,C,H,W) to the normalised teacher's."""
+    return (student - teacher).square().mean()

@@ -1,0 +1,75 @@
+"""Patches of everyday pictures, for teaching the teacher (section 4 of "Uninformed Students")."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import device
+import images
+import preprocessing
+from prefetch import prefetched
+
+ZOOM = (4, 16)  # the picture's shorter side, in patch sizes
+GREY_SHARE = 0.1
+NOISE_DEVIATION = 0.1  # of pixels in [0, 1]
+
+
+class PatchSampler:
+    """Draws triplet partners: a patch, and the same one shifted and with noise.
+
+    As in the paper: a picture is zoomed so that its shorter side measures between 4 and 16 patches, a patch is cropped
+    at random, the partner is shifted by up to a quarter of the patch, both are made grey with probability 0.1.
+    Pictures are kept in memory until `budget` bytes are full; others are read again each time.
+    """
+
+    def __init__(self, paths: Sequence[Path], patch_size: int, seed: int, budget: int = 4 * 2**30):
+        self._paths, self._patch_size, self._seed, self._budget = paths, patch_size, seed, budget
+        self._kept: dict[int, Image.Image] = {}
+
+    def batches(self, steps: range, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each step, patches and partners: two of (size,3,p,p), as preprocessing.normalise gives them.
+
+        Seed and step alone decide what is drawn.
+        """
+        return prefetched(lambda step: self._batch(step, size), steps)
+
+    def _batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
+        drawn = [self._draw(device.seed_of(self._seed, "patch", step, number)) for number in range(size)]
+        patches, partners = (preprocessing.normalise(torch.stack(pixels)) for pixels in zip(*drawn, strict=True))
+        return patches, partners
+
+    def _draw(self, seed: int) -> tuple[Tensor, Tensor]:
+        random = np.random.default_rng(seed)
+        picture = self._picture(int(random.integers(len(self._paths))))
+        size = self._patch_size
+        shift = (size - 1) // 4
+        shorter = min(picture.size)
+        scale = random.uniform(ZOOM[0] * size, ZOOM[1] * size) / shorter
+        side = min((size + 2 * shift) / scale, shorter)
+        left, top = (random.uniform(0, length - side) for length in picture.size)
+        around = picture.resize(
+            (size + 2 * shift,) * 2, Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+        )
+        if random.random() < GREY_SHARE:
+            around = around.convert("L").convert("RGB")
+        pixels = np.asarray(around)
+        down, right = random.integers(0, 2 * shift + 1, 2)
+        patch = pixels[shift : shift + size, shift : shift + size]
+        partner = pixels[down : down + size, right : right + size]
+        noisy = partner + random.normal(0, 255 * NOISE_DEVIATION, partner.shape)
+        return tuple(
+            torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))) for values in (patch, noisy.clip(0, 255))
+        )
+
+    def _picture(self, index: int) -> Image.Image:
+        picture = self._kept.get(index)
+        if picture is None:
+            picture = images.load_rgb(self._paths[index])
+            self._budget -= 3 * picture.width * picture.height
+            if self._budget >= 0:
+                self._kept[index] = picture
+        return picture

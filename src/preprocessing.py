@@ -1,0 +1,45 @@
+"""From pictures to what the networks see."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+# Mean and deviation of ImageNet's pixels in [0, 1], red, green, blue: those of torchvision's weights.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+Size = tuple[int, int] | None  # height and width; None leaves images as they are
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as uint8 (3,H,W), a grey one (a mask) as (1,H,W)."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+
+
+def image_transform(size: Size) -> Callable[[Image.Image], Tensor]:
+    """RGB picture -> uint8 (3,H,W), resized to `size` without aliasing."""
+    return lambda image: to_tensor(resize(image, size))
+
+
+def resize(image: Image.Image, size: Size) -> Image.Image:
+    """The picture at `size` (height, width), or as it is for None."""
+    if size is None or image.size == size[::-1]:
+        return image
+    return image.resize(size[::-1], Image.Resampling.BILINEAR)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """RGB from 0 to 255 (N,3,H,W) -> float32 by ImageNet's mean and deviation, in channels_last."""
+    mean, deviation = (
+        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
+    )
+    return (
+        images.to(torch.float32, copy=True)
+        .div_(255)
+        .sub_(mean)
+        .div_(deviation)
+        .contiguous(memory_format=torch.channels_last)
+    )

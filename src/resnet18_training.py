@@ -1,0 +1,144 @@
+"""Stage 1 (optional): adapt the backbone, ResNet18, to a category.
+
+All training images are good, so a classifier of their labels would learn nothing. The two classes are "as it is" and
+"with a synthetic defect" (CutPaste and CutPaste-scar, Li et al., CVPR 2021). Features that tell those apart know the
+category's texture and shapes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import backbone_weights
+import checkpoints
+import device
+import figures
+import preprocessing
+import stages
+import synthetic_defects
+from AnomalyResnet18 import AnomalyResnet18
+from command_line import run
+from image_store import ImageStore
+from training import Training, already_trained, learning_rate, set_learning_rate
+
+KIND = "backbone"
+MOMENTUM = 0.9
+WEIGHT_DECAY = 3e-5  # this and the learning rate: CutPaste, appendix
+
+
+def parse_arguments(arguments: list[str] | None = None):
+    options = stages.parser(__doc__)
+    stages.add_image_size(options)
+    stages.add_training(options, batch_size=16, learning_rate=0.03)
+    options.add_argument(
+        "--epochs",
+        type=stages.positive,
+        default=50,
+        help="passes over the images; stop raising it when the accuracy on held-back images no longer rises (default 50)",
+    )
+    backbone_weights.add_option(options)
+    return options.parse_args(arguments)
+
+
+def with_defects(images: Tensor, seeds: list[int]) -> Tensor:
+    """A synthetic defect in each of the uint8 images (N,3,H,W), drawn by its seed."""
+    defective = []
+    for image, seed in zip(images, seeds, strict=True):
+        random = np.random.default_rng(seed)
+        make = synthetic_defects.cut_paste if random.random() < 0.5 else synthetic_defects.cut_paste_scar
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        defective.append(preprocessing.to_tensor(make(picture, random)))
+    return torch.stack(defective)
+
+
+def both_classes(images: Tensor, seed: int, purpose: str, step: int, where: torch.device) -> tuple[Tensor, Tensor]:
+    """Images as they are (class 0), then each with a defect (class 1): normalised (2N,3,H,W) and classes (2N,)."""
+    seeds = [device.seed_of(seed, purpose, step, number) for number in range(len(images))]
+    inputs = preprocessing.normalise(torch.cat([images, with_defects(images, seeds)]).to(where))
+    return inputs, torch.arange(2, device=where).repeat_interleave(len(images))
+
+
+def accuracy(net: AnomalyResnet18, store: ImageStore, indices: list[int], args, where: torch.device) -> float:
+    """Share of held-back images, as they are and with a defect, that the net puts in the right class."""
+    net.eval()
+    right = 0
+    with torch.inference_mode(), device.autocast(where, args.precision):
+        for step, groups in enumerate(store.batches([index] for index in indices)):
+            inputs, classes = both_classes(groups[0], args.seed, "held-back defect", step, where)
+            right += (net(inputs).argmax(1) == classes).sum().item()
+    net.train()
+    return right / (2 * len(indices))
+
+
+def train(args) -> Path:
+    path = args.model / args.category / "resnet18.pt"
+    settings = {
+        "seed": args.seed,
+        "image_size": args.image_size,
+        "batch_size": args.batch_size,
+        "epochs": args.epochs,
+        "learning_rate": args.learning_rate,
+        "backbone_weights": args.backbone_weights,
+    }
+    dataset = stages.good_images(args, stages.image_size(args))
+    if already_trained(path, KIND, args.category, settings, args.restart):
+        return path
+    where = device.choose(args.device)
+    torch.manual_seed(args.seed)
+    net = AnomalyResnet18()
+    state = backbone_weights.load(args.backbone_weights)
+    if state is not None:
+        net.load_torchvision(state)
+    net.to(where, memory_format=torch.channels_last)
+
+    store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
+    learned, held_back = stages.held_back_split(len(dataset), args.seed)
+    optimiser = torch.optim.SGD(
+        net.parameters(), args.learning_rate, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
+    )
+    wanted = stages.shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
+    training = Training(
+        path.with_suffix(".checkpoint.pt"),
+        f"{KIND} training",
+        args.category,
+        settings,
+        {"net": net, "optimiser": optimiser},
+        len(wanted),
+        args.restart,
+    )
+    per_epoch = len(wanted) // args.epochs
+    for step, groups in zip(training, store.batches(wanted[training.step :]), strict=False):
+        set_learning_rate(optimiser, learning_rate(step, len(wanted), args.learning_rate))
+        optimiser.zero_grad()
+        total = 0.0
+        for images in groups:
+            with device.autocast(where, args.precision):
+                inputs, classes = both_classes(images, args.seed, "defect", step, where)
+                logits = net(inputs)
+            loss = F.cross_entropy(logits.float(), classes) * (len(images) / len(wanted[step]))
+            loss.backward()
+            total += loss.item()
+        optimiser.step()
+        training.report(total)
+        if (step + 1) % (5 * per_epoch) == 0:
+            training.note(held_back_accuracy=accuracy(net, store, held_back, args, where))
+    final = accuracy(net, store, held_back, args, where)
+    content = {"settings": settings, "net": net.cpu().state_dict(), "held_back_accuracy": final}
+    checkpoints.save(path, KIND, args.category, content)
+    figures.save_training_curve(path.with_name("resnet18_training.png"), *training.curve("cross entropy"))
+    training.finish()
+    print(f"held-back accuracy {final:.3f} on {2 * len(held_back)} images (0.5 is chance)")
+    print(f"saved {path}")
+    return path
+
+
+def main() -> None:
+    train(parse_arguments())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+"""From descriptors to anomaly maps: the scores of section 3.2 of "Uninformed Students"."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from FDFEAnomalyNet import FDFEAnomalyNet
+
+TILE = 256  # descriptors along each side that are in memory at once
+
+
+def error_and_variance(
+    teacher: FDFEAnomalyNet, students: Sequence[FDFEAnomalyNet], images: Tensor, tile: int = TILE
+) -> tuple[Tensor, Tensor]:
+    """Regression error and predictive variance of M students: (N,3,H,W) -> two of (N,ceil(H/stride),ceil(W/stride)).
+
+    Error: squared distance of the students' mean to the teacher's normalised descriptor. Variance: mean squared
+    distance of the students to their mean (which equals the paper's difference of squared norms, without its loss of
+    digits). Both in [0, inf), 0 variance for one student. `teacher` describes in normalised form
+    (AnomalyNet.with_normalised_descriptors); all nets share patch size and stride.
+
+    Works tile by tile, each cut with its receptive field out of the padded images, so that maps have no seams and
+    large images need little memory.
+    """
+    padded = teacher.pad(images)
+    stride, field = teacher.stride, teacher.receptive_field
+    rows, columns = ((padded.shape[2 + axis] - field[axis]) // stride + 1 for axis in (0, 1))
+    error, variance = (torch.empty(len(images), rows, columns, device=images.device) for _ in range(2))
+    for top in range(0, rows, tile):
+        bottom = min(top + tile, rows)
+        for left in range(0, columns, tile):
+            right = min(left + tile, columns)
+            pixels = padded[
+                :, :, top * stride : (bottom - 1) * stride + field[0], left * stride : (right - 1) * stride + field[1]
+            ]
+            part = slice(None), slice(top, bottom), slice(left, right)
+            error[part], variance[part] = _of_tile(teacher, students, pixels)
+    return error, variance
+
+
+def _of_tile(teacher, students, pixels):
+    spread = 0.0
+    mean = students[0].describe_padded(pixels).float()
+    for number, student in enumerate(students[1:], 2):  # Welford's update: no stack of all students
+        difference = student.describe_padded(pixels).float().sub_(mean)
+        mean.add_(difference, alpha=1 / number)
+        spread = spread + squared_norm(difference) * ((number - 1) / number)
+    error = squared_norm(mean.sub_(teacher.describe_padded(pixels)))
+    return error, spread / len(students)
+
+
+def squared_norm(descriptors: Tensor) -> Tensor:
+    """Squared Euclidean norm over channels: (N,C,H,W) -> (N,H,W)."""
+    return torch.linalg.vector_norm(descriptors, dim=1).square_()
+
+
+def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """Interpolate (N,h,w), which stand at rows and columns 0, stride, 2 stride ... of an image of `size`, to (N,H,W).
+
+    Each score stays at its own pixel, so nothing shifts; behind the last row and column the last value goes on.
+    """
+    if stride == 1:
+        return scores
+    rows, columns = ((length - 1) * stride + 1 for length in scores.shape[1:])
+    between = F.interpolate(scores[:, None], (rows, columns), mode="bilinear", align_corners=True)
+    return F.pad(between, (0, size[1] - columns, 0, size[0] - rows), mode="replicate")[:, 0]

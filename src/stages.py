@@ -1,0 +1,161 @@
+"""What the four stages ask for alike: options, folders, the category's images."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import device
+import images
+import preprocessing
+from AnomalyDataset import AnomalyDataset
+from command_line import ROOT, UserError
+
+
+def positive(text: str) -> int:
+    """An option's value: a whole number from 1."""
+    return _number(int, text, lambda value: value >= 1, "a whole number from 1")
+
+
+def positive_real(text: str) -> float:
+    """An option's value: a number above 0."""
+    return _number(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def _number(kind, text, allowed, what):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not allowed(value):
+        raise ArgumentTypeError(f"{text}: must be {what}")
+    return value
+
+
+def side(text: str) -> int | None:
+    """One of the values of --image-size: a number of pixels, or None for "native"."""
+    if text == "native":
+        return None
+    return _number(int, text, lambda value: value >= 8, "a number of pixels from 8, or native")
+
+
+def parser(description: str, folders: tuple[str, ...] = ("data", "model")) -> ArgumentParser:
+    """A parser with the options of every stage."""
+    options = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("category", help="name of a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY")
+    options.add_argument("--seed", type=int, default=0, help="same seed, same machine: same numbers (default 0)")
+    options.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 ...")
+    options.add_argument(
+        "--precision",
+        choices=device.PRECISIONS,
+        default="auto",
+        help="auto takes bfloat16 where the hardware computes it faster; float32 if you compare figures across machines",
+    )
+    for folder in folders:
+        options.add_argument(
+            f"--{folder}",
+            type=Path,
+            default=ROOT / folder,
+            metavar="DIR",
+            help=f"in place of the project's folder {folder}/",
+        )
+    return options
+
+
+def add_image_size(options: ArgumentParser, default: Sequence[int | None] | None = (256,)) -> None:
+    """Add --image-size; `image_size` reads it."""
+    options.add_argument(
+        "--image-size",
+        type=side,
+        nargs="+",
+        default=default and list(default),
+        metavar="PIXELS",
+        help="side of the square that images are resized to, or height and width, or native: as they are. "
+        f"Smaller is faster and misses small defects (default {default[0] if default else 'as in training'})",
+    )
+
+
+def image_size(args: Namespace) -> preprocessing.Size:
+    """Height and width that --image-size asks for, None for native."""
+    sides = args.image_size
+    if len(sides) > 2 or (len(sides) == 2 and None in sides):
+        raise UserError(f"--image-size takes one number, height and width, or native, not {len(sides)} values")
+    return None if sides == [None] else (sides[0], sides[-1])
+
+
+def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
+    """The category's anomaly-free training images as uint8 tensors. Raises UserError if there are fewer than 2."""
+    dataset = AnomalyDataset(args.data / args.category, preprocessing.image_transform(size), type="train", label=0)
+    if len(dataset) < 2:
+        raise UserError(f"{args.data / args.category} has {len(dataset)} images in train/good: two are the least")
+    return dataset
+
+
+def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to learn from, and a tenth held back: at least 20 where that is no more than a quarter of all."""
+    held_back = max(1, round(0.1 * number), min(20, number // 4))
+    order = np.random.default_rng(device.seed_of(seed, "held back")).permutation(number).tolist()
+    return sorted(order[held_back:]), sorted(order[:held_back])
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All pictures in a folder and below, sorted. Raises UserError if there are none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: --images takes one with pictures in it or below")
+    found = sorted(path for path in folder.rglob("*") if images.is_image(path))
+    if not found:
+        raise UserError(f"{folder} holds no pictures ({', '.join(images.IMAGE_SUFFIXES)})")
+    return found
+
+
+def not_negative(text: str) -> float:
+    """An option's value: a number from 0."""
+    return _number(float, text, lambda value: 0 <= value < float("inf"), "a number from 0")
+
+
+def add_training(options: ArgumentParser, batch_size: int, learning_rate: float) -> None:
+    """Add the options of every training."""
+    options.add_argument(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        help=f"lower this if memory runs out (default {batch_size})",
+    )
+    options.add_argument(
+        "--learning-rate",
+        type=positive_real,
+        default=learning_rate,
+        metavar="X",
+        help=f"its peak, after a warm-up; lower this if the loss rises or is not a number (default {learning_rate:g})",
+    )
+    options.add_argument(
+        "--restart", action="store_true", help="train anew, even where a model or a checkpoint lies there"
+    )
+
+
+def add_stride(options: ArgumentParser, default: int | None) -> None:
+    """Add --stride."""
+    note = "as the students were trained" if default is None else default
+    options.add_argument(
+        "--stride",
+        type=int,
+        choices=(1, 2, 4, 8),
+        default=default,
+        help=f"describe every STRIDE-th pixel along each side: 1 is the paper's, 4 costs a tenth of it (default {note})",
+    )
+
+
+def shuffled_batches(indices: list[int], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
+    """The batches of all passes over `indices`, each pass in an order of its own."""
+    batches = []
+    for epoch in range(epochs):
+        order = np.random.default_rng(device.seed_of(seed, "order", epoch)).permutation(indices).tolist()
+        batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return batches
+
+
+def with_bar(iterable: Iterable, total: int, description: str) -> Iterable:
+    """The iterable, behind a progress bar that goes when it is done."""
+    return tqdm(iterable, total=total, desc=description, unit=" images", leave=False, dynamic_ncols=True)

@@ -1,0 +1,211 @@
+"""Stage 3: train M students to imitate the teacher on anomaly-free images (section 3.2 of "Uninformed Students").
+
+All students learn in one pass over the images, so that the teacher is computed once for all of them. A part of
+train/good is held back: it shows how well they learn, and what error and variance are usual on good images. The result,
+model/CATEGORY/detector.pt, holds all that detection needs.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import checkpoints
+import device
+import figures
+import losses
+import preprocessing
+import scoring
+import stages
+from AnomalyDetector import Scale, scale_to_checkpoint
+from AnomalyNet import PATCH_SIZES, AnomalyNet
+from command_line import UserError, run
+from FDFEAnomalyNet import FDFEAnomalyNet
+from image_store import ImageStore
+from moments import Moments
+from training import Training, already_trained, learning_rate, set_learning_rate
+
+KIND = "students"
+WEIGHT_DECAY = 1e-5  # the paper, section 4
+REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
+
+
+def parse_arguments(arguments: list[str] | None = None):
+    options = stages.parser(__doc__)
+    stages.add_image_size(options)
+    stages.add_training(options, batch_size=4, learning_rate=1e-3)
+    options.add_argument(
+        "--patch-size",
+        type=int,
+        choices=PATCH_SIZES,
+        nargs="+",
+        default=[65],
+        help="side of a patch in pixels, as the teacher was trained; several make a detector of several scales, the "
+        "best and slowest (default 65)",
+    )
+    options.add_argument(
+        "--students",
+        type=stages.positive,
+        default=3,
+        help="1 is fastest and has no variance to show; the paper takes 3 (default 3)",
+    )
+    options.add_argument(
+        "--epochs",
+        type=stages.positive,
+        default=20,
+        help="passes over the images; more while the held-back loss still falls; the paper takes 100 (default 20)",
+    )
+    stages.add_stride(options, default=4)
+    return options.parse_args(arguments)
+
+
+def load_teacher(args, patch_size: int) -> AnomalyNet:
+    """The category's teacher. Raises UserError where stage 2 has not made it."""
+    path = args.model / args.category / f"teacher_{patch_size}.pt"
+    if not path.exists():
+        raise UserError(f"{path} is not there: run teacher_training.py {args.category} --patch-size {patch_size} first")
+    net = AnomalyNet(patch_size)
+    net.load_state_dict(checkpoints.load(path, "teacher", category=args.category, patch_size=patch_size)["net"])
+    return net.eval().requires_grad_(False)
+
+
+def fingerprint(net: nn.Module) -> str:
+    """Digest of a network's weights: students of one teacher must not meet another."""
+    digest = hashlib.sha256()
+    for value in net.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.inference_mode()
+def descriptor_moments(teacher: FDFEAnomalyNet, store: ImageStore, indices, args, where) -> Moments:
+    """Mean and deviation of the teacher's descriptors over all pixels that `teacher` visits."""
+    found = Moments()
+    for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "teacher's descriptors"):
+        with device.autocast(where, args.precision):
+            descriptors = teacher(preprocessing.normalise(groups[0].to(where)))
+        found.update(descriptors.permute(0, 2, 3, 1).flatten(0, 2))
+    return found
+
+
+@torch.inference_mode()
+def held_back_loss(teacher, students, store: ImageStore, indices, args, where) -> float:
+    """Mean loss of the students on held-back images."""
+    total = 0.0
+    for groups in store.batches([index] for index in indices):
+        with device.autocast(where, args.precision):
+            images = preprocessing.normalise(groups[0].to(where))
+            target = teacher(images).float()
+            total += sum(losses.regression(student(images).float(), target).item() for student in students)
+    return total / (len(indices) * len(students))
+
+
+@torch.inference_mode()
+def calibrate(scale: Scale, store: ImageStore, indices, args, where) -> None:
+    """Measure error and variance on held-back good images, the students having not seen them."""
+    teacher, students = scale.dense(args.stride)
+    errors, variances = Moments(), Moments()
+    for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "held-back images"):
+        with device.autocast(where, args.precision):
+            images = preprocessing.normalise(groups[0].to(where))
+            error, variance = scoring.error_and_variance(teacher, students, images)
+        errors.update(error.flatten()[:, None])
+        variances.update(variance.flatten()[:, None])
+    scale.calibrate(errors, variances)
+
+
+def train(args, patch_size: int) -> Path:
+    path = args.model / args.category / f"students_{patch_size}.pt"
+    size = stages.image_size(args)
+    dataset = stages.good_images(args, size)
+    teacher_net = load_teacher(args, patch_size)
+    settings = {
+        "seed": args.seed,
+        "image_size": args.image_size,
+        "batch_size": args.batch_size,
+        "epochs": args.epochs,
+        "learning_rate": args.learning_rate,
+        "students": args.students,
+        "stride": args.stride,
+        "teacher": fingerprint(teacher_net),
+    }
+    if already_trained(path, KIND, args.category, settings, args.restart):
+        return path
+    where = device.choose(args.device)
+    store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
+    learned, held_back = stages.held_back_split(len(dataset), args.seed)
+
+    teacher_net.to(where, memory_format=torch.channels_last)
+    found = descriptor_moments(FDFEAnomalyNet(teacher_net, args.stride), store, learned, args, where)
+    student_nets = nn.ModuleList()
+    for number in range(args.students):
+        torch.manual_seed(device.seed_of(args.seed, "student", patch_size, number))
+        student_nets.append(AnomalyNet(patch_size))
+    student_nets.to(where, memory_format=torch.channels_last)
+    scale = Scale(teacher_net, student_nets, found.mean, found.deviation).to(where)
+    teacher, students = scale.dense(args.stride)
+
+    optimiser = torch.optim.Adam(student_nets.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
+    wanted = stages.shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
+    training = Training(
+        path.with_suffix(".checkpoint.pt"),
+        f"{KIND} training, {patch_size} pixels",
+        args.category,
+        settings,
+        {"students": student_nets, "optimiser": optimiser},
+        len(wanted),
+        args.restart,
+    )
+    per_epoch = len(wanted) // args.epochs
+    for step, groups in zip(training, store.batches(wanted[training.step :]), strict=False):
+        set_learning_rate(optimiser, learning_rate(step, len(wanted), args.learning_rate))
+        optimiser.zero_grad()
+        # A random offset a step: every position is learned, whatever the stride.
+        random = device.generator(args.seed, "offset", patch_size, step)
+        offset = tuple(torch.randint(args.stride, (2,), generator=random).tolist())
+        total = 0.0
+        for images in groups:
+            share = len(images) / (len(wanted[step]) * args.students)
+            images = preprocessing.normalise(images.to(where))
+            with device.autocast(where, args.precision), torch.no_grad():
+                target = teacher(images, offset).float()
+            for student in students:  # one after another: the memory of one student's activations, not of all
+                with device.autocast(where, args.precision):
+                    descriptors = student(images, offset)
+                loss = losses.regression(descriptors.float(), target)
+                (loss * len(images) / len(wanted[step])).backward()
+                total += loss.item() * share
+        optimiser.step()
+        training.report(total)
+        if (step + 1) % per_epoch == 0:
+            training.note(held_back=held_back_loss(teacher, students, store, held_back[:REPORTED_IMAGES], args, where))
+
+    calibrate(scale, store, held_back, args, where)
+    left = held_back_loss(teacher, students, store, held_back, args, where)
+    content = {"patch_size": patch_size, "settings": settings, "scale": scale_to_checkpoint(scale.cpu())}
+    checkpoints.save(path, KIND, args.category, content | {"held_back_loss": left})
+    figures.save_training_curve(path.with_name(f"students_{patch_size}_training.png"), *training.curve("loss"))
+    training.finish()
+    print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(held_back)} held-back images")
+    print(f"saved {path}")
+    return path
+
+
+def main() -> None:
+    args = parse_arguments()
+    sizes = sorted(set(args.patch_size))
+    paths = [train(args, patch_size) for patch_size in sizes]
+    contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]
+    detector = args.model / args.category / "detector.pt"
+    checkpoints.save(
+        detector,
+        "detector",
+        args.category,
+        {"image_size": args.image_size, "stride": args.stride, "scales": [content["scale"] for content in contents]},
+    )
+    print(f"saved {detector}: all that detection needs")
+
+
+if __name__ == "__main__":
+    run(main)

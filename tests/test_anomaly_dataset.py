@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from AnomalyDataset import AnomalyDataset
+from command_line import UserError
+
+INDEX = """image_name,gt_name,label,type
+train/good/0.png,,0,train
+train/good/1.png,,0,train
+test/cut/0.png,ground_truth/cut/0_mask.png,1,test
+test/good/0.png,,0,test
+"""
+
+
+@pytest.fixture
+def category(tmp_path):
+    """Images of 6x4 whose grey tells them apart, the last in colour; one mask with one defective pixel."""
+    root = tmp_path / "tiny"
+    for number, name in enumerate(("train/good/0.png", "train/good/1.png", "test/cut/0.png", "test/good/0.png")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB" if number == 3 else "L", (6, 4), (1, 2, 3) if number == 3 else 10 * number).save(root / name)
+    mask = Image.new("L", (6, 4))
+    mask.putpixel((5, 1), 1)
+    (root / "ground_truth/cut").mkdir(parents=True)
+    mask.save(root / "ground_truth/cut/0_mask.png")
+    (root / "tiny.csv").write_text(INDEX)
+    return root
+
+
+def to_tensor(image):
+    return torch.from_numpy(np.array(image))
+
+
+def test_items_in_the_order_of_the_index(category):
+    items = list(AnomalyDataset(category))
+    assert [item["path"] for item in items] == [line.split(",")[0] for line in INDEX.splitlines()[1:]]
+    assert [item["label"] for item in items] == [0, 0, 1, 0]
+    assert [item["image"].mode for item in items] == ["RGB"] * 4
+    assert [item["image"].getpixel((0, 0)) for item in items] == [(0,) * 3, (10,) * 3, (20,) * 3, (1, 2, 3)]
+
+
+def test_masks_are_of_the_images_size_and_empty_without_a_file(category):
+    masks = [item["mask"] for item in AnomalyDataset(category)]
+    assert {(mask.mode, mask.size) for mask in masks} == {("L", (6, 4))}
+    assert [np.argwhere(np.asarray(mask)).tolist() for mask in masks] == [[], [], [[1, 5]], []]
+    assert masks[2].getpixel((5, 1)) == 255
+
+
+def test_constraints_filter_on_columns(category):
+    assert len(AnomalyDataset(category, type="train")) == 2
+    assert [row["image_name"] for row in AnomalyDataset(category, type="test", label=0).rows] == ["test/good/0.png"]
+    assert [row["label"] for row in AnomalyDataset(category, label=1).rows] == [1]
+    assert len(AnomalyDataset(category, type="train", label=1)) == 0
+
+
+def test_transforms_feed_a_data_loader(category):
+    dataset = AnomalyDataset(category, transform=to_tensor, gt_transform=lambda mask: to_tensor(mask) > 0, type="test")
+    (batch,) = DataLoader(dataset, batch_size=2)
+    assert batch["image"].shape == (2, 4, 6, 3)
+    assert batch["mask"].sum(dim=(1, 2)).tolist() == [1, 0]
+    assert batch["label"].tolist() == [1, 0]
+    assert batch["path"] == ["test/cut/0.png", "test/good/0.png"]
+
+
+def test_any_way_to_name_the_folder(category, monkeypatch):
+    monkeypatch.chdir(category)
+    assert len(AnomalyDataset(".")) == 4
+    monkeypatch.chdir(category.parent)
+    assert len(AnomalyDataset("tiny/")) == 4
+
+
+def test_an_unknown_column_is_refused(category):
+    with pytest.raises(ValueError, match="kind"):
+        AnomalyDataset(category, kind="cut")
+
+
+def test_no_index_and_no_folder_name_the_way_out(category):
+    (category / "tiny.csv").unlink()
+    with pytest.raises(UserError, match=r"tiny\.csv: the category has no index yet; run \./mvtec_dataset\.sh tiny"):
+        AnomalyDataset(category)
+    with pytest.raises(UserError, match=r"no such category; run \./mvtec_dataset\.sh carpet"):
+        AnomalyDataset(category.parent / "carpet")
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", INDEX.replace(",0,train", ",good,train"), INDEX + "short\n"])
+def test_a_file_that_is_no_index_is_refused(category, content):
+    (category / "tiny.csv").write_text(content)
+    with pytest.raises(UserError, match=r"tiny\.csv: no index"):
+        AnomalyDataset(category)
+
+
+def test_a_file_that_vanished_is_named_on_access(category):
+    (category / "train/good/1.png").unlink()
+    (category / "ground_truth/cut/0_mask.png").unlink()
+    dataset = AnomalyDataset(category)
+    assert dataset[0]["path"] == "train/good/0.png"
+    with pytest.raises(UserError, match=r"train/good/1\.png"):
+        dataset[1]
+    with pytest.raises(UserError, match=r"0_mask\.png"):
+        dataset[2]

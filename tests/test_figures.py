@@ -1,0 +1,236 @@
+"""The pictures open, keep their sizes and colours, and clip no text."""
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import figures
+import metrics
+
+
+def make_example(shape=(60, 80), seed=0, score=3.0, title="crack/000"):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(shape, np.uint8)
+    mask[10:20, 30:50] = 255
+    image = rng.integers(60, 200, (*shape, 3)).astype(np.uint8)
+    return figures.Example(image, mask, (rng.random(shape) + 3 * (mask > 0)).astype(np.float32), score, title)
+
+
+def assert_no_text_is_clipped(figure):
+    """Every text, and the box round all that an axis draws (its labels beyond the view are not drawn)."""
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    width, height = figure.canvas.get_width_height()
+    boxes = {text.get_text(): text.get_window_extent(renderer) for text in figure.texts if text.get_text()}
+    for axes in figure.axes:
+        boxes[axes.get_title() or "axes"] = axes.get_tightbbox(renderer)
+        boxes.update({text.get_text(): text.get_window_extent(renderer) for text in axes.texts})
+    for legend in figure.legends:
+        boxes["legend"] = legend.get_window_extent(renderer)
+    assert boxes
+    for name, box in boxes.items():
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+        assert inside, f"{name!r} at {box.extents} leaves the figure of {width} x {height}"
+
+
+def assert_no_text_overlaps(texts, renderer):
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts if text.get_text()]
+    for index, (first, box) in enumerate(boxes):
+        for second, other in boxes[index + 1 :]:
+            assert not box.overlaps(other), f"{first!r} lies over {second!r}"
+
+
+@pytest.fixture
+def curves():
+    rng = np.random.default_rng(0)
+    kinds = ["good"] * 6 + ["crack"] * 5 + ["a_kind_of_defect_with_a_long_name"] * 5
+    labels = np.array([kind != "good" for kind in kinds])
+    masks = np.zeros((16, 24, 24), np.uint8)
+    masks[6:, 4:9, 5:12] = 1
+    maps = rng.standard_normal((16, 24, 24)) + 2 * masks
+    evaluation = metrics.Evaluation(maps, masks, maps.max((1, 2)), labels, kinds)
+    return {
+        "measures": evaluation.measures(),
+        "scores": maps.max((1, 2)),
+        "labels": labels,
+        "kinds": kinds,
+        "image_roc": evaluation.image_roc_curve(),
+        "pixel_roc": evaluation.pixel_roc_curve(),
+        "pro": evaluation.pro_curve(),
+    }
+
+
+def test_overlay_covers_the_image_where_the_map_is_high():
+    image = np.full((40, 50, 3), 128, np.uint8)
+    ramp = np.linspace(0, 1, 50, dtype=np.float32)[None].repeat(40, 0)
+    result = figures.overlay(image, ramp, 0, 1)
+    assert result.shape == (40, 50, 3) and result.dtype == np.uint8
+    change = np.abs(result[0].astype(int) - 128).max(axis=1)
+    assert change[0] < 40 and change[-1] > 100
+    # Beyond the scale: the colour of its end.
+    assert np.array_equal(figures.overlay(image, ramp * 9 - 4, 0, 1)[:, [0, -1]], result[:, [0, -1]])
+
+
+def test_overlay_gives_one_value_one_colour_whatever_else_is_in_the_map():
+    image = np.full((8, 8), 100, np.uint8)
+    first, second = np.zeros((8, 8)), np.full((8, 8), 40.0)
+    first[3, 3] = second[5, 5] = 1.7
+    one, two = figures.overlay(image, first, 0, 5), figures.overlay(image, second, 0, 5)
+    assert np.array_equal(one[3, 3], two[5, 5])
+
+
+def test_overlay_takes_grey_images_and_maps_of_another_size():
+    image = np.random.default_rng(0).integers(0, 255, (30, 20)).astype(np.uint8)
+    scores = np.random.default_rng(1).random((15, 10))
+    as_colour = figures.overlay(image[..., None].repeat(3, 2), scores, 0, 1)
+    assert np.array_equal(figures.overlay(image, scores, 0, 1), as_colour)
+    assert np.array_equal(figures.overlay(image[..., None], scores, 0, 1), as_colour)
+
+
+def test_wrong_input_is_refused():
+    with pytest.raises(ValueError, match="colour scale"):
+        figures.overlay(np.zeros((4, 4), np.uint8), np.zeros((4, 4)), 1, 1)
+    with pytest.raises(ValueError, match="uint8"):
+        figures.overlay(np.zeros((4, 4)), np.zeros((4, 4)), 0, 1)
+
+
+def test_colour_scale_spans_the_maps_and_is_never_empty():
+    vmin, vmax = figures.colour_scale([np.arange(25.0).reshape(5, 5) * factor for factor in (1, 1, 1, 2)])
+    assert vmin == 12 and 24 < vmax <= 48
+    vmin, vmax = figures.colour_scale([np.zeros((4, 4))])
+    assert vmin < vmax
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_outline_runs_round_a_region_of_any_size_and_leaves_it_visible(size):
+    image, mask = np.full((30, 30), 90, np.uint8), np.zeros((30, 30), np.uint8)
+    mask[10 : 10 + size, 10 : 10 + size] = 1
+    result = figures.outline(image, mask, width=2)
+    drawn = (result == figures.OUTLINE).all(axis=2)
+    assert drawn.sum() == (size + 4) ** 2 - size**2
+    assert (result[mask != 0] == 90).all()
+    assert np.array_equal(figures.outline(image, mask * 0), image[..., None].repeat(3, 2))
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (200, 40), (20, 300), (64, 64)])
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_result_figure_clips_and_overlaps_no_text(tmp_path, shape, with_mask):
+    rng = np.random.default_rng(0)
+    mask = np.zeros(shape, np.uint8) if with_mask else None
+    result = figures.ResultFigure(-0.00123, 123456.0)
+    title = "a_category_of_things/a_kind_of_defect_with_a_long_name/000_a_long_name"
+    arguments = rng.integers(0, 255, (*shape, 3)).astype(np.uint8), mask, rng.random(shape), -0.000123456, title
+    result.save(tmp_path / "figures" / "result.png", *arguments)
+    with Image.open(tmp_path / "figures" / "result.png") as picture:
+        assert picture.mode == "RGB" and picture.width == figures.COLUMN_WIDTH * figures.DPI
+        assert picture.size == result.canvas.get_width_height()
+    assert_no_text_is_clipped(result.figure)
+    assert_no_text_overlaps(result.figure.texts, result.canvas.get_renderer())
+    assert "…" in result.title.get_text()
+
+
+def test_one_value_has_one_colour_in_two_result_figures():
+    image = np.full((50, 50, 3), 128, np.uint8)
+    result = figures.ResultFigure(0, 4)
+    first = result.draw(image, None, np.full((50, 50), 2.0), 2.0, "first")
+    second_map = np.full((50, 50), 2.0)
+    second_map[:5] = 60
+    second = result.draw(image, None, second_map, 60.0, "second")
+    expected = figures.overlay(image[:1, :1], np.full((1, 1), 2.0), 0, 4)[0, 0]
+    row, column = first.shape[0] * 2 // 3, first.shape[1] * 6 // 10
+    assert np.array_equal(first[row, column], expected)
+    assert np.array_equal(second[row, column], expected)
+
+
+def test_result_figures_are_the_same_bytes_whatever_was_drawn_before(tmp_path):
+    example, other = make_example(), make_example((90, 50), seed=1, title="other")
+    used = figures.ResultFigure(0, 4)
+    used.draw(*other)
+    used.save(tmp_path / "used.png", *example)
+    image, mask, anomaly_map, score, title = example
+    with matplotlib.rc_context({"font.size": 30, "font.family": "serif"}):  # a user's own style does not reach it
+        figures.save_result_figure(tmp_path / "new.png", image, mask, anomaly_map, score, 0, 4, title)
+    assert (tmp_path / "used.png").read_bytes() == (tmp_path / "new.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["curves.svg", "curves.v2"])
+def test_curves_are_written_as_png_and_svg(tmp_path, curves, name):
+    figures.save_curves_figure(tmp_path / name, **curves)
+    stem = name.removesuffix(".png").removesuffix(".svg")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.png", f"{stem}.svg"}
+    with Image.open(tmp_path / f"{stem}.png") as picture:
+        assert picture.width == figures.COLUMN_WIDTH * figures.DPI
+        assert not {"Software", "Creation Time"} & set(picture.info)
+    assert "<dc:date>" not in (tmp_path / f"{stem}.svg").read_text()
+
+
+def test_curves_are_the_same_bytes_twice(tmp_path, curves):
+    for folder in ("one", "two"):
+        figures.save_curves_figure(tmp_path / folder / "curves", **curves)
+    for suffix in ("png", "svg"):
+        assert (tmp_path / f"one/curves.{suffix}").read_bytes() == (tmp_path / f"two/curves.{suffix}").read_bytes()
+
+
+def test_curves_figure_clips_no_text(curves):
+    with matplotlib.rc_context(figures.STYLE):
+        assert_no_text_is_clipped(figures._curves_figure(**curves))
+
+
+def test_curves_figure_of_good_images_alone_says_why_there_are_no_curves(curves):
+    maps = np.random.default_rng(0).random((6, 8, 8))
+    evaluation = metrics.Evaluation(maps, None, maps.max((1, 2)), np.zeros(6), ["good"] * 6)
+    with matplotlib.rc_context(figures.STYLE):
+        figure = figures._curves_figure(
+            evaluation.measures(), maps.max((1, 2)), np.zeros(6), ["good"] * 6, None, None, None
+        )
+        assert_no_text_is_clipped(figure)
+    said = [" ".join(text.get_text().split()) for axes in figure.axes for text in axes.texts]
+    assert said == ["there are no anomalous test images"] * 2
+
+
+def test_thinned_curves_keep_their_ends_and_shape():
+    rng = np.random.default_rng(0)
+    x, y = (np.concatenate(([0], np.sort(rng.random(50_000)), [1])) for _ in range(2))
+    thin_x, thin_y = figures._thin(x, y)
+    assert len(thin_x) <= 502
+    assert (thin_x[0], thin_y[0], thin_x[-1], thin_y[-1]) == (0, 0, 1, 1)
+    assert np.abs(np.interp(x, thin_x, thin_y) - y).max() < 0.01
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_contact_sheet_clips_no_text_and_fits_its_rows(tmp_path, count):
+    shapes = [(60, 80), (120, 60), (30, 90), (60, 60), (60, 80)]
+    rows = [make_example(shapes[index], index, title=f"a_long_kind_of_defect/{index:03}") for index in range(count)]
+    rows[0] = rows[0]._replace(mask=None)
+    figure, picture = figures._contact_sheet(rows, 0, 4, 2)
+    assert_no_text_is_clipped(figure)
+    assert picture.shape[:2] == figure.canvas.get_width_height()[::-1]
+    figures.save_contact_sheet(tmp_path / "sheet.png", rows, 0, 4)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == picture.shape[1::-1]
+        assert sheet.width == figures.COLUMN_WIDTH * figures.SHEET_DPI * min(count, 2)
+
+
+def test_contact_sheet_needs_an_example(tmp_path):
+    with pytest.raises(ValueError, match="at least one"):
+        figures.save_contact_sheet(tmp_path / "sheet.png", [], 0, 1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 3000])
+def test_training_curve(tmp_path, count):
+    steps = np.arange(1, count + 1)
+    losses = {"distillation": 3 / steps, "metric learning": 1 / steps, "compactness": np.full(count, np.nan)}
+    figures.save_training_curve(tmp_path / "training.png", steps, losses)
+    with Image.open(tmp_path / "training.png") as picture:
+        assert picture.width == figures.COLUMN_WIDTH * figures.DPI
+    assert (tmp_path / "training.svg").stat().st_size < 300_000
+    with matplotlib.rc_context(figures.STYLE):
+        figure = figures._training_figure(steps, losses)
+        assert_no_text_is_clipped(figure)
+    assert figure.axes[0].get_yscale() == ("log" if count > 10 else "linear")
+
+
+def test_training_curve_of_losses_that_reach_zero_is_linear():
+    figure = figures._training_figure([1, 2, 3], {"loss": [1.0, 0.1, 0.0]})
+    assert figure.axes[0].get_yscale() == "linear"

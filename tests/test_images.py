@@ -1,0 +1,163 @@
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from command_line import ROOT, UserError
+from images import is_image, load_mask, load_rgb
+
+
+def pixels(path):
+    image = load_rgb(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def save(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+def test_grey_becomes_three_equal_channels(tmp_path):
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    got = pixels(save(Image.fromarray(grey), tmp_path / "a.png"))
+    assert (got == grey[..., None]).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_fills_0_to_255(tmp_path, suffix):
+    deep = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    got = pixels(save(Image.fromarray(deep), tmp_path / f"a.{suffix}"))
+    assert got[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_16_bit_dark_image_stays_dark(tmp_path):
+    deep = np.full((4, 4), 10 * 257, np.uint16)
+    assert (pixels(save(Image.fromarray(deep), tmp_path / "a.png")) == 10).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 128, 255]], np.int32), [0, 128, 255]),
+        (np.array([[-5, 128 * 257, 65535]], np.int32), [0, 128, 255]),
+        (np.array([[0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[-0.1, np.nan, 1.02]], np.float32), [0, 0, 255]),
+        (np.array([[0, 100, 255]], np.float32), [0, 100, 255]),
+        (np.array([[0, 257, 65535]], np.float32), [0, 1, 255]),
+    ],
+)
+def test_32_bit_greys_take_the_smallest_usual_range(tmp_path, values, expected):
+    assert pixels(save(Image.fromarray(values), tmp_path / "a.tif"))[0, :, 0].tolist() == expected
+
+
+def test_palette_shows_its_colours(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 30, 40, 1, 2, 3])
+    image.putpixel((1, 0), 1)
+    assert pixels(save(image, tmp_path / "a.png")).tolist() == [[[200, 30, 40], [1, 2, 3]]]
+    assert pixels(save(image, tmp_path / "b.png", transparency=0)).tolist() == [[[255] * 3, [1, 2, 3]]]
+
+
+def test_transparent_parts_show_white(tmp_path):
+    clear = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
+    clear.putpixel((1, 0), (0, 0, 0, 128))
+    assert pixels(save(clear, tmp_path / "a.png")).tolist() == [[[255] * 3, [127] * 3]]
+    assert pixels(save(Image.new("LA", (1, 1), (7, 0)), tmp_path / "b.png")).tolist() == [[[255] * 3]]
+    assert pixels(save(Image.new("RGB", (1, 1), (7, 8, 9)), tmp_path / "c.png", transparency=(7, 8, 9))).min() == 255
+
+
+@pytest.mark.parametrize("suffix", ["tif", "jpg"])
+def test_cmyk_shows_its_colours(tmp_path, suffix):
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    got = pixels(save(red, tmp_path / f"a.{suffix}", quality=95)).reshape(-1, 3).mean(axis=0)
+    assert np.abs(got - [255, 0, 0]).max() < 8
+
+
+def test_exif_turns_image_and_mask_upright(tmp_path):
+    image = Image.new("L", (4, 2))
+    image.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: top left is shown top right
+    path = save(image, tmp_path / "a.png", exif=exif)
+    assert pixels(path).shape == (4, 2, 3)
+    assert pixels(path)[0, 1].tolist() == [255] * 3
+    assert load_mask(path).size == (2, 4)
+    assert load_mask(path).getpixel((1, 0)) == 255
+
+
+def test_masks_of_all_kinds_become_0_and_255(tmp_path):
+    defect = np.zeros((16, 16), np.uint8)
+    defect[4:9, 5:13] = 1
+    palette = Image.fromarray(defect).convert("P")
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    inverse = Image.fromarray(1 - defect).convert("P")  # index 0 is white here: colours count, not indices
+    inverse.putpalette([255, 255, 255, 0, 0, 0])
+    colour = np.zeros((16, 16, 3), np.uint8)
+    colour[..., 2] = defect
+    clear = np.dstack([np.full((16, 16, 3), 255, np.uint8), defect * 255])
+    masks = {
+        "one.png": Image.fromarray(defect),
+        "bit.png": Image.fromarray(defect * 255).convert("1"),
+        "palette.png": palette,
+        "inverse.png": inverse,
+        "colour.png": Image.fromarray(colour),
+        "clear.png": Image.fromarray(clear),
+        "deep.png": Image.fromarray(defect.astype(np.uint16)),
+        "float.tif": Image.fromarray(defect.astype(np.float32)),
+        "bmp.bmp": Image.fromarray(defect * 255),
+    }
+    for name, mask in masks.items():
+        got = load_mask(save(mask, tmp_path / name))
+        assert got.mode == "L"
+        assert (np.asarray(got) == defect * 255).all(), name
+
+
+def test_jpeg_traces_are_no_defects(tmp_path):
+    defect = np.zeros((32, 32), np.uint8)
+    defect[5:20, 7:23] = 255
+    path = save(Image.fromarray(defect), tmp_path / "a.jpg", quality=40)
+    assert (np.asarray(Image.open(path))[defect == 0] > 0).any()  # there are traces
+    assert (np.asarray(load_mask(path)) == defect).all()
+
+
+@pytest.mark.parametrize("load", [load_rgb, load_mask])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif"])
+@pytest.mark.parametrize("kept", [0, 0.02, 0.5])
+def test_truncated_files_are_named(tmp_path, load, suffix, kept):
+    whole = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(whole, format={"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix))
+    path = tmp_path / f"half.{suffix}"
+    path.write_bytes(whole.getvalue()[: int(len(whole.getvalue()) * kept)])
+    with pytest.raises(UserError, match=r"half\.") as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_text_file_and_folder_are_named(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("missing.png", "text.png", "folder.png"):
+        with pytest.raises(UserError, match=name):
+            load_rgb(tmp_path / name)
+
+
+def test_too_large_an_image_is_named(tmp_path, monkeypatch):
+    path = save(Image.new("L", (100, 100)), tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(UserError, match=r"large\.png.*megapixels"):
+        load_rgb(path)
+
+
+def test_is_image_by_suffix(tmp_path):
+    assert all(is_image(tmp_path / name) for name in ("a.png", "a.JPG", "a.Jpeg", "a.bmp", "a.TIF", "a.tiff"))
+    assert not any(is_image(tmp_path / name) for name in ("a.gif", "a.txt", "Thumbs.db", "._a.png", "png"))
+
+
+def test_no_torch_is_needed():
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import images; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

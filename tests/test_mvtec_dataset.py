@@ -1,0 +1,476 @@
+import csv
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mvtec_dataset
+from command_line import ROOT, UserError
+
+SCRIPT = ROOT / "mvtec_dataset.sh"
+
+
+def picture(path, size=(12, 10), value=90):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, value).save(path)
+
+
+def make_category(folder):
+    for number in range(3):
+        picture(folder / f"train/good/{number:03d}.png")
+    picture(folder / "test/good/000.png")
+    for number in range(2):
+        picture(folder / f"test/cut/{number:03d}.png")
+        picture(folder / f"ground_truth/cut/{number:03d}_mask.png", value=255)
+    return folder
+
+
+@pytest.fixture
+def category(tmp_path):
+    return make_category(tmp_path / "data" / "tiny")
+
+
+def script(category, *options, data, **environment):
+    """Run the command as a user does, with this Python in place of .venv."""
+    command = [SCRIPT, category, "--data", data, *options]
+    environment = {**os.environ, "PYTHON": sys.executable, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def index(category):
+    with (category / f"{category.name}.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def files(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*"))}
+
+
+def refused(category):
+    """What `prepare` says of a category that it must refuse, and that it leaves everything as it was."""
+    before = files(category)
+    with pytest.raises(UserError) as error:
+        mvtec_dataset.prepare(category)
+    assert files(category) == before
+    return str(error.value)
+
+
+# The folder as published
+
+
+def test_index_of_a_published_folder(category):
+    result = script("tiny", data=category.parent)
+    assert result.returncode == 0, result.stderr
+    assert "3 good to train, 1 good to test, 2 with defects (2 cut)" in result.stdout
+    assert index(category) == [
+        ["image_name", "gt_name", "label", "type"],
+        ["train/good/000.png", "", "0", "train"],
+        ["train/good/001.png", "", "0", "train"],
+        ["train/good/002.png", "", "0", "train"],
+        ["test/cut/000.png", "ground_truth/cut/000_mask.png", "1", "test"],
+        ["test/cut/001.png", "ground_truth/cut/001_mask.png", "1", "test"],
+        ["test/good/000.png", "", "0", "test"],
+    ]
+
+
+def test_run_twice_changes_nothing(category):
+    assert script("tiny", data=category.parent).returncode == 0
+    before = files(category.parent)
+    assert script("tiny", data=category.parent).returncode == 0
+    assert files(category.parent) == before
+
+
+def test_no_test_and_no_ground_truth(tmp_path):
+    picture(tmp_path / "own set, 1/train/good/a.JPG")
+    assert script("own set, 1", data=tmp_path).returncode == 0
+    assert index(tmp_path / "own set, 1")[1:] == [["train/good/a.JPG", "", "0", "train"]]
+
+
+def test_any_accepted_suffix_and_masks_without_an_ending(tmp_path):
+    category = tmp_path / "mixed"
+    picture(category / "train/good/0.tif")
+    picture(category / "test/cut/1.jpg")
+    picture(category / "ground_truth/cut/1.bmp", value=255)
+    picture(category / "test/cut/2.bmp")
+    picture(category / "ground_truth/cut/2_mask.tif", value=255)
+    assert [row["gt_name"] for row in mvtec_dataset.prepare(category)] == [
+        "",
+        "ground_truth/cut/1.bmp",
+        "ground_truth/cut/2_mask.tif",
+    ]
+
+
+def test_files_that_are_no_images_are_passed_over(category):
+    for name in ("readme.txt", "license.txt", "train/good/Thumbs.db", "train/good/.DS_Store", "test/cut/._000.png"):
+        (category / name).write_text("no image")
+    (category / "test/.ipynb_checkpoints").mkdir()
+    assert len(mvtec_dataset.prepare(category)) == 6
+
+
+def test_defects_without_any_ground_truth_are_told(category):
+    shutil.rmtree(category / "ground_truth")
+    rows = mvtec_dataset.prepare(category)
+    assert [row["label"] for row in rows if row["type"] == "test"] == [1, 1, 0]
+    assert {row["gt_name"] for row in rows} == {""}
+    assert "no ground_truth folder" in mvtec_dataset.summary(category, rows)
+
+
+def test_a_mask_that_marks_nothing_is_told(category, capsys):
+    picture(category / "ground_truth/cut/001_mask.png", value=0)
+    mvtec_dataset.prepare(category)
+    assert "ground_truth/cut/001_mask.png: marks nothing" in capsys.readouterr().err
+
+
+def test_a_link_to_a_category_keeps_its_own_name(category):
+    link = category.parent / "linked"
+    link.symlink_to(category, target_is_directory=True)
+    mvtec_dataset.prepare(link)
+    assert (category / "linked.csv").is_file()
+
+
+# What is wrong is named
+
+
+def test_every_problem_is_named_at_once(category):
+    picture(category / "train/good/003.png")
+    whole = (category / "train/good/003.png").read_bytes()
+    (category / "train/good/003.png").write_bytes(whole[:-30])
+    (category / "test/good/000.png").write_bytes(b"")
+    picture(category / "test/hole/000.png")
+    picture(category / "ground_truth/cut/000_mask.png", size=(10, 12))
+    (category / "ground_truth/cut/001_mask.png").write_text("no image")
+    picture(category / "test/loose.png")
+    picture(category / "test/cut/more/000.png")
+    picture(category / "train/cut/000.png")
+    before = files(category)
+
+    result = script("tiny", data=category.parent)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    named = {line.split(":")[0].strip() for line in result.stderr.splitlines()[1:]}
+    assert named == {
+        "train/good/003.png",
+        "test/good/000.png",
+        "test/hole/000.png",
+        "ground_truth/cut/000_mask.png",
+        "ground_truth/cut/001_mask.png",
+        "test/loose.png",
+        "test/cut/more",
+        "train/cut",
+    }
+    assert "8 problems" in result.stderr
+    assert files(category) == before
+
+
+def test_a_mask_of_another_size_says_both_sizes(category):
+    picture(category / "ground_truth/cut/000_mask.png", size=(10, 12))
+    assert re.search(r"000_mask\.png: 10x12, but test/cut/000\.png is 12x10", refused(category))
+
+
+def test_a_defect_without_mask_says_which_is_missing(category):
+    (category / "ground_truth/cut/001_mask.png").unlink()
+    assert "test/cut/001.png: a defect without a mask; add ground_truth/cut/001_mask.png" in refused(category)
+
+
+@pytest.mark.parametrize("emptied", ["train/good", "train"])
+def test_nothing_to_train_on(category, emptied):
+    shutil.rmtree(category / emptied)
+    assert "train/good: no images to train on" in refused(category)
+
+
+def test_a_former_index_outlives_a_failure(category):
+    mvtec_dataset.prepare(category)
+    (category / "test/good/000.png").write_bytes(b"")
+    assert "test/good/000.png" in refused(category)
+
+
+def test_a_folder_that_takes_no_files(category, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    assert "tiny.csv: the index cannot be written (Permission denied)" in refused(category)
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "--unknown"])
+def test_names_that_are_no_category(tmp_path, name):
+    result = script(name, data=tmp_path)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_nothing_there_says_where_to_get_it_and_does_nothing(tmp_path):
+    # Neither the environment is touched (this Python would fail) nor the data folder made.
+    result = script("carpet", data=tmp_path / "data", PYTHON="/bin/false")
+    assert result.returncode == 2
+    assert "https://www.mvtec.com/company/research/datasets/mvtec-ad" in result.stderr
+    assert "CC BY-NC-SA 4.0" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_worker_alone_names_the_way_out(tmp_path):
+    with pytest.raises(UserError, match=r"\./mvtec_dataset\.sh carpet"):
+        mvtec_dataset.prepare(tmp_path / "carpet")
+
+
+# Archives
+
+
+def make_archive(path, *categories, top="", extra=()):
+    """An archive as MVTec's: its folders and files may only be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def read_only(member):
+        member.mode = 0o555 if member.isdir() else 0o444
+        return member
+
+    with tarfile.open(path, "w:xz") as tar:
+        for category in categories:
+            tar.add(category, arcname=f"{top}{category.name}", filter=read_only)
+        for member in extra:
+            tar.addfile(member, io.BytesIO(b"x" * member.size))
+    return path
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Two categories to be packed."""
+    folders = [make_category(tmp_path / "published" / name) for name in ("tiny", "other")]
+    for folder in folders:
+        (folder / "license.txt").write_text("CC BY-NC-SA 4.0")
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("name", "top"),
+    [
+        ("tiny.tar.xz", ""),
+        ("mvtec_anomaly_detection.tar.xz", "./"),
+        ("mvtec_anomaly_detection.tar.xz", "mvtec_anomaly_detection/"),
+    ],
+)
+def test_one_category_is_taken_out_and_writable(tmp_path, published, name, top):
+    data = tmp_path / "data"
+    make_archive(data / name, *published, top=top)
+    result = script("tiny", data=data)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in data.iterdir()) == sorted([name, "tiny"])
+    assert len(index(data / "tiny")) == 7
+    assert (data / "tiny/license.txt").read_text() == "CC BY-NC-SA 4.0"
+    assert all(path.stat().st_mode & 0o200 for path in data.rglob("*"))
+    before = files(data)
+    assert script("tiny", data=data).returncode == 0
+    assert files(data) == before
+
+
+def test_an_archive_with_train_at_its_top(tmp_path, published):
+    data = tmp_path / "data"
+    data.mkdir()
+    with tarfile.open(data / "tiny.tar.xz", "w:xz") as tar:
+        tar.add(published[0], arcname=".")
+    assert len(mvtec_dataset.prepare(data / "tiny")) == 6
+
+
+def test_an_archive_without_the_category_lists_what_it_has(tmp_path, published):
+    make_archive(tmp_path / "data/mvtec_anomaly_detection.tar.xz", *published)
+    result = script("carpet", data=tmp_path / "data")
+    assert result.returncode == 2
+    assert "does not hold carpet; it holds other, tiny" in result.stderr
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mvtec_anomaly_detection.tar.xz"]
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.5, -4])
+def test_a_damaged_archive_leaves_nothing(tmp_path, published, kept):
+    archive = make_archive(tmp_path / "data/tiny.tar.xz", *published)
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    result = script("tiny", data=tmp_path / "data")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "tiny.tar.xz: broken" in result.stderr
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny.tar.xz"]
+
+
+def test_remains_of_an_interrupted_unpacking_do_no_harm(tmp_path, published):
+    make_archive(tmp_path / "data/tiny.tar.xz", *published)
+    picture(tmp_path / "data/.tiny.unfinished/train/good/999.png")
+    assert len(mvtec_dataset.prepare(tmp_path / "data/tiny")) == 6
+    assert not (tmp_path / "data/.tiny.unfinished").exists()
+
+
+def test_an_archive_cannot_write_elsewhere(tmp_path, published):
+    outside = tarfile.TarInfo("tiny/train/good/../../../../escaped.png")
+    absolute = tarfile.TarInfo(f"{tmp_path}/tiny/train/absolute.png")
+    link = tarfile.TarInfo("tiny/test/away")
+    link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+    through = tarfile.TarInfo("tiny/test/away/through.png")
+    outside.size = absolute.size = through.size = 3
+    make_archive(tmp_path / "data/tiny.tar.xz", published[0], extra=[outside, absolute, link, through])
+    before = {path for path in tmp_path.rglob("*") if (tmp_path / "data") not in path.parents}
+    with pytest.raises(UserError, match=r"through\.png"):  # it came out as a plain broken image
+        mvtec_dataset.prepare(tmp_path / "data/tiny")
+    assert {path for path in tmp_path.rglob("*") if (tmp_path / "data") not in path.parents} == before
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+
+
+# Archives from an address
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one file, in ranges or whole; `breaks_at` bytes of the first answer, where set, are all that comes."""
+
+    def __init__(self, content, ranges=True, breaks_at=None):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.ranges, self.breaks_at = content, ranges, breaks_at
+        self.asked = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def address(self, name):
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, wanted = self.server, self.headers.get("Range")
+        server.asked.append(wanted)
+        start = int(re.match(r"bytes=(\d+)-", wanted)[1]) if wanted and server.ranges else 0
+        total = len(server.content)
+        if start >= total:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{total}")
+            self.end_headers()
+            return
+        self.send_response(206 if wanted and server.ranges else 200)
+        if wanted and server.ranges:
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        self.send_header("Content-Length", str(total - start))
+        self.end_headers()
+        body = server.content[start:]
+        if server.breaks_at:
+            body, server.breaks_at = body[: server.breaks_at], None
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def packed(tmp_path, published):
+    """The bytes of an archive large enough to break off in the middle."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
+    Image.fromarray(noise).save(published[0] / "train/good/noise.png")
+    return make_archive(tmp_path / "packed.tar.xz", *published).read_bytes()
+
+
+def test_url_of_a_file(tmp_path, packed):
+    result = script("tiny", "--url", f"file://{tmp_path}/packed.tar.xz", data=tmp_path / "data")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "data/tiny.tar.xz").read_bytes() == packed
+    assert len(index(tmp_path / "data/tiny")) == 8
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_transfer_that_broke_off_goes_on(tmp_path, packed, ranges):
+    server = Server(packed, ranges, breaks_at=20_000)
+    url = server.address("mvtec_anomaly_detection.tar.xz?download=1")
+    first = script("tiny", f"--url={url}", data=tmp_path / "data")
+    assert first.returncode == 2
+    assert "not fetched" in first.stderr
+    assert [path.suffix for path in (tmp_path / "data").iterdir()] == [".part"]
+
+    second = script("tiny", f"--url={url}", data=tmp_path / "data")
+    assert second.returncode == 0, second.stderr
+    assert server.asked[:2] == [None, "bytes=20000-"]
+    assert (tmp_path / "data/mvtec_anomaly_detection.tar.xz").read_bytes() == packed
+    assert len(index(tmp_path / "data/tiny")) == 8
+
+    asked = len(server.asked)
+    assert script("tiny", f"--url={url}", data=tmp_path / "data").returncode == 0
+    assert len(server.asked) == asked  # nothing is fetched that is there
+    server.shutdown()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_transfer_with_nothing_left_to_fetch(tmp_path, packed, whole):
+    server = Server(packed, breaks_at=20_000)
+    url = server.address("tiny.tar.xz")
+    script("tiny", "--url", url, data=tmp_path / "data")
+    (part,) = (tmp_path / "data").iterdir()
+    part.write_bytes(packed if whole else bytes(len(packed)))
+    result = script("tiny", "--url", url, data=tmp_path / "data")
+    assert result.returncode == 0, result.stderr
+    assert len(server.asked) == (2 if whole else 3)
+    assert (tmp_path / "data/tiny.tar.xz").read_bytes() == packed
+    server.shutdown()
+
+
+def test_an_address_that_gives_a_web_page(tmp_path):
+    server = Server(b"<html>Please log in</html>")
+    result = script("tiny", "--url", server.address("tiny.tar.xz"), data=tmp_path / "data")
+    server.shutdown()
+    assert result.returncode == 2
+    assert "gave no tar.xz archive" in result.stderr
+    assert not any((tmp_path / "data").iterdir())
+
+
+def test_an_address_where_nothing_is(tmp_path):
+    result = script("tiny", "--url", f"file://{tmp_path}/missing.tar.xz", data=tmp_path / "data")
+    assert result.returncode == 2
+    assert "missing.tar.xz: not fetched" in result.stderr
+    assert not (tmp_path / "data/tiny").exists()
+
+
+# The environment
+
+
+def test_environment_is_made_once_and_follows_its_requirements(tmp_path):
+    """With a python3 in front of the real one that notes what it is asked to do."""
+    shutil.copy(ROOT / "environment.sh", tmp_path)
+    (tmp_path / "requirements.txt").write_text("numpy\n")
+    (tmp_path / "requirements-dev.txt").write_text("pytest\n")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    stand_in = tools / "python3"
+    stand_in.write_text(
+        '#!/bin/bash\necho "$*" >> "$LOG"\n'
+        'if [[ $2 == venv ]]; then mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; fi\n'
+        'if [[ "$*" == *install* && -n "${BROKEN:-}" ]]; then exit 1; fi\n'
+    )
+    stand_in.chmod(0o755)
+    log = tmp_path / "log"
+
+    def prepare(**more):
+        log.write_text("")
+        code = 'set -euo pipefail; source environment.sh; prepare_environment "$@"; echo "$PYTHON"'
+        names = ("requirements.txt", "requirements-dev.txt")
+        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "LOG": str(log), **more}
+        environment.pop("PYTHON", None)
+        result = subprocess.run(
+            ["bash", "-c", code, "bash", *names], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        installed = [line.split("install ")[1] for line in log.read_text().splitlines() if " install " in line]
+        return result, [re.findall(r"requirements\S*", line) for line in installed]
+
+    both = [["requirements.txt", "requirements-dev.txt"]]
+    result, installed = prepare(BROKEN="yes")
+    assert result.returncode == 1
+    assert installed == both
+    result, installed = prepare()  # an installation that failed is done again
+    assert result.returncode == 0
+    assert result.stdout.strip() == str(tmp_path / ".venv/bin/python")
+    assert installed == both
+    result, installed = prepare()
+    assert (installed, result.stderr) == ([], "")
+    (tmp_path / "requirements.txt").write_text("numpy==2\n")
+    assert prepare()[1] == [["requirements.txt"]]
