@@ -188,12 +188,12 @@ def summary(category: Path, rows: list[dict[str, str | int]]) -> str:
     return "\n".join(lines)
 
 
-def main():
+def main(arguments: list[str] | None = None) -> None:
     """Read the command line, prepare the category and say what it holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("category", help="the category's folder in the data folder, such as carpet")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the categories (%(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if not arguments.category or arguments.category.startswith((".", "-")) or "/" in arguments.category:
         raise UserError(f"'{arguments.category}': wants a category's plain name, such as carpet")
     category = arguments.data / arguments.category

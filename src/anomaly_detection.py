@@ -2,6 +2,7 @@
 
 The map is the students' error plus their variance, each normalised on good images (section 3.2 of "Uninformed
 Students"); the image score is the map's maximum. Written under results/CATEGORY/:
+  index.html      the page to look at: measures, curves and every image; opens from disk (its pictures: page/)
   metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect
   scores.csv      path, label and image score of every test image
   figures/        image, ground truth and anomaly map of every test image, on one colour scale
@@ -12,6 +13,7 @@ Students"); the image score is the map's maximum. Written under results/CATEGORY
 
 import csv
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,11 @@ from AnomalyDataset import AnomalyDataset
 from AnomalyDetector import AnomalyDetector, scale_from_checkpoint
 from command_line import UserError, run
 from prefetch import prefetched
+from result_page import ResultPage
 
 
-def parse_arguments(arguments: list[str] | None = None):
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
     options = stages.parser(__doc__, folders=("data", "model", "results"))
     options.add_argument(
         "--patch-size",
@@ -45,7 +49,7 @@ def parse_arguments(arguments: list[str] | None = None):
     return options.parse_args(arguments)
 
 
-def load_detector(args) -> tuple[AnomalyDetector, preprocessing.Size]:
+def load_detector(args: Namespace) -> tuple[AnomalyDetector, preprocessing.Size]:
     """The category's detector and the size at which it looks at images."""
     path = args.model / args.category / "detector.pt"
     if not path.exists():
@@ -95,10 +99,14 @@ def kind_of(row: dict) -> str:
     return Path(row["image_name"]).parent.name
 
 
-def write_figures(dataset: AnomalyDataset, maps, scores, masks, results: Path) -> None:
-    """A figure per test image, and a sheet of examples: the highest, middle and lowest score of each kind."""
+def write_figures(dataset: AnomalyDataset, maps, scores, masks, results: Path) -> ResultPage:
+    """A figure per test image, and a sheet of examples: the highest, middle and lowest score of each kind.
+
+    Returns the page to look at, with all images on it.
+    """
     vmin, vmax = figures.colour_scale(maps)
     figure = figures.ResultFigure(vmin, vmax)
+    page = ResultPage(results, results.name, vmin, vmax)
     kinds: dict[str, list[int]] = {}
     for index in np.argsort(-scores):
         kinds.setdefault(kind_of(dataset.rows[index]), []).append(int(index))
@@ -113,14 +121,18 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, results: Path) -
         path = results / "figures" / name.parent.name / f"{name.stem}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.save(path, *example)
+        label = dataset.rows[index]["label"]
+        page.add(name.name, name.parent.name, label, scores[index], example.image, masks[index], maps[index])
         if index in chosen:
             examples[index] = example
     order = [index for _, group in sorted(kinds.items()) for index in group if index in chosen]
     figures.save_contact_sheet(results / "examples.png", [examples[index] for index in order], vmin, vmax)
+    return page
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> None:
+    """Run stage 4."""
+    args = parse_arguments(arguments)
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")
@@ -137,24 +149,19 @@ def main() -> None:
     with (results / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "image_score"])
-        writer.writerows((row["image_name"], label, score) for row, label, score in zip(dataset.rows, labels, scores))
-    figures.save_curves_figure(
-        results / "curves.png",
-        measures,
-        scores,
-        labels,
-        kinds,
-        evaluation.image_roc_curve(),
-        evaluation.pixel_roc_curve(),
-        evaluation.pro_curve(),
-    )
-    write_figures(dataset, maps, scores, masks, results)
+        writer.writerows(
+            (row["image_name"], label, score) for row, label, score in zip(dataset.rows, labels, scores, strict=True)
+        )
+    curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
+    figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)
+    page = write_figures(dataset, maps, scores, masks, results).finish(measures, *curves)
 
     for name in ("image_au_roc", "pixel_au_roc", "au_pro"):
         if name in measures:
             print(f"{name} {measures[name]:.4f}")
         else:
             print(f"{name}: none, {measures['missing'][name]}")
+    print(f"page to look at: {page}")
     print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
     if args.show:
         for name in ("examples.png", "curves.png"):

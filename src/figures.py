@@ -377,7 +377,7 @@ def _curves_figure(
     for curve, name, colour in ((image_roc, "image", BLUE), (pixel_roc, "pixel", VERMILLION)):
         if curve is not None:
             value = measures[f"{name}_au_roc"]
-            axes.plot(*_thin(*curve), color=colour, label=f"{name} {value:.3f}", clip_on=False, zorder=3)
+            axes.plot(*thin(*curve), color=colour, label=f"{name} {value:.3f}", clip_on=False, zorder=3)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1), title="ROC")
     if image_roc is None and pixel_roc is None:
         _say(axes, measures.get("missing", {}).get("image_au_roc", "no curve"))
@@ -396,7 +396,7 @@ def _curves_figure(
     else:
         end = np.searchsorted(pro[0], limit, side="right")
         fpr = np.append(pro[0][:end], limit)
-        fpr, overlap_rate = _thin(fpr, np.append(pro[1][:end], np.interp(limit, *pro)), span=limit)
+        fpr, overlap_rate = thin(fpr, np.append(pro[1][:end], np.interp(limit, *pro)), span=limit)
         axes.plot(fpr, overlap_rate, color=GREEN, clip_on=False, zorder=3)
         area = f"AU-PRO {measures['au_pro']:.3f}\n(limit {limit:g})"
         axes.fill_between(fpr, overlap_rate, color=GREEN, alpha=0.18, linewidth=0, label=area)
@@ -502,8 +502,11 @@ def _tick_texts(vmin: float, vmax: float) -> list[str]:
     return [f"{value:.2g}" for value in values]
 
 
-def _thin(x: np.ndarray, y: np.ndarray, span: float = 1.0, points: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out corners of a rising curve that lie closer together than a line is wide."""
+def thin(x: np.ndarray, y: np.ndarray, span: float = 1.0, points: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out corners of a rising curve (N,), (N,) that lie closer together than a line is wide.
+
+    x runs over `span`, y from 0 to 1; about `points` corners stay.
+    """
     way = np.cumsum(np.abs(np.diff(x, prepend=x[0])) / span + np.abs(np.diff(y, prepend=y[0])))
     kept = np.unique(np.append(np.searchsorted(way, np.linspace(0, way[-1], points)), len(x) - 1).clip(0, len(x) - 1))
     return x[kept], y[kept]

@@ -5,6 +5,7 @@ All training images are good, so a classifier of their labels would learn nothin
 category's texture and shapes.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +27,19 @@ from image_store import ImageStore
 from training import Training, already_trained, learning_rate, set_learning_rate
 
 KIND = "backbone"
-MOMENTUM = 0.9
-WEIGHT_DECAY = 3e-5  # this and the learning rate: CutPaste, appendix
+WEIGHT_DECAY = 1e-2
 
 
-def parse_arguments(arguments: list[str] | None = None):
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
     options = stages.parser(__doc__)
     stages.add_image_size(options)
-    stages.add_training(options, batch_size=16, learning_rate=0.03)
+    stages.add_training(options, batch_size=16, learning_rate=3e-4)
     options.add_argument(
         "--epochs",
         type=stages.positive,
         default=50,
-        help="passes over the images; stop raising it when the accuracy on held-back images no longer rises (default 50)",
+        help="passes over the images; more while the accuracy on held-back images still rises (default 50)",
     )
     backbone_weights.add_option(options)
     return options.parse_args(arguments)
@@ -62,7 +63,9 @@ def both_classes(images: Tensor, seed: int, purpose: str, step: int, where: torc
     return inputs, torch.arange(2, device=where).repeat_interleave(len(images))
 
 
-def accuracy(net: AnomalyResnet18, store: ImageStore, indices: list[int], args, where: torch.device) -> float:
+def accuracy(
+    net: AnomalyResnet18, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
+) -> float:
     """Share of held-back images, as they are and with a defect, that the net puts in the right class."""
     net.eval()
     right = 0
@@ -74,7 +77,8 @@ def accuracy(net: AnomalyResnet18, store: ImageStore, indices: list[int], args, 
     return right / (2 * len(indices))
 
 
-def train(args) -> Path:
+def train(args: Namespace) -> Path:
+    """Train the backbone and return where it was saved."""
     path = args.model / args.category / "resnet18.pt"
     settings = {
         "seed": args.seed,
@@ -97,9 +101,7 @@ def train(args) -> Path:
 
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
     learned, held_back = stages.held_back_split(len(dataset), args.seed)
-    optimiser = torch.optim.SGD(
-        net.parameters(), args.learning_rate, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
-    )
+    optimiser = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
     wanted = stages.shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
     training = Training(
         path.with_suffix(".checkpoint.pt"),
@@ -136,8 +138,9 @@ def train(args) -> Path:
     return path
 
 
-def main() -> None:
-    train(parse_arguments())
+def main(arguments: list[str] | None = None) -> None:
+    """Run stage 1."""
+    train(parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def parser(description: str, folders: tuple[str, ...] = ("data", "model")) -> Ar
         "--precision",
         choices=device.PRECISIONS,
         default="auto",
-        help="auto takes bfloat16 where the hardware computes it faster; float32 if you compare figures across machines",
+        help="auto takes bfloat16 where the hardware computes it faster; float32 for the same figures on any",
     )
     for folder in folders:
         options.add_argument(
@@ -143,7 +143,7 @@ def add_stride(options: ArgumentParser, default: int | None) -> None:
         type=int,
         choices=(1, 2, 4, 8),
         default=default,
-        help=f"describe every STRIDE-th pixel along each side: 1 is the paper's, 4 costs a tenth of it (default {note})",
+        help=f"every STRIDE-th pixel along each side is described: 4 costs a tenth of 1, the paper's (default {note})",
     )
 
 

@@ -6,6 +6,8 @@ model/CATEGORY/detector.pt, holds all that detection needs.
 """
 
 import hashlib
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +33,8 @@ WEIGHT_DECAY = 1e-5  # the paper, section 4
 REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
 
 
-def parse_arguments(arguments: list[str] | None = None):
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
     options = stages.parser(__doc__)
     stages.add_image_size(options)
     stages.add_training(options, batch_size=4, learning_rate=1e-3)
@@ -60,7 +63,7 @@ def parse_arguments(arguments: list[str] | None = None):
     return options.parse_args(arguments)
 
 
-def load_teacher(args, patch_size: int) -> AnomalyNet:
+def load_teacher(args: Namespace, patch_size: int) -> AnomalyNet:
     """The category's teacher. Raises UserError where stage 2 has not made it."""
     path = args.model / args.category / f"teacher_{patch_size}.pt"
     if not path.exists():
@@ -79,7 +82,9 @@ def fingerprint(net: nn.Module) -> str:
 
 
 @torch.inference_mode()
-def descriptor_moments(teacher: FDFEAnomalyNet, store: ImageStore, indices, args, where) -> Moments:
+def descriptor_moments(
+    teacher: FDFEAnomalyNet, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
+) -> Moments:
     """Mean and deviation of the teacher's descriptors over all pixels that `teacher` visits."""
     found = Moments()
     for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "teacher's descriptors"):
@@ -90,7 +95,14 @@ def descriptor_moments(teacher: FDFEAnomalyNet, store: ImageStore, indices, args
 
 
 @torch.inference_mode()
-def held_back_loss(teacher, students, store: ImageStore, indices, args, where) -> float:
+def held_back_loss(
+    teacher: FDFEAnomalyNet,
+    students: Sequence[FDFEAnomalyNet],
+    store: ImageStore,
+    indices: list[int],
+    args: Namespace,
+    where: torch.device,
+) -> float:
     """Mean loss of the students on held-back images."""
     total = 0.0
     for groups in store.batches([index] for index in indices):
@@ -102,7 +114,7 @@ def held_back_loss(teacher, students, store: ImageStore, indices, args, where) -
 
 
 @torch.inference_mode()
-def calibrate(scale: Scale, store: ImageStore, indices, args, where) -> None:
+def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespace, where: torch.device) -> None:
     """Measure error and variance on held-back good images, the students having not seen them."""
     teacher, students = scale.dense(args.stride)
     errors, variances = Moments(), Moments()
@@ -115,7 +127,8 @@ def calibrate(scale: Scale, store: ImageStore, indices, args, where) -> None:
     scale.calibrate(errors, variances)
 
 
-def train(args, patch_size: int) -> Path:
+def train(args: Namespace, patch_size: int) -> Path:
+    """Train the students of one patch size and return where they were saved."""
     path = args.model / args.category / f"students_{patch_size}.pt"
     size = stages.image_size(args)
     dataset = stages.good_images(args, size)
@@ -192,8 +205,9 @@ def train(args, patch_size: int) -> Path:
     return path
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> None:
+    """Run stage 3."""
+    args = parse_arguments(arguments)
     sizes = sorted(set(args.patch_size))
     paths = [train(args, patch_size) for patch_size in sizes]
     contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]

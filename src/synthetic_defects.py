@@ -11,7 +11,10 @@ def cut_paste(image: Image.Image, random: np.random.Generator) -> Image.Image:
     """
     area = random.uniform(0.02, 0.15) * image.width * image.height
     aspect = random.choice((random.uniform(0.3, 1), random.uniform(1, 3.3)))
-    size = [min(round((area * ratio) ** 0.5), side - 1) for ratio, side in zip((aspect, 1 / aspect), image.size)]
+    size = [
+        min(round((area * ratio) ** 0.5), side - 1)
+        for ratio, side in zip((aspect, 1 / aspect), image.size, strict=True)
+    ]
     return _paste(image, _jittered_cut(image, size, random), None, random)
 
 
@@ -22,7 +25,7 @@ def cut_paste_scar(image: Image.Image, random: np.random.Generator) -> Image.Ima
     """
     unit = max(image.size) / 256
     sides = (random.uniform(2, 16), random.uniform(10, 25))
-    size = [max(1, min(round(side * unit), limit - 1)) for side, limit in zip(sides, image.size)]
+    size = [max(1, min(round(side * unit), limit - 1)) for side, limit in zip(sides, image.size, strict=True)]
     cut = _jittered_cut(image, size, random)
     angle = random.uniform(-45, 45)
     turned, shape = (
@@ -33,7 +36,7 @@ def cut_paste_scar(image: Image.Image, random: np.random.Generator) -> Image.Ima
 
 
 def _jittered_cut(image, size, random):
-    left, top = (int(random.integers(0, max(1, side - length))) for side, length in zip(image.size, size))
+    left, top = (int(random.integers(0, max(1, side - length))) for side, length in zip(image.size, size, strict=True))
     cut = image.crop((left, top, left + max(1, size[0]), top + max(1, size[1])))
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         cut = enhance(cut).enhance(random.uniform(0.9, 1.1))
@@ -42,6 +45,8 @@ def _jittered_cut(image, size, random):
 
 def _paste(image, cut, shape, random):
     defective = image.copy()
-    place = tuple(int(random.integers(0, max(1, side - length + 1))) for side, length in zip(image.size, cut.size))
+    place = tuple(
+        int(random.integers(0, max(1, side - length + 1))) for side, length in zip(image.size, cut.size, strict=True)
+    )
     defective.paste(cut, place, shape)
     return defective

@@ -5,6 +5,7 @@ learning and descriptor compactness. The backbone is the one that resnet18_train
 ImageNet's.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -28,7 +29,8 @@ WEIGHT_DECAY = 1e-5  # this and the learning rate: the paper, section 4
 PATCHES_MEASURED = 1024  # for the features' mean and deviation, and for the final figure
 
 
-def parse_arguments(arguments: list[str] | None = None):
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
     options = stages.parser(__doc__)
     stages.add_image_size(options)
     stages.add_training(options, batch_size=64, learning_rate=2e-4)
@@ -72,7 +74,7 @@ def parse_arguments(arguments: list[str] | None = None):
     return options.parse_args(arguments)
 
 
-def load_backbone(args) -> AnomalyResnet18:
+def load_backbone(args: Namespace) -> AnomalyResnet18:
     """The category's backbone where stage 1 made it, else the weights that --backbone-weights names."""
     torch.manual_seed(args.seed)
     net = AnomalyResnet18()
@@ -106,7 +108,8 @@ class Targets:
         return (pooled_features(self._backbone, patches, self._size).float() - self._mean) / self._deviation
 
 
-def train(args, patch_size: int) -> Path:
+def train(args: Namespace, patch_size: int) -> Path:
+    """Train the teacher of one patch size and return where it was saved."""
     path = args.model / args.category / f"teacher_{patch_size}.pt"
     weights = {
         "distillation": args.distillation_weight,
@@ -186,7 +189,7 @@ def train(args, patch_size: int) -> Path:
     return path
 
 
-def evaluate(net: AnomalyNet, targets: Targets, held_back: PatchSampler, args, where: torch.device) -> float:
+def evaluate(net: AnomalyNet, targets: Targets, held_back: PatchSampler, args: Namespace, where: torch.device) -> float:
     """Share of the features' variance that the descriptors leave unexplained, on patches not trained on."""
     net.eval()
     found = []
@@ -197,8 +200,9 @@ def evaluate(net: AnomalyNet, targets: Targets, held_back: PatchSampler, args, w
     return sum(found) / len(found)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> None:
+    """Run stage 2."""
+    args = parse_arguments(arguments)
     if args.batch_size < 2:
         raise UserError("--batch-size 1: metric learning and compactness need two patches or more")
     for patch_size in args.patch_size:

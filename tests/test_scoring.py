@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+import scoring
+from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
+from AnomalyNet import PATCH_SIZES, AnomalyNet
+from FDFEAnomalyNet import FDFEAnomalyNet
+from moments import Moments
+
+
+def make_scale(patch_size=17, students=3):
+    torch.manual_seed(patch_size)
+    nets = [AnomalyNet(patch_size) for _ in range(students + 1)]
+    return Scale(nets[0], nets[1:], torch.randn(512), torch.rand(512) + 0.5).eval()
+
+
+def pictures(*size, number=1):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (number, 3, *size), generator=generator, dtype=torch.uint8)
+
+
+def test_error_and_variance_equal_the_paper_on_stacked_students():
+    scale = make_scale()
+    images = torch.randn(2, 3, 9, 12)
+    with torch.no_grad():
+        teacher = (FDFEAnomalyNet(scale.teacher)(images) - scale.mean.float()[:, None, None]) / (
+            scale.deviation.float()[:, None, None]
+        )
+        students = torch.stack([FDFEAnomalyNet(student)(images) for student in scale.students])
+        error, variance = scoring.error_and_variance(*scale.dense(1), images)
+    mean = students.mean(0)
+    assert torch.allclose(error, (mean - teacher).square().sum(1), rtol=1e-4)
+    expected = students.square().sum(2).mean(0) - mean.square().sum(1)
+    assert torch.allclose(variance, expected, rtol=1e-3)
+
+
+def test_one_student_has_no_variance():
+    with torch.no_grad():
+        _, variance = scoring.error_and_variance(*make_scale(students=1).dense(1), torch.randn(1, 3, 5, 6))
+    assert (variance == 0).all()
+
+
+@pytest.mark.parametrize("stride", (1, 2, 4, 8))
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_tiles_have_no_seams(patch_size, stride):
+    nets = make_scale(patch_size, students=2).dense(stride)
+    images = torch.randn(1, 3, 45, 31)
+    with torch.no_grad():
+        whole = scoring.error_and_variance(*nets, images)
+        tiles = scoring.error_and_variance(*nets, images, tile=7)
+    for found, expected in zip(tiles, whole, strict=True):
+        assert found.shape == (1, -(-45 // stride), -(-31 // stride))
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * expected.max().item())
+
+
+@pytest.mark.parametrize("stride", (2, 4, 8))
+@pytest.mark.parametrize("size", ((33, 41), (32, 40), (5, 7), (30, 27)))
+def test_each_score_stays_at_its_own_pixel(stride, size):
+    scores = torch.rand(2, -(-size[0] // stride), -(-size[1] // stride))
+    found = scoring.at_every_pixel(scores, stride, size)
+    assert found.shape == (2, *size)
+    assert torch.allclose(found[:, ::stride, ::stride], scores, atol=1e-6)
+    # A slope stays the same slope, up to the last row and column that were computed.
+    rows = torch.arange(0.0, size[0], stride)
+    slope = scoring.at_every_pixel(rows[None, :, None].expand(1, -1, scores.shape[2]), stride, size)[0, :, 0]
+    assert torch.allclose(slope, torch.arange(float(size[0])).clamp_max(rows[-1].item()), atol=1e-5)
+
+
+def test_maps_of_good_images_are_zero_on_average_after_calibration():
+    scale = make_scale(students=2)
+    images = pictures(20, 16, number=3)
+    errors, variances = Moments(), Moments()
+    with torch.no_grad():
+        from preprocessing import normalise
+
+        error, variance = scoring.error_and_variance(*scale.dense(1), normalise(images))
+    errors.update(error.flatten()[:, None])
+    variances.update(variance.flatten()[:, None])
+    scale.calibrate(errors, variances)
+    normalised = (
+        (error - error.mean()) / error.std(correction=0),
+        (variance - variance.mean()) / variance.std(correction=0),
+    )
+    found = AnomalyDetector([scale])(images)
+    assert torch.allclose(found, sum(normalised), atol=1e-3)
+
+
+def test_several_scales_are_averaged():
+    scales = [make_scale(17), make_scale(33)]
+    images = pictures(18, 15)
+    found = AnomalyDetector(scales, stride=2)(images)
+    parts = [AnomalyDetector([scale], stride=2)(images) for scale in scales]
+    assert torch.allclose(found, sum(parts) / 2, rtol=1e-4, atol=1e-3)
+
+
+def test_a_scale_survives_its_checkpoint():
+    scale = make_scale()
+    images = pictures(12, 10)
+    again = scale_from_checkpoint(scale_to_checkpoint(scale))
+    assert torch.equal(AnomalyDetector([scale])(images), AnomalyDetector([again])(images))

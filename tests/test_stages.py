@@ -1,0 +1,245 @@
+"""The four stages, one after another, on a category of a few small images."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anomaly_detection
+import checkpoints
+import mvtec_dataset
+import resnet18_training
+import students_training
+import teacher_training
+import training
+from command_line import ROOT, UserError
+
+CATEGORY = "knit"
+SIZE = (44, 40)
+
+
+def picture(random, spot=False):
+    pixels = 110 + 40 * np.sin(np.arange(SIZE[0]) / 2)[:, None, None] + random.normal(0, 8, (*SIZE, 3))
+    mask = np.zeros(SIZE, np.uint8)
+    if spot:
+        top, left = random.integers(4, 28, 2)
+        pixels[top : top + 8, left : left + 8] = (250, 20, 20)
+        mask[top : top + 8, left : left + 8] = 255
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), Image.fromarray(mask)
+
+
+def make_category(data: Path) -> None:
+    random = np.random.default_rng(0)
+    for folder, number, spot in (("train/good", 10, False), ("test/good", 4, False), ("test/spot", 4, True)):
+        for index in range(number):
+            image, mask = picture(random, spot)
+            files = [(data / CATEGORY / folder / f"{index:03d}.png", image)]
+            if spot:
+                files.append((data / CATEGORY / "ground_truth" / "spot" / f"{index:03d}_mask.png", mask))
+            for path, content in files:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content.save(path)
+
+
+class Place:
+    """Folders of a run, and the stages in them."""
+
+    def __init__(self, root: Path, data: Path):
+        self.data, self.model, self.results = data, root / "model", root / "results"
+        self.folders = ["--data", str(data), "--model", str(self.model)]
+
+    def backbone(self, *options):
+        weights = ("--backbone-weights", "random", "--image-size", "32", "--epochs", "2", "--batch-size", "4")
+        resnet18_training.main([CATEGORY, *self.folders, *weights, *options])
+
+    def teacher(self, *options):
+        options = ("--patch-size", "17", "--steps", "3", "--batch-size", "4", "--backbone-weights", "random", *options)
+        teacher_training.main([CATEGORY, *self.folders, *options])
+
+    def students(self, *options):
+        options = ("--patch-size", "17", "--image-size", "32", "--epochs", "3", "--students", "2", *options)
+        students_training.main([CATEGORY, *self.folders, *options])
+
+    def detection(self, *options):
+        anomaly_detection.main([CATEGORY, *self.folders, "--results", str(self.results), *options])
+
+    def load(self, name, kind):
+        return checkpoints.load(self.model / CATEGORY / name, kind)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_category(folder)
+    mvtec_dataset.main([CATEGORY, "--data", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, data):
+    """All four stages, run once."""
+    place = Place(tmp_path_factory.mktemp("done"), data)
+    place.backbone()
+    place.teacher()
+    place.students()
+    place.detection()
+    return place
+
+
+def test_the_stages_leave_models_maps_figures_and_measures(done):
+    model = {path.name for path in (done.model / CATEGORY).iterdir()}
+    assert {"resnet18.pt", "teacher_17.pt", "students_17.pt", "detector.pt", "students_17_training.png"} <= model
+    assert not [name for name in model if "checkpoint" in name]
+    results = done.results / CATEGORY
+    measures = json.loads((results / "metrics.json").read_text())
+    for measure in ("image_au_roc", "pixel_au_roc", "au_pro"):
+        assert 0 <= measures[measure] <= 1
+        assert 0 <= measures["kinds"]["spot"][measure] <= 1
+    assert measures["au_pro_limit"] == 0.3
+    with (results / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"test/{kind}/{n:03d}.png" for kind in ("good", "spot") for n in range(4)]
+    assert [int(row["label"]) for row in rows] == [0] * 4 + [1] * 4
+    for row in rows:
+        name = Path(row["path"]).relative_to("test").with_suffix("")
+        assert Image.open(results / "figures" / f"{name}.png").width > 1000
+        anomaly_map = Image.open(results / "anomaly_maps" / CATEGORY / "test" / f"{name}.tiff")
+        assert (anomaly_map.mode, anomaly_map.size) == ("F", SIZE[::-1])
+    assert (results / "curves.svg").exists()
+    assert (results / "examples.png").exists()
+
+
+def test_a_red_spot_on_grey_is_found_even_so(done):
+    assert json.loads((done.results / CATEGORY / "metrics.json").read_text())["pixel_au_roc"] > 0.8
+
+
+def test_run_again_nothing_is_trained_again(done, capsys):
+    files = [done.model / CATEGORY / name for name in ("resnet18.pt", "teacher_17.pt", "students_17.pt")]
+    before = [path.stat().st_mtime_ns for path in files]
+    done.backbone()
+    done.teacher()
+    done.students()
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert capsys.readouterr().out.count("trained already") == 3
+
+
+def test_a_model_of_other_settings_is_not_overwritten_unasked(done):
+    with pytest.raises(UserError, match=r"students_17\.pt was trained with epochs 3, not 4.*--restart"):
+        done.students("--epochs", "4")
+    with pytest.raises(UserError, match="steps 3, not 5"):
+        done.teacher("--steps", "5")
+
+
+class StoppedTraining(training.Training):
+    """Gets a Ctrl-C in its second step."""
+
+    def report(self, loss, **parts):
+        super().report(loss, **parts)
+        if self.step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stage", ("backbone", "teacher", "students"))
+def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypatch, stage):
+    module, name, kind = {
+        "backbone": (resnet18_training, "resnet18.pt", "backbone"),
+        "teacher": (teacher_training, "teacher_17.pt", "teacher"),
+        "students": (students_training, "students_17.pt", "students"),
+    }[stage]
+    place = Place(tmp_path, done.data)
+    (place.model / CATEGORY).mkdir(parents=True)
+    for needed in ("resnet18.pt", "teacher_17.pt"):
+        if needed != name:
+            (place.model / CATEGORY / needed).write_bytes((done.model / CATEGORY / needed).read_bytes())
+    monkeypatch.setattr(module, "Training", StoppedTraining)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(place, stage)()
+    assert not (place.model / CATEGORY / name).exists()
+    checkpoint = place.load(name.replace(".pt", ".checkpoint.pt"), checkpoint_kind(stage))
+    assert checkpoint["step"] == 2
+    monkeypatch.undo()
+    getattr(place, stage)()
+    found, expected = (tensors(p.load(name, kind)) for p in (place, done))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def checkpoint_kind(stage):
+    return {"backbone": "backbone training", "teacher": "teacher training, 17 pixels"}.get(
+        stage, "students training, 17 pixels"
+    )
+
+
+def tensors(content):
+    return content["scale"]["state"] if "scale" in content else content["net"]
+
+
+def test_students_of_another_teacher_are_not_taken_over(done, tmp_path):
+    place = Place(tmp_path, done.data)
+    (place.model / CATEGORY).mkdir(parents=True)
+    for name in ("students_17.pt", "resnet18.pt"):
+        (place.model / CATEGORY / name).write_bytes((done.model / CATEGORY / name).read_bytes())
+    place.teacher("--seed", "1")
+    with pytest.raises(UserError, match="with teacher"):
+        place.students()
+
+
+def test_several_strides_and_sizes_of_one_detector(done, tmp_path):
+    for options in (
+        ("--stride", "1"),
+        ("--image-size", "native"),
+        ("--image-size", "30", "26"),
+        ("--patch-size", "17"),
+    ):
+        anomaly_detection.main([CATEGORY, *done.folders, "--results", str(tmp_path), *options])
+        assert (tmp_path / CATEGORY / "metrics.json").exists()
+
+
+def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
+    other = tmp_path / "data" / CATEGORY / "train" / "good"
+    other.mkdir(parents=True)
+    for index in range(6):
+        picture(np.random.default_rng(index))[0].resize((30 + index % 2, 28)).save(other / f"{index}.bmp")
+    mvtec_dataset.main([CATEGORY, "--data", str(tmp_path / "data")])
+    place = Place(tmp_path, tmp_path / "data")
+    place.teacher("--images", str(data / CATEGORY / "train"))
+    place.students("--image-size", "native", "--epochs", "1")
+    assert place.load("detector.pt", "detector")["image_size"] == [None]
+    with pytest.raises(UserError, match="no images in test/"):
+        place.detection()
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path, data):
+    place = Place(tmp_path, data)
+    with pytest.raises(UserError, match=r"teacher_17\.pt is not there: run teacher_training\.py knit --patch-size 17"):
+        place.students()
+    with pytest.raises(UserError, match=r"detector\.pt is not there: run students_training\.py knit"):
+        place.detection()
+    with pytest.raises(UserError, match="is no state dict of torchvision's resnet18"):
+        torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pth")
+        place.backbone("--backbone-weights", str(tmp_path / "weights.pth"))
+    with pytest.raises(UserError, match="no folder"):
+        place.teacher("--images", str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no pictures"):
+        place.teacher("--images", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="--device nonsense"):
+        place.backbone("--device", "nonsense")
+
+
+@pytest.mark.parametrize(
+    "script", ("resnet18_training.py", "teacher_training.py", "students_training.py", "anomaly_detection.py")
+)
+def test_an_unknown_category_is_one_line_and_status_2(script, tmp_path):
+    command = [sys.executable, ROOT / "src" / script, "nonsense", "--data", tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=False)
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert "mvtec_dataset.sh nonsense" in found.stderr
