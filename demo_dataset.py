@@ -28,7 +28,7 @@ VERSION = 1  # of the pictures: raise it with every change that alters a pixel
 UNIT = 256  # lengths below are in pixels of an image this wide
 OVERSAMPLING = 2  # the weave is drawn this much larger, so that its edges come out smooth
 PERIOD = 9.0  # from one yarn to the next
-WEAKEST = 0.4  # strength of the least visible defect; the plainest has 1
+WEAKEST = 0.5  # strength of the least visible defect; the plainest has 1
 
 WARP_COLOUR = np.array([0.57, 0.49, 0.40], np.float32)
 WEFT_COLOUR = np.array([0.66, 0.60, 0.51], np.float32)

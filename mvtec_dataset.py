@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from archives import unpack_category  # noqa: E402
 from command_line import UserError, run  # noqa: E402
+from files import write_whole  # noqa: E402
 from images import IMAGE_SUFFIXES, is_image, load_mask, load_rgb  # noqa: E402
 
 COLUMNS = ("image_name", "gt_name", "label", "type")
@@ -163,15 +164,10 @@ def write_index(path: Path, rows: list[dict[str, str | int]]) -> None:
     content = os.fsencode(text.getvalue())
     if path.is_file() and path.read_bytes() == content:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        reason = f"the index cannot be written ({error.strerror})"
-        raise UserError(f"{path}: {reason}; make the folder writable, or copy the category to data/") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_whole(path, content)
+    except UserError as error:
+        raise UserError(f"{error}; make the folder writable, or copy the category to data/") from None
 
 
 def summary(category: Path, rows: list[dict[str, str | int]]) -> str:

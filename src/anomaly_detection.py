@@ -29,7 +29,9 @@ import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyDetector import AnomalyDetector, scale_from_checkpoint
 from command_line import UserError, run
+from files import write_whole
 from prefetch import prefetched
+from progress import Progress
 from result_page import ResultPage
 
 
@@ -74,23 +76,33 @@ def at_own_size(anomaly_map: torch.Tensor, picture: Image.Image) -> np.ndarray:
     return np.asarray(preprocessing.resize(Image.fromarray(anomaly_map.cpu().numpy()), picture.size[::-1]))
 
 
-def detect(detector: AnomalyDetector, dataset: AnomalyDataset, size: preprocessing.Size, args, results: Path):
-    """Map and score of each image, and its mask (None for a good one); writes the maps."""
+def detect(
+    detector: AnomalyDetector, dataset: AnomalyDataset, size: preprocessing.Size, args: Namespace, results: Path
+) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
+    """Map (H,W), score and mask (None for a good one) of each image. Writes the maps; goes on after a stop."""
     where = device.choose(args.device)
-    detector.to(where, memory_format=torch.channels_last)
+    key = f"{checkpoints.fingerprint(detector.state_dict())} {size} {detector.stride} {args.precision}"
+    progress = Progress(results / "detection.unfinished", key)
+    detector.to(where, memory_format=device.memory_format(where))
     transform = preprocessing.image_transform(size)
     maps, scores, masks = [], [], []
     samples = prefetched(dataset.__getitem__, range(len(dataset)))
     for row, sample in zip(dataset.rows, stages.with_bar(samples, len(dataset), "anomaly maps"), strict=True):
-        image = transform(sample["image"])[None].to(where)
-        with device.autocast(where, args.precision):
-            anomaly_map = detector(image)[0]
-        maps.append(at_own_size(anomaly_map, sample["image"]))
-        scores.append(anomaly_map.max().item())
-        masks.append(np.asarray(sample["mask"]) > 0 if row["gt_name"] else None)
         path = results / "anomaly_maps" / args.category / Path(row["image_name"]).with_suffix(".tiff")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(maps[-1]).save(path)
+        score = progress.get(row["image_name"])
+        if score is not None and path.exists():
+            maps.append(np.asarray(Image.open(path)))
+        else:
+            with device.autocast(where, args.precision):
+                anomaly_map = detector(transform(sample["image"])[None].to(where))[0]
+            score = anomaly_map.max().item()
+            maps.append(at_own_size(anomaly_map, sample["image"]))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(maps[-1]).save(path)
+            progress.put(row["image_name"], score)
+        scores.append(score)
+        masks.append(np.asarray(sample["mask"]) > 0 if row["gt_name"] else None)
+    progress.finish()
     return maps, np.array(scores), masks
 
 
@@ -145,7 +157,6 @@ def main(arguments: list[str] | None = None) -> None:
     have_masks = any(row["gt_name"] for row in dataset.rows)
     evaluation = metrics.Evaluation(maps, masks if have_masks else None, scores, labels, kinds)
     measures = evaluation.measures()
-    (results / "metrics.json").write_text(json.dumps(measures, indent=1) + "\n")
     with (results / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "image_score"])
@@ -155,6 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)
     page = write_figures(dataset, maps, scores, masks, results).finish(measures, *curves)
+    write_whole(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
 
     for name in ("image_au_roc", "pixel_au_roc", "au_pro"):
         if name in measures:

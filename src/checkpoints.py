@@ -1,8 +1,8 @@
 """The one way to save and load a model."""
 
-import os
+import hashlib
+import io
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from command_line import UserError
+from files import write_whole
 
 VERSION = 1
 
@@ -19,22 +20,9 @@ def save(path: Path, kind: str, category: str, content: Mapping[str, Any]) -> No
 
     The file appears under its name whole or not at all. Raises UserError where it can't be written.
     """
-    labelled = {"version": VERSION, "kind": kind, "category": category, **content}
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(labelled, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save({"version": VERSION, "kind": kind, "category": category, **content}, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def load(path: Path, kind: str, **expected: Any) -> dict[str, Any]:
@@ -64,3 +52,11 @@ def load(path: Path, kind: str, **expected: Any) -> dict[str, Any]:
             found = content.get(name)
             raise UserError(f"{path} has {name.replace('_', ' ')} {found}, wanted is {value}: choose another file")
     return content
+
+
+def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """Digest of a network's weights: what was learned from one network must not meet another."""
+    digest = hashlib.sha256()
+    for value in state.values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -20,7 +20,7 @@ def run(main):
         print(f"{command}: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print(f"\n{command}: stopped; the same command goes on where it stopped", file=sys.stderr)
+        print(f"\n{command}: stopped; the same command, without --restart, goes on where it stopped", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,6 +44,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Layout in which the device convolves fastest: channels_last where its matrix units do the work.
+
+    Measured on a CPU without them (AVX2): training takes a quarter less time in the plain layout.
+    """
+    return torch.channels_last if computes_bfloat16_faster(device) else torch.contiguous_format
+
+
 def seed_of(*numbers: int | str) -> int:
     """One seed made of several numbers and names.
 

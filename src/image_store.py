@@ -7,8 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prefetch import prefetched
-
-BUDGET = 4 * 2**30  # bytes
+from preprocessing import BUDGET
 
 
 class ImageStore:

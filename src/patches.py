@@ -23,11 +23,20 @@ class PatchSampler:
 
     As in the paper: a picture is zoomed so that its shorter side measures between 4 and 16 patches, a patch is cropped
     at random, the partner is shifted by up to a quarter of the patch, both are made grey with probability 0.1.
-    Pictures are kept in memory until `budget` bytes are full; others are read again each time.
+    Pictures are resized to `image_size` first (None leaves them as they are), and kept in memory until `budget` bytes
+    are full; the others are read again each time.
     """
 
-    def __init__(self, paths: Sequence[Path], patch_size: int, seed: int, budget: int = 4 * 2**30):
-        self._paths, self._patch_size, self._seed, self._budget = paths, patch_size, seed, budget
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        image_size: preprocessing.Size,
+        patch_size: int,
+        seed: int,
+        budget: int = preprocessing.BUDGET,
+    ):
+        self._paths, self._image_size = paths, image_size
+        self._patch_size, self._seed, self._budget = patch_size, seed, budget
         self._kept: dict[int, Image.Image] = {}
 
     def batches(self, steps: range, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -68,7 +77,7 @@ class PatchSampler:
     def _picture(self, index: int) -> Image.Image:
         picture = self._kept.get(index)
         if picture is None:
-            picture = images.load_rgb(self._paths[index])
+            picture = preprocessing.resize(images.load_rgb(self._paths[index]), self._image_size)
             self._budget -= 3 * picture.width * picture.height
             if self._budget >= 0:
                 self._kept[index] = picture

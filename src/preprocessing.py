@@ -7,9 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import device
+
 # Mean and deviation of ImageNet's pixels in [0, 1], red, green, blue: those of torchvision's weights.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+BUDGET = 4 * 2**30  # bytes of decoded images that are kept in memory
 Size = tuple[int, int] | None  # height and width; None leaves images as they are
 
 
@@ -32,7 +35,7 @@ def resize(image: Image.Image, size: Size) -> Image.Image:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """RGB from 0 to 255 (N,3,H,W) -> float32 by ImageNet's mean and deviation, in channels_last."""
+    """RGB from 0 to 255 (N,3,H,W) -> float32 by ImageNet's mean and deviation, in the device's layout."""
     mean, deviation = (
         torch.tensor(values, device=images.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
     )
@@ -41,5 +44,5 @@ def normalise(images: Tensor) -> Tensor:
         .div_(255)
         .sub_(mean)
         .div_(deviation)
-        .contiguous(memory_format=torch.channels_last)
+        .contiguous(memory_format=device.memory_format(images.device))
     )

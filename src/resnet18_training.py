@@ -80,6 +80,7 @@ def accuracy(
 def train(args: Namespace) -> Path:
     """Train the backbone and return where it was saved."""
     path = args.model / args.category / "resnet18.pt"
+    dataset = stages.good_images(args, stages.image_size(args))
     settings = {
         "seed": args.seed,
         "image_size": args.image_size,
@@ -87,8 +88,8 @@ def train(args: Namespace) -> Path:
         "epochs": args.epochs,
         "learning_rate": args.learning_rate,
         "backbone_weights": args.backbone_weights,
+        "images": stages.digest_of(stages.image_paths(dataset)),
     }
-    dataset = stages.good_images(args, stages.image_size(args))
     if already_trained(path, KIND, args.category, settings, args.restart):
         return path
     where = device.choose(args.device)
@@ -97,14 +98,14 @@ def train(args: Namespace) -> Path:
     state = backbone_weights.load(args.backbone_weights)
     if state is not None:
         net.load_torchvision(state)
-    net.to(where, memory_format=torch.channels_last)
+    net.to(where, memory_format=device.memory_format(where))
 
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
     learned, held_back = stages.held_back_split(len(dataset), args.seed)
     optimiser = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
     wanted = stages.shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
     training = Training(
-        path.with_suffix(".checkpoint.pt"),
+        path,
         f"{KIND} training",
         args.category,
         settings,

@@ -1,5 +1,6 @@
 """What the four stages ask for alike: options, folders, the category's images."""
 
+import hashlib
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,16 +65,21 @@ def parser(description: str, folders: tuple[str, ...] = ("data", "model")) -> Ar
     return options
 
 
-def add_image_size(options: ArgumentParser, default: Sequence[int | None] | None = (256,)) -> None:
+def add_image_size(
+    options: ArgumentParser,
+    default: Sequence[int | None] | None = (256,),
+    advice: str = "smaller is faster and misses small defects",
+) -> None:
     """Add --image-size; `image_size` reads it."""
+    shown = "as in training" if default is None else "native" if default[0] is None else default[0]
     options.add_argument(
         "--image-size",
         type=side,
         nargs="+",
         default=default and list(default),
         metavar="PIXELS",
-        help="side of the square that images are resized to, or height and width, or native: as they are. "
-        f"Smaller is faster and misses small defects (default {default[0] if default else 'as in training'})",
+        help="side of the square that images are resized to, or height and width, or native: as they are; "
+        f"{advice} (default {shown})",
     )
 
 
@@ -91,6 +97,17 @@ def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
     if len(dataset) < 2:
         raise UserError(f"{args.data / args.category} has {len(dataset)} images in train/good: two are the least")
     return dataset
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """Digest of files' names and sizes: what was trained on other images is told apart by it."""
+    entries = [(path.name, path.stat().st_size) for path in paths]
+    return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
+
+
+def image_paths(dataset: AnomalyDataset) -> list[Path]:
+    """The files of a dataset's images."""
+    return [dataset.root_dir / row["image_name"] for row in dataset.rows]
 
 
 def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:

@@ -5,7 +5,6 @@ train/good is held back: it shows how well they learn, and what error and varian
 model/CATEGORY/detector.pt, holds all that detection needs.
 """
 
-import hashlib
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,14 +72,6 @@ def load_teacher(args: Namespace, patch_size: int) -> AnomalyNet:
     return net.eval().requires_grad_(False)
 
 
-def fingerprint(net: nn.Module) -> str:
-    """Digest of a network's weights: students of one teacher must not meet another."""
-    digest = hashlib.sha256()
-    for value in net.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 @torch.inference_mode()
 def descriptor_moments(
     teacher: FDFEAnomalyNet, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
@@ -141,7 +132,8 @@ def train(args: Namespace, patch_size: int) -> Path:
         "learning_rate": args.learning_rate,
         "students": args.students,
         "stride": args.stride,
-        "teacher": fingerprint(teacher_net),
+        "teacher": checkpoints.fingerprint(teacher_net.state_dict()),
+        "images": stages.digest_of(stages.image_paths(dataset)),
     }
     if already_trained(path, KIND, args.category, settings, args.restart):
         return path
@@ -149,20 +141,20 @@ def train(args: Namespace, patch_size: int) -> Path:
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
     learned, held_back = stages.held_back_split(len(dataset), args.seed)
 
-    teacher_net.to(where, memory_format=torch.channels_last)
+    teacher_net.to(where, memory_format=device.memory_format(where))
     found = descriptor_moments(FDFEAnomalyNet(teacher_net, args.stride), store, learned, args, where)
     student_nets = nn.ModuleList()
     for number in range(args.students):
         torch.manual_seed(device.seed_of(args.seed, "student", patch_size, number))
         student_nets.append(AnomalyNet(patch_size))
-    student_nets.to(where, memory_format=torch.channels_last)
+    student_nets.to(where, memory_format=device.memory_format(where))
     scale = Scale(teacher_net, student_nets, found.mean, found.deviation).to(where)
     teacher, students = scale.dense(args.stride)
 
     optimiser = torch.optim.Adam(student_nets.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
     wanted = stages.shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
     training = Training(
-        path.with_suffix(".checkpoint.pt"),
+        path,
         f"{KIND} training, {patch_size} pixels",
         args.category,
         settings,
@@ -212,11 +204,19 @@ def main(arguments: list[str] | None = None) -> None:
     paths = [train(args, patch_size) for patch_size in sizes]
     contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]
     detector = args.model / args.category / "detector.pt"
+    made_from = [content["settings"] for content in contents]
+    if detector.exists() and checkpoints.load(detector, "detector", category=args.category)["made_from"] == made_from:
+        return
     checkpoints.save(
         detector,
         "detector",
         args.category,
-        {"image_size": args.image_size, "stride": args.stride, "scales": [content["scale"] for content in contents]},
+        {
+            "image_size": args.image_size,
+            "stride": args.stride,
+            "made_from": made_from,
+            "scales": [content["scale"] for content in contents],
+        },
     )
     print(f"saved {detector}: all that detection needs")
 

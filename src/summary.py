@@ -4,14 +4,12 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import result_page
-from command_line import UserError
+from files import write_whole
 
 # AU-PRO up to a false positive rate of 0.3 on MVTec AD as published by Bergmann et al., CVPR 2020: of one scale
 # (p = 65), and of three scales together. In MVTec's order of categories.
@@ -77,24 +75,6 @@ class Record:
     def write(self, folder: Path) -> None:
         """Write the record into results/CATEGORY. Raises UserError where that can't be done."""
         write_whole(folder / RECORD, json.dumps(asdict(self), indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises UserError where that can't be done."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        # Names of folders may hold bytes that are no text.
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace", newline="") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def in_order(categories: Sequence[str]) -> list[str]:

@@ -26,13 +26,17 @@ from training import Training, already_trained, learning_rate, set_learning_rate
 
 KIND = "teacher"
 WEIGHT_DECAY = 1e-5  # this and the learning rate: the paper, section 4
-PATCHES_MEASURED = 1024  # for the features' mean and deviation, and for the final figure
+PATCHES_MEASURED = 512  # for the features' mean and deviation, and for the final figure
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = stages.parser(__doc__)
-    stages.add_image_size(options)
+    stages.add_image_size(
+        options,
+        default=[None],
+        advice="the students' size, if theirs is so small that detail gets lost: the teacher shall not look for it",
+    )
     stages.add_training(options, batch_size=64, learning_rate=2e-4)
     options.add_argument(
         "--patch-size",
@@ -74,20 +78,21 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     return options.parse_args(arguments)
 
 
-def load_backbone(args: Namespace) -> AnomalyResnet18:
-    """The category's backbone where stage 1 made it, else the weights that --backbone-weights names."""
+def load_backbone(args: Namespace) -> tuple[str, AnomalyResnet18]:
+    """The category's backbone where stage 1 made it, else the weights that --backbone-weights names; and its name."""
     torch.manual_seed(args.seed)
     net = AnomalyResnet18()
     path = args.model / args.category / "resnet18.pt"
     if path.exists():
-        net.load_state_dict(checkpoints.load(path, "backbone", category=args.category)["net"])
-        print(f"backbone: {path}")
+        state = checkpoints.load(path, "backbone", category=args.category)["net"]
+        net.load_state_dict(state)
+        name = f"{path.name}, {checkpoints.fingerprint(state)}"
     else:
+        name = f"{args.backbone_weights} weights"
         state = backbone_weights.load(args.backbone_weights)
         if state is not None:
             net.load_torchvision(state)
-        print(f"backbone: {args.backbone_weights} weights")
-    return net.eval().requires_grad_(False)
+    return name, net.eval().requires_grad_(False)
 
 
 class Targets:
@@ -111,39 +116,39 @@ class Targets:
 def train(args: Namespace, patch_size: int) -> Path:
     """Train the teacher of one patch size and return where it was saved."""
     path = args.model / args.category / f"teacher_{patch_size}.pt"
+    size = stages.image_size(args)
     weights = {
         "distillation": args.distillation_weight,
         "metric": args.metric_weight,
         "compactness": args.compactness_weight,
     }
+    paths = stages.pictures_in(args.images) if args.images else stages.image_paths(stages.good_images(args, None))
+    backbone_name, backbone = load_backbone(args)
     settings = {
         "seed": args.seed,
         "batch_size": args.batch_size,
         "steps": args.steps,
         "learning_rate": args.learning_rate,
-        "images": str(args.images or "train/good"),
+        "images": stages.digest_of(paths),
+        "image_size": args.image_size,
+        "backbone": backbone_name,
         "backbone_size": args.backbone_size,
         "weights": weights,
-        "backbone_weights": args.backbone_weights,
     }
-    if args.images:
-        paths = stages.pictures_in(args.images)
-    else:
-        dataset = stages.good_images(args, None)
-        paths = [args.data / args.category / row["image_name"] for row in dataset.rows]
     if already_trained(path, KIND, args.category, settings, args.restart):
         return path
+    print(f"teacher of {patch_size} pixels, backbone: {backbone_name}, {len(paths)} pictures")
     where = device.choose(args.device)
-    backbone = load_backbone(args).to(where, memory_format=torch.channels_last)
+    backbone.to(where, memory_format=device.memory_format(where))
     torch.manual_seed(device.seed_of(args.seed, "teacher", patch_size))
-    net = AnomalyNet(patch_size).to(where, memory_format=torch.channels_last)
+    net = AnomalyNet(patch_size).to(where, memory_format=device.memory_format(where))
     with device.autocast(where, args.precision):
-        held_back = PatchSampler(paths, patch_size, device.seed_of(args.seed, "held back"))
+        held_back = PatchSampler(paths, size, patch_size, device.seed_of(args.seed, "held back"))
         targets = Targets(backbone, args.backbone_size, held_back, args.batch_size, where)
 
     optimiser = torch.optim.Adam(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
     training = Training(
-        path.with_suffix(".checkpoint.pt"),
+        path,
         f"{KIND} training, {patch_size} pixels",
         args.category,
         settings,
@@ -151,7 +156,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         args.steps,
         args.restart,
     )
-    sampler = PatchSampler(paths, patch_size, args.seed)
+    sampler = PatchSampler(paths, size, patch_size, args.seed)
     batches = sampler.batches(range(training.step, args.steps), args.batch_size)
     for step, (patches, partners) in zip(training, batches, strict=False):
         set_learning_rate(optimiser, learning_rate(step, args.steps, args.learning_rate))

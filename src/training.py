@@ -24,8 +24,9 @@ class Training:
             ...
             training.report(loss)
 
-    `parts` are what `state_dict` and `load_state_dict` save and restore. A checkpoint made with other `settings` is
-    refused by a UserError that names them. `history` holds (step, loss) for the picture of the training.
+    `path` is the model's; the checkpoint lies beside it. `parts` are what `state_dict` and `load_state_dict` save and
+    restore. A checkpoint made with other `settings` is refused by a UserError that names them. `history` holds (step,
+    loss) for the picture of the training.
     """
 
     def __init__(
@@ -38,15 +39,17 @@ class Training:
         steps: int,
         restart: bool = False,
     ):
-        self._path, self._kind, self._category = path, kind, category
+        self._path, self._kind, self._category = checkpoint_of(path), kind, category
         self._settings, self._parts, self.steps = dict(settings), parts, steps
         self.step = 0
         self.history: list[tuple[int, float]] = []
         self._losses: list[float] = []
         self._notes: dict[str, str] = {}
-        if path.exists() and not restart:
-            content = checkpoints.load(path, kind, category=category)
-            require_same_settings(path, content["settings"], self._settings)
+        if restart:
+            self._path.unlink(missing_ok=True)
+        if self._path.exists():
+            content = checkpoints.load(self._path, kind, category=category)
+            require_same_settings(self._path, content["settings"], self._settings)
             for name, part in parts.items():
                 part.load_state_dict(content["parts"][name])
             self.step = content["step"]
@@ -106,6 +109,11 @@ class Training:
         self._path.unlink(missing_ok=True)
 
 
+def checkpoint_of(path: Path) -> Path:
+    """Where the training of a model keeps its checkpoint."""
+    return path.with_suffix(".checkpoint.pt")
+
+
 def require_same_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise UserError, naming the first that differs, unless `path` was made with the settings that are wanted."""
     for name in sorted(found.keys() | wanted.keys()):
@@ -117,8 +125,11 @@ def require_same_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[
 
 
 def already_trained(path: Path, kind: str, category: str, settings: Mapping[str, Any], restart: bool) -> bool:
-    """Whether `path` holds the finished model of these settings; says so. Raises UserError if of others."""
-    if restart or not path.exists():
+    """Whether `path` holds the finished model of these settings; says so. Raises UserError if of others.
+
+    Where a checkpoint lies beside it, a training anew has begun, and goes on.
+    """
+    if restart or not path.exists() or checkpoint_of(path).exists():
         return False
     require_same_settings(path, checkpoints.load(path, kind, category=category)["settings"], settings)
     print(f"{path} is trained already; --restart trains it anew")

@@ -202,6 +202,26 @@ def test_several_strides_and_sizes_of_one_detector(done, tmp_path):
         assert (tmp_path / CATEGORY / "metrics.json").exists()
 
 
+def test_a_stopped_detection_goes_on_to_the_same_maps(done, tmp_path, monkeypatch):
+    forward, visited = anomaly_detection.AnomalyDetector.forward, []
+
+    def stopping(detector, images):
+        visited.append(len(images))
+        if len(visited) == 4:
+            raise KeyboardInterrupt
+        return forward(detector, images)
+
+    monkeypatch.setattr(anomaly_detection.AnomalyDetector, "forward", stopping)
+    options = [CATEGORY, *done.folders, "--results", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        anomaly_detection.main(options)
+    anomaly_detection.main(options)
+    assert len(visited) == 4 + 5  # three of the eight were done
+    for name in ("metrics.json", "scores.csv", f"anomaly_maps/{CATEGORY}/test/spot/003.tiff"):
+        assert (tmp_path / CATEGORY / name).read_bytes() == (done.results / CATEGORY / name).read_bytes()
+    assert not (tmp_path / CATEGORY / "detection.unfinished").exists()
+
+
 def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
     other = tmp_path / "data" / CATEGORY / "train" / "good"
     other.mkdir(parents=True)

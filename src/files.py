@@ -1,0 +1,32 @@
+"""Files that appear under their name whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from command_line import UserError
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file by way of a temporary one beside it; what lay there before stays until the new one is complete.
+
+    Text is written as UTF-8, bytes of names that are no text as question marks. Raises UserError where that can't be
+    done.
+    """
+    if isinstance(content, str):
+        content = content.encode(errors="replace")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
