@@ -19,6 +19,6 @@ echo "== ./mvtec_dataset.sh $category"
 # Small images and short trainings, so that two CPU cores finish while you wait. With a GPU or patience, leave the
 # options out: the defaults are better.
 stage src/resnet18_training.py "$category" --backbone-weights random --image-size 128 --epochs 5
-stage src/teacher_training.py "$category" --patch-size 33 --steps 100 --batch-size 32
+stage src/teacher_training.py "$category" --patch-size 33 --steps 25 --batch-size 32
 stage src/students_training.py "$category" --patch-size 33 --image-size 128 --epochs 5 --batch-size 1
 stage src/anomaly_detection.py "$category"

@@ -311,7 +311,7 @@ def hole(carpet: Carpet, strength: float) -> tuple[np.ndarray, np.ndarray]:
 def thread(carpet: Carpet, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """A loose thread from elsewhere lies on top."""
     rng = carpet.rng
-    length, half = 45 + 85 * strength + rng.uniform(0, 15), 0.95 + 0.65 * strength
+    length, half = 45 + 85 * strength + rng.uniform(0, 15), 1.4 + 0.8 * strength
     points = carpet.curve(length, 0.075, carpet.somewhere(50))
     distance, place = carpet.along_curve(points, half + 2)
     offset = distance / half
@@ -341,7 +341,7 @@ def stain(carpet: Carpet, strength: float) -> tuple[np.ndarray, np.ndarray]:
     reach = reach + 0.10 * carpet.smooth_noise(22) + 0.06 * carpet.smooth_noise(7) + 0.02 * carpet.fibre[0]
     soaked = smooth_step(-reach, -1.18, -0.66)
     rim = np.exp(-(((reach - 0.84) / 0.12) ** 2)) * soaked
-    amount = np.clip((0.15 + 0.52 * strength) * soaked * (1 + 0.35 * rim + 0.08 * carpet.smooth_noise(9)), 0, 0.9)
+    amount = np.clip((0.27 + 0.45 * strength) * soaked * (1 + 0.35 * rim + 0.08 * carpet.smooth_noise(9)), 0, 0.9)
     colour, height = carpet.render()
     hue = STAIN_COLOURS[rng.integers(len(STAIN_COLOURS))]
     absorbed = 1 - amount[..., None] * (1 - hue / WEFT_COLOUR)
@@ -351,7 +351,7 @@ def stain(carpet: Carpet, strength: float) -> tuple[np.ndarray, np.ndarray]:
 def metal(carpet: Carpet, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """A small splinter or washer of metal: dark and bright at once, with a hard edge and a shadow."""
     rng = carpet.rng
-    radius = 5.0 + 7.5 * strength + rng.uniform(0, 1.5)
+    radius = 9.0 + 7.0 * strength + rng.uniform(0, 1.5)
     x0, y0 = carpet.somewhere(radius + 10)
     dx, dy = carpet.x - x0, carpet.y - y0
     if rng.random() < 0.35:  # a washer

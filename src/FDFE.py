@@ -67,6 +67,19 @@ def flat_layers(net: nn.Module) -> list[nn.Module]:
     return layers
 
 
+def activations_after_pooling(layers: list[nn.Module]) -> list[nn.Module]:
+    """The layers with each leaky ReLU moved behind the max pooling that follows it.
+
+    It rises, so that the maximum is the same one: the same numbers, on a fourth of them where pooling strides by 2.
+    """
+    ordered = list(layers)
+    for place in range(len(ordered) - 1):
+        first, second = ordered[place : place + 2]
+        if isinstance(first, nn.LeakyReLU) and first.negative_slope > 0 and isinstance(second, nn.MaxPool2d):
+            ordered[place : place + 2] = second, first
+    return ordered
+
+
 def window(layer: nn.Module) -> Window:
     """The window of a convolution or pooling layer; a pointwise layer's is one pixel."""
     if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
@@ -145,8 +158,11 @@ def shifted(x: Tensor, kernel: int, dilation: int, stride: int, dim: int) -> lis
     return views
 
 
-def apply_layer(layer: nn.Module, x: Tensor, placement: Placement) -> Tensor:
-    """One layer of a patch network on a whole image, with the dilation and stride that `grids` gave."""
+def apply_layer(layer: nn.Module, x: Tensor, placement: Placement, overwrite: bool = False) -> Tensor:
+    """One layer of a patch network on a whole image, with the dilation and stride that `grids` gave.
+
+    `overwrite` allows to write the result over `x`, where nobody needs it again.
+    """
     dilation, stride = placement
     if isinstance(layer, nn.Conv2d):
         return F.conv2d(x, layer.weight, layer.bias, stride, 0, dilation, layer.groups)
@@ -158,4 +174,6 @@ def apply_layer(layer: nn.Module, x: Tensor, placement: Placement) -> Tensor:
             height, width = pair(layer.kernel_size)
             pooled = pooled * (height * width / layer.divisor_override)
         return pooled
+    if isinstance(layer, nn.LeakyReLU) and overwrite:
+        return F.leaky_relu_(x, layer.negative_slope)
     return layer(x)

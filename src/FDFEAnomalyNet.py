@@ -22,7 +22,8 @@ class FDFEAnomalyNet(nn.Module):
         self.net = net
         self.stride = stride
         self.patch_size = net.patch_size if patch_size is None else patch_size
-        self._layers = FDFE.flat_layers(getattr(net, "layers", net))  # a plain list: the parameters are net's
+        # A plain list: the parameters are net's.
+        self._layers = FDFE.activations_after_pooling(FDFE.flat_layers(getattr(net, "layers", net)))
         windows = [FDFE.window(layer) for layer in self._layers]
         left = tuple(FDFE.output_size(windows, self.patch_size, axis) for axis in (0, 1))
         if left != (1, 1):
@@ -47,6 +48,8 @@ class FDFEAnomalyNet(nn.Module):
     def describe_padded(self, pixels: Tensor) -> Tensor:
         """Describe all patches that lie within `pixels`, every `stride`-th along both axes."""
         x = pixels[:, :, :: self.pixel_step[0], :: self.pixel_step[1]]
+        ours = False  # whether x is no longer the caller's
         for layer, placement in zip(self._layers, self._placements, strict=True):
-            x = FDFE.apply_layer(layer, x, placement)
+            x = FDFE.apply_layer(layer, x, placement, overwrite=ours and not x.requires_grad)
+            ours = ours or isinstance(layer, nn.Conv2d)
         return x

@@ -1,6 +1,7 @@
 """Where the backbone's first weights come from."""
 
 import pickle
+import struct
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def load(source: str) -> dict[str, Tensor] | None:
         AnomalyResnet18().load_torchvision(state)
     except OSError as error:
         raise UserError(f"--backbone-weights {source}: {error.strerror}; give imagenet, random or a file") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AttributeError, TypeError):
+    except (
+        RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error
+    ):  # fmt: skip
         raise UserError(f"--backbone-weights {source} is no state dict of torchvision's resnet18") from None
     return state

@@ -16,8 +16,8 @@ def choose(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        torch.zeros(1, device=device).item()  # the device "meta" can't give it back
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise UserError(f"--device {name} is not to be had here: take auto or cpu") from None
     return device
 

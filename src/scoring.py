@@ -8,11 +8,11 @@ from torch import Tensor
 
 from FDFEAnomalyNet import FDFEAnomalyNet
 
-TILE = 256  # descriptors along each side that are in memory at once
+TILE_DESCRIPTORS, TILE_PIXELS = 256, 512  # along each side, in memory at once: the less of both
 
 
 def error_and_variance(
-    teacher: FDFEAnomalyNet, students: Sequence[FDFEAnomalyNet], images: Tensor, tile: int = TILE
+    teacher: FDFEAnomalyNet, students: Sequence[FDFEAnomalyNet], images: Tensor, tile: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Regression error and predictive variance of M students: (N,3,H,W) -> two of (N,ceil(H/stride),ceil(W/stride)).
 
@@ -22,9 +22,10 @@ def error_and_variance(
     (AnomalyNet.with_normalised_descriptors); all nets share patch size and stride.
 
     Works tile by tile, each cut with its receptive field out of the padded images, so that maps have no seams and
-    large images need little memory.
+    large images need little memory. `tile` is the descriptors along a tile's side, by default what fits well.
     """
     padded = teacher.pad(images)
+    tile = tile or min(TILE_DESCRIPTORS, TILE_PIXELS // teacher.stride)
     stride, field = teacher.stride, teacher.receptive_field
     rows, columns = ((padded.shape[2 + axis] - field[axis]) // stride + 1 for axis in (0, 1))
     error, variance = (torch.empty(len(images), rows, columns, device=images.device) for _ in range(2))

@@ -1,0 +1,209 @@
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import Normalize
+
+import files
+import preprocessing
+from command_line import UserError
+from image_store import ImageStore
+from prefetch import cpu_count, prefetched
+from progress import Progress
+
+# prefetch
+
+
+def test_results_come_in_the_items_order_whichever_is_done_first():
+    found = prefetched(lambda item: time.sleep(0.002 * (item % 3)) or item * item, range(40))
+    assert list(found) == [item * item for item in range(40)]
+
+
+def test_only_a_few_are_computed_ahead():
+    drawn = []
+
+    def items():
+        for item in range(10_000):
+            drawn.append(item)
+            yield item
+
+    results = prefetched(str, items())
+    assert [next(results), next(results)] == ["0", "1"]
+    assert 2 < len(drawn) <= 2 * (cpu_count() or 1) + 2
+    results.close()
+    assert len(drawn) < 10_000
+
+
+def test_an_exception_comes_up_at_its_items_turn():
+    results = prefetched(lambda item: 6 // item, [3, 2, 0, 1])
+    assert [next(results), next(results)] == [2, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_whoever_stops_reading_leaves_no_threads_behind():
+    before = threading.active_count()
+    results = prefetched(str, range(100))
+    next(results)
+    assert threading.active_count() > before
+    results.close()
+    assert threading.active_count() == before
+
+
+# progress
+
+
+def test_what_was_put_is_there_after_a_stop(tmp_path):
+    path = tmp_path / "results" / "unfinished"
+    first = Progress(path, "weights 1")
+    first.put("test/good/000.png", 0.1)
+    first.put("ü\n\udcff", -3.0)
+    second = Progress(path, "weights 1")
+    second.put("later", 2.5)
+    third = Progress(path, "weights 1")
+    assert [third.get(name) for name in ("test/good/000.png", "ü\n\udcff", "later", "never")] == [0.1, -3.0, 2.5, None]
+
+
+def test_another_key_starts_anew(tmp_path):
+    path = tmp_path / "unfinished"
+    Progress(path, "weights 1").put("a", 1.0)
+    assert Progress(path, "weights 2").get("a") is None
+    assert Progress(path, "weights 1").get("a") is None
+
+
+def test_a_line_cut_off_by_the_stop_is_left_out_and_nothing_after_it_is_lost(tmp_path):
+    path = tmp_path / "unfinished"
+    Progress(path, "key").put("a", 1.0)
+    with path.open("a") as file:
+        file.write(json.dumps(["b", 2.0])[:-3])
+    progress = Progress(path, "key")
+    assert (progress.get("a"), progress.get("b")) == (1.0, None)
+    progress.put("c", 3.0)
+    assert Progress(path, "key").get("c") == 3.0
+
+
+def test_a_finished_job_leaves_nothing(tmp_path):
+    path = tmp_path / "unfinished"
+    progress = Progress(path, "key")
+    progress.put("a", 1.0)
+    progress.finish()
+    assert list(tmp_path.iterdir()) == []
+    assert Progress(path, "key").get("a") is None
+
+
+# image_store
+
+
+class Loader:
+    """Images of 48 bytes, or for odd indices of 24; counts how often each was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, index):
+        self.asked.append(index)
+        return torch.full((3, 4 - 2 * (index % 2), 4), index, dtype=torch.uint8)
+
+
+def test_images_that_fit_are_loaded_once():
+    load = Loader()
+    store = ImageStore(load, 4)
+    for _ in range(2):
+        groups = list(store.batches([[2, 0], [0]]))
+    assert sorted(load.asked) == [0, 1, 2, 3]
+    assert [[group.shape for group in batch] for batch in groups] == [[(2, 3, 4, 4)], [(1, 3, 4, 4)]]
+    assert groups[0][0][:, 0, 0, 0].tolist() == [2, 0]
+
+
+def test_images_beyond_the_budget_are_loaded_each_time():
+    load = Loader()
+    store = ImageStore(load, 4, budget=48 + 24)
+    load.asked.clear()
+    first, second = (next(store.batches([[0, 1, 2, 3]])) for _ in range(2))
+    assert sorted(load.asked) == [2, 2, 3, 3]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_batch_of_several_sizes_is_gathered_by_size():
+    (groups,) = ImageStore(Loader(), 5).batches([[3, 0, 1, 4]])
+    assert [group[:, 0, 0, 0].tolist() for group in groups] == [[3, 1], [0, 4]]
+    assert [group.shape for group in groups] == [(2, 3, 2, 4), (2, 3, 4, 4)]
+
+
+# files
+
+
+def test_bytes_and_text_are_written_into_folders_that_are_made(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    files.write_whole(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    files.write_whole(path, "größer\udcff")
+    assert path.read_text(encoding="utf-8") == "größer?"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match=r"file can't be written: No space left on device"):
+        files.write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_in_the_way_is_said(tmp_path):
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    with pytest.raises(UserError, match="folder can't be written"):
+        files.write_whole(tmp_path / "folder", "text")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+# preprocessing
+
+
+def test_normalise_equals_torchvisions():
+    pixels = torch.randint(0, 256, (2, 3, 5, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = Normalize(preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)(pixels.float() / 255)
+    torch.testing.assert_close(preprocessing.normalise(pixels), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_normalise_leaves_its_input_alone(dtype):
+    pixels = torch.arange(24, dtype=dtype).view(1, 3, 2, 4)
+    before = pixels.clone()
+    assert preprocessing.normalise(pixels).dtype == torch.float32
+    assert torch.equal(pixels, before)
+
+
+def test_pictures_become_tensors_of_rows_and_columns():
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    tensor = preprocessing.to_tensor(Image.fromarray(pixels))
+    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((3, 2, 4), torch.uint8, True)
+    assert tensor[:, 1, 3].tolist() == pixels[1, 3].tolist() == [21, 22, 23]
+    grey = preprocessing.to_tensor(Image.fromarray(pixels[..., 0]))
+    assert (grey.shape, grey[0, 1, 3].item()) == ((1, 2, 4), 21)
+
+
+def test_resize_takes_height_then_width():
+    picture = Image.new("RGB", (10, 6))
+    assert preprocessing.resize(picture, (3, 5)).size == (5, 3)
+    assert preprocessing.resize(picture, None) is picture
+    assert preprocessing.resize(picture, (6, 10)) is picture
+    assert preprocessing.image_transform((3, 5))(picture).shape == (3, 3, 5)
+
+
+def test_resize_does_not_alias():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = preprocessing.image_transform((8, 8))(Image.fromarray(stripes))
+    assert 118 <= small.min() <= small.max() <= 137  # a picture of every eighth pixel would be black, or white
