@@ -73,11 +73,11 @@ def colour_scale(anomaly_maps: Sequence[np.ndarray]) -> tuple[float, float]:
     """Choose one colour scale for all maps of a category.
 
     Returns:
-        vmin, vmax: from the median pixel, which is what good texture scores, to the value that the maxima of nine
-        maps in ten stay below, so that one extreme image does not darken all the others.
+        vmin, vmax: from the median pixel, which is what good texture scores, to the value that the maxima of three
+        maps in four stay below, so that extreme defects do not darken all the others.
     """
     vmin = float(np.median([np.median(scores) for scores in anomaly_maps]))
-    vmax = float(np.quantile([np.max(scores) for scores in anomaly_maps], 0.9))
+    vmax = float(np.quantile([np.max(scores) for scores in anomaly_maps], 0.75))
     return vmin, max(vmax, np.nextafter(vmin, np.inf))
 
 
