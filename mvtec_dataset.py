@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from archives import unpack_category  # noqa: E402
-from command_line import UserError, run  # noqa: E402
+from command_line import UserError, category_name, run  # noqa: E402
 from files import write_whole  # noqa: E402
 from images import IMAGE_SUFFIXES, is_image, load_mask, load_rgb  # noqa: E402
 
@@ -77,8 +77,11 @@ def list_images(category: Path) -> tuple[list[dict[str, str | int]], list[str]]:
     without_masks = not (category / "ground_truth").is_dir()
     for kind, images in test.items():
         masks = {file.stem: file for file in _visible(category / "ground_truth" / kind) if is_image(file)}
+        seen = {}
         for image in images:
             stem = Path(image).stem
+            if seen.setdefault(stem, image) != image:  # maps and figures are named by it
+                problems.append(f"{image}: has the name of {seen[stem]}, but for the ending; rename one")
             mask = masks.get(f"{stem}_mask", masks.get(stem))
             if kind == "good" or without_masks:
                 mask = None
@@ -190,9 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("category", help="the category's folder in the data folder, such as carpet")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the categories (%(default)s)")
     arguments = parser.parse_args(arguments)
-    if not arguments.category or arguments.category.startswith((".", "-")) or "/" in arguments.category:
-        raise UserError(f"'{arguments.category}': wants a category's plain name, such as carpet")
-    category = arguments.data / arguments.category
+    category = arguments.data / category_name(arguments.category)
     rows = prepare(category)
     print(summary(category, rows))
 

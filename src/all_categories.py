@@ -25,17 +25,17 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import summary
-from command_line import ROOT, UserError, run
+from command_line import ROOT, UserError, category_name, run
 from summary import Record
 
 SRC = Path(__file__).resolve().parent
 
 # Every stage, in order, and those of the options below that are handed on to it.
-EVERYWHERE = ("data", "model", "seed", "device", "precision")
+EVERYWHERE = ("data", "model", "device", "precision")
 STAGES = {
-    "resnet18_training": (*EVERYWHERE, "image_size", "restart"),
-    "teacher_training": (*EVERYWHERE, "patch_size", "restart"),
-    "students_training": (*EVERYWHERE, "image_size", "patch_size", "students", "stride", "restart"),
+    "resnet18_training": (*EVERYWHERE, "seed", "image_size", "restart"),
+    "teacher_training": (*EVERYWHERE, "seed", "patch_size", "restart"),
+    "students_training": (*EVERYWHERE, "seed", "image_size", "patch_size", "students", "stride", "restart"),
     "anomaly_detection": (*EVERYWHERE, "results"),
 }
 
@@ -102,11 +102,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 def chosen_categories(args: Namespace) -> list[str]:
     """The categories that are named, else all that lie in data/. Raises UserError where there are none."""
-    for category in args.category:
-        if not category or category.startswith((".", "-")) or "/" in category:
-            raise UserError(f"'{category}': wants a category's plain name, such as carpet")
     if args.category:
-        return list(dict.fromkeys(args.category))
+        return list(dict.fromkeys(category_name(category) for category in args.category))
     found = [good.parent.parent.name for good in args.data.glob("*/train/good") if good.is_dir()]
     found = [category for category in found if not category.startswith((".", "-"))]
     if not found:

@@ -1,7 +1,7 @@
 """Stage 4: teacher against students on the test images -> anomaly maps, scores, measures and pictures.
 
 The map is the students' error plus their variance, each normalised on good images (section 3.2 of "Uninformed
-Students"); the image score is the map's maximum. Written under results/CATEGORY/:
+Students"); the image score is the map's maximum at the size that the networks see. Written under results/CATEGORY/:
   index.html      the page to look at: measures, curves and every image; opens from disk (its pictures: page/)
   metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect
   scores.csv      path, label and image score of every test image
@@ -12,6 +12,7 @@ Students"); the image score is the map's maximum. Written under results/CATEGORY
 """
 
 import csv
+import io
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -29,7 +30,7 @@ import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyDetector import AnomalyDetector, scale_from_checkpoint
 from command_line import UserError, run
-from files import write_whole
+from files import make_folder, write_whole
 from prefetch import prefetched
 from progress import Progress
 from result_page import ResultPage
@@ -58,7 +59,7 @@ def load_detector(args: Namespace) -> tuple[AnomalyDetector, preprocessing.Size]
         raise UserError(f"{path} is not there: run students_training.py {args.category} first")
     content = checkpoints.load(path, "detector", category=args.category)
     there = {scale["patch_size"]: scale for scale in content["scales"]}
-    wanted = args.patch_size or list(there)
+    wanted = sorted(set(args.patch_size or there))
     for patch_size in wanted:
         if patch_size not in there:
             raise UserError(
@@ -81,7 +82,8 @@ def detect(
 ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
     """Map (H,W), score and mask (None for a good one) of each image. Writes the maps; goes on after a stop."""
     where = device.choose(args.device)
-    key = f"{checkpoints.fingerprint(detector.state_dict())} {size} {detector.stride} {args.precision}"
+    images = stages.digest_of(stages.image_paths(dataset))
+    key = f"{checkpoints.fingerprint(detector.state_dict())} {images} {size} {detector.stride} {args.precision}"
     progress = Progress(results / "detection.unfinished", key)
     detector.to(where, memory_format=device.memory_format(where))
     transform = preprocessing.image_transform(size)
@@ -106,6 +108,20 @@ def detect(
     return maps, np.array(scores), masks
 
 
+def printable(name: str) -> str:
+    """A file's name with bytes that are no text as question marks."""
+    return name.encode(errors="replace").decode()
+
+
+def scores_table(dataset: AnomalyDataset, scores: np.ndarray) -> str:
+    """Path, label and image score of every image, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "image_score"])
+    writer.writerows((row["image_name"], row["label"], score) for row, score in zip(dataset.rows, scores, strict=True))
+    return text.getvalue()
+
+
 def kind_of(row: dict) -> str:
     """The kind of defect: the name of the image's folder."""
     return Path(row["image_name"]).parent.name
@@ -128,7 +144,11 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, results: Path) -
     for index, sample in enumerate(stages.with_bar(samples, len(dataset), "figures")):
         name = Path(sample["path"])
         example = figures.Example(
-            np.asarray(sample["image"]), masks[index], maps[index], scores[index], f"{name.parent.name}/{name.stem}"
+            np.asarray(sample["image"]),
+            masks[index],
+            maps[index],
+            scores[index],
+            printable(f"{name.parent.name}/{name.stem}"),
         )
         path = results / "figures" / name.parent.name / f"{name.stem}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")
     detector, size = load_detector(args)
     results = args.results / args.category
+    make_folder(results)
     maps, scores, masks = detect(detector, dataset, size, args, results)
 
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
@@ -157,12 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     have_masks = any(row["gt_name"] for row in dataset.rows)
     evaluation = metrics.Evaluation(maps, masks if have_masks else None, scores, labels, kinds)
     measures = evaluation.measures()
-    with (results / "scores.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "image_score"])
-        writer.writerows(
-            (row["image_name"], label, score) for row, label, score in zip(dataset.rows, labels, scores, strict=True)
-        )
+    write_whole(results / "scores.csv", scores_table(dataset, scores))
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)
     page = write_figures(dataset, maps, scores, masks, results).finish(measures, *curves)

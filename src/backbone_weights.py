@@ -3,6 +3,7 @@
 import pickle
 import struct
 from argparse import ArgumentParser
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ def add_option(options: ArgumentParser) -> None:
         default="imagenet",
         metavar="SOURCE",
         help="imagenet (through torchvision, which downloads them once: best), random (needs nothing, tells defects "
-        "apart less well), or a file with a torchvision resnet18 state dict (default imagenet)",
+        "apart less well), or a file with a torchvision resnet18 state dict; where resnet18_training.py has adapted the "
+        "backbone, later stages take that instead (default imagenet)",
     )
 
 
@@ -33,8 +35,8 @@ def load(source: str) -> dict[str, Tensor] | None:
         return None
     if source == "imagenet":
         try:
-            return ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
-        except OSError as error:
+            return ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
             raise UserError(
                 f"ImageNet's weights can't be had ({getattr(error, 'reason', error)}): give a torchvision resnet18 "
                 "state dict by --backbone-weights FILE, or take --backbone-weights random"

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,14 @@ def load(path: Path, kind: str, **expected: Any) -> dict[str, Any]:
         raise UserError(f"{path} is a folder, not a checkpoint") from None
     except PermissionError:
         raise UserError(f"{path} can't be read: permission denied") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError):
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, struct.error):
         raise UserError(
             f"{path} is no checkpoint of this project, or it is broken: remove it and train again"
         ) from None
     if not isinstance(content, dict) or "kind" not in content:
         raise UserError(f"{path} is no checkpoint of this project (a state dict of another one?)")
-    if content["version"] != VERSION:
-        raise UserError(f"{path} has version {content['version']}, this program reads {VERSION}: train again")
+    if content.get("version") != VERSION:
+        raise UserError(f"{path} has version {content.get('version')}, this program reads {VERSION}: train again")
     for name, value in {"kind": kind, **expected}.items():
         if content.get(name) != value:
             found = content.get(name)

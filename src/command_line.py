@@ -11,6 +11,14 @@ class UserError(Exception):
     """Something that the user can mend; its text names the file or value and the way out."""
 
 
+def category_name(text: str) -> str:
+    """A category as the user names it, without the slash that completion leaves. Raises UserError for a path."""
+    name = text.rstrip("/")
+    if not name or name.startswith((".", "-")) or "/" in name:
+        raise UserError(f"'{text}': wants a category's plain name, such as carpet")
+    return name
+
+
 def run(main):
     """Call `main()` and exit: a UserError becomes one line and status 2, Ctrl-C one line and status 130."""
     command = Path(sys.argv[0]).name

@@ -78,7 +78,7 @@ def colour_scale(anomaly_maps: Sequence[np.ndarray]) -> tuple[float, float]:
     """
     vmin = float(np.median([np.median(scores) for scores in anomaly_maps]))
     vmax = float(np.quantile([np.max(scores) for scores in anomaly_maps], 0.75))
-    return vmin, max(vmax, np.nextafter(vmin, np.inf))
+    return vmin, max(vmax, vmin + 1e-6 * max(1.0, abs(vmin)))
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, vmin: float, vmax: float) -> np.ndarray:
@@ -239,20 +239,6 @@ class ResultFigure:
                 put(label, lefts[index] + width / 2, 0.05)
         for tick, level in zip(self.ticks, (0, 0.5, 1), strict=True):
             put(tick, right + 2 * self.GAP + self.BAR_WIDTH, self.LABEL_HEIGHT + level * height)
-
-
-def save_result_figure(
-    path: Path,
-    image: np.ndarray,
-    mask: np.ndarray | None,
-    anomaly_map: np.ndarray,
-    score: float,
-    vmin: float,
-    vmax: float,
-    title: str = "",
-) -> None:
-    """Write one result as a PNG; for many of one category make one `ResultFigure`, which explains the arguments."""
-    ResultFigure(vmin, vmax).save(path, image, mask, anomaly_map, score, title)
 
 
 def save_curves_figure(

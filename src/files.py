@@ -30,3 +30,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it. Raises UserError where it can't be made or takes no files."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(f"{path} can't be written into: {error.strerror or error}") from error

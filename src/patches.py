@@ -58,7 +58,7 @@ class PatchSampler:
         shift = (size - 1) // 4
         shorter = min(picture.size)
         scale = random.uniform(ZOOM[0] * size, ZOOM[1] * size) / shorter
-        side = min((size + 2 * shift) / scale, shorter)
+        side = (size + 2 * shift) / scale
         left, top = (random.uniform(0, length - side) for length in picture.size)
         around = picture.resize(
             (size + 2 * shift,) * 2, Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)

@@ -12,7 +12,7 @@ import device
 import images
 import preprocessing
 from AnomalyDataset import AnomalyDataset
-from command_line import ROOT, UserError
+from command_line import ROOT, UserError, category_name
 
 
 def positive(text: str) -> int:
@@ -35,6 +35,11 @@ def _number(kind, text, allowed, what):
     return value
 
 
+def seed(text: str) -> int:
+    """An option's value: a whole number from 0 that generators take."""
+    return _number(int, text, lambda value: 0 <= value < 2**63, "a whole number from 0, below 2^63")
+
+
 def side(text: str) -> int | None:
     """One of the values of --image-size: a number of pixels, or None for "native"."""
     if text == "native":
@@ -45,8 +50,9 @@ def side(text: str) -> int | None:
 def parser(description: str, folders: tuple[str, ...] = ("data", "model")) -> ArgumentParser:
     """A parser with the options of every stage."""
     options = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("category", help="name of a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY")
-    options.add_argument("--seed", type=int, default=0, help="same seed, same machine: same numbers (default 0)")
+    options.add_argument(
+        "category", type=category_name, help="name of a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY"
+    )
     options.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 ...")
     options.add_argument(
         "--precision",
@@ -87,7 +93,7 @@ def image_size(args: Namespace) -> preprocessing.Size:
     """Height and width that --image-size asks for, None for native."""
     sides = args.image_size
     if len(sides) > 2 or (len(sides) == 2 and None in sides):
-        raise UserError(f"--image-size takes one number, height and width, or native, not {len(sides)} values")
+        raise UserError("--image-size takes one number, or height and width, or native alone")
     return None if sides == [None] else (sides[0], sides[-1])
 
 
@@ -111,7 +117,7 @@ def image_paths(dataset: AnomalyDataset) -> list[Path]:
 
 
 def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to learn from, and a tenth held back: at least 20 where that is no more than a quarter of all."""
+    """Indices to learn from, and to hold back: a tenth, or 20 if that is more, but then a quarter at most."""
     held_back = max(1, round(0.1 * number), min(20, number // 4))
     order = np.random.default_rng(device.seed_of(seed, "held back")).permutation(number).tolist()
     return sorted(order[held_back:]), sorted(order[:held_back])
@@ -134,6 +140,7 @@ def not_negative(text: str) -> float:
 
 def add_training(options: ArgumentParser, batch_size: int, learning_rate: float) -> None:
     """Add the options of every training."""
+    options.add_argument("--seed", type=seed, default=0, help="same seed, same machine: same numbers (default 0)")
     options.add_argument(
         "--batch-size",
         type=positive,

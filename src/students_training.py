@@ -205,8 +205,10 @@ def main(arguments: list[str] | None = None) -> None:
     contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]
     detector = args.model / args.category / "detector.pt"
     made_from = [content["settings"] for content in contents]
-    if detector.exists() and checkpoints.load(detector, "detector", category=args.category)["made_from"] == made_from:
-        return
+    if detector.exists() and not args.restart:
+        there = checkpoints.load(detector, "detector", category=args.category)
+        if there["made_from"] == made_from:
+            return
     checkpoints.save(
         detector,
         "detector",

@@ -1,8 +1,8 @@
 """Stage 2: distil the backbone into the teacher, a small network that describes patches.
 
 Three losses teach it (section 3.1 of "Uninformed Students"): knowledge distillation from ResNet18's features, metric
-learning and descriptor compactness. The backbone is the one that resnet18_training.py adapted, if it did; else
-ImageNet's.
+learning and descriptor compactness. The backbone is the one that resnet18_training.py adapted, if it did; else it has
+the weights that --backbone-weights names.
 """
 
 from argparse import Namespace
@@ -57,7 +57,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         type=Path,
         metavar="DIR",
         help="teach on the pictures in DIR and below, of any kind, in place of the category's good images: many "
-        "everyday pictures make a teacher that serves every category",
+        "everyday pictures make a better teacher",
     )
     options.add_argument(
         "--backbone-size",
@@ -78,21 +78,21 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     return options.parse_args(arguments)
 
 
-def load_backbone(args: Namespace) -> tuple[str, AnomalyResnet18]:
-    """The category's backbone where stage 1 made it, else the weights that --backbone-weights names; and its name."""
+def adapted_backbone(args: Namespace) -> dict[str, Tensor] | None:
+    """The weights that stage 1 made for the category, None where it made none."""
+    path = args.model / args.category / "resnet18.pt"
+    return checkpoints.load(path, "backbone", category=args.category)["net"] if path.exists() else None
+
+
+def load_backbone(args: Namespace, adapted: dict[str, Tensor] | None) -> AnomalyResnet18:
+    """The backbone with the adapted weights, else with those that --backbone-weights names."""
     torch.manual_seed(args.seed)
     net = AnomalyResnet18()
-    path = args.model / args.category / "resnet18.pt"
-    if path.exists():
-        state = checkpoints.load(path, "backbone", category=args.category)["net"]
-        net.load_state_dict(state)
-        name = f"{path.name}, {checkpoints.fingerprint(state)}"
-    else:
-        name = f"{args.backbone_weights} weights"
-        state = backbone_weights.load(args.backbone_weights)
-        if state is not None:
-            net.load_torchvision(state)
-    return name, net.eval().requires_grad_(False)
+    if adapted is not None:
+        net.load_state_dict(adapted)
+    elif (state := backbone_weights.load(args.backbone_weights)) is not None:
+        net.load_torchvision(state)
+    return net.eval().requires_grad_(False)
 
 
 class Targets:
@@ -123,7 +123,12 @@ def train(args: Namespace, patch_size: int) -> Path:
         "compactness": args.compactness_weight,
     }
     paths = stages.pictures_in(args.images) if args.images else stages.image_paths(stages.good_images(args, None))
-    backbone_name, backbone = load_backbone(args)
+    adapted = adapted_backbone(args)
+    backbone_name = (
+        f"{args.backbone_weights} weights"
+        if adapted is None
+        else (f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}")
+    )
     settings = {
         "seed": args.seed,
         "batch_size": args.batch_size,
@@ -139,7 +144,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         return path
     print(f"teacher of {patch_size} pixels, backbone: {backbone_name}, {len(paths)} pictures")
     where = device.choose(args.device)
-    backbone.to(where, memory_format=device.memory_format(where))
+    backbone = load_backbone(args, adapted).to(where, memory_format=device.memory_format(where))
     torch.manual_seed(device.seed_of(args.seed, "teacher", patch_size))
     net = AnomalyNet(patch_size).to(where, memory_format=device.memory_format(where))
     with device.autocast(where, args.precision):
@@ -210,7 +215,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     if args.batch_size < 2:
         raise UserError("--batch-size 1: metric learning and compactness need two patches or more")
-    for patch_size in args.patch_size:
+    if not (args.distillation_weight or args.metric_weight or args.compactness_weight):
+        raise UserError("all weights are 0: leave one of --distillation-weight, --metric-weight, --compactness-weight")
+    for patch_size in sorted(set(args.patch_size)):
         train(args, patch_size)
 
 

@@ -150,7 +150,7 @@ def test_result_figures_are_the_same_bytes_whatever_was_drawn_before(tmp_path):
     used.save(tmp_path / "used.png", *example)
     image, mask, anomaly_map, score, title = example
     with matplotlib.rc_context({"font.size": 30, "font.family": "serif"}):  # a user's own style does not reach it
-        figures.save_result_figure(tmp_path / "new.png", image, mask, anomaly_map, score, 0, 4, title)
+        figures.ResultFigure(0, 4).save(tmp_path / "new.png", image, mask, anomaly_map, score, title)
     assert (tmp_path / "used.png").read_bytes() == (tmp_path / "new.png").read_bytes()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import ResNet18_Weights
 from torchvision.transforms import Normalize
 
 import files
@@ -173,7 +174,8 @@ def test_a_folder_in_the_way_is_said(tmp_path):
 
 def test_normalise_equals_torchvisions():
     pixels = torch.randint(0, 256, (2, 3, 5, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    expected = Normalize(preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)(pixels.float() / 255)
+    theirs = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    expected = Normalize(theirs.mean, theirs.std)(pixels.float() / 255)
     torch.testing.assert_close(preprocessing.normalise(pixels), expected, rtol=0, atol=1e-6)
 
 
