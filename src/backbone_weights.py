@@ -21,7 +21,7 @@ def add_option(options: ArgumentParser) -> None:
         default="imagenet",
         metavar="SOURCE",
         help="imagenet (through torchvision, which downloads them once: best), random (needs nothing, tells defects "
-        "apart less well), or a file with a torchvision resnet18 state dict; where resnet18_training.py has adapted the "
+        "apart less well), or a file with a torchvision resnet18 state dict; where stage 1 has adapted the "
         "backbone, later stages take that instead (default imagenet)",
     )
 
