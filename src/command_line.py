@@ -28,7 +28,8 @@ def run(main):
         print(f"{command}: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print(f"\n{command}: stopped; the same command, without --restart, goes on where it stopped", file=sys.stderr)
+        same = "the same command, without --restart," if "--restart" in sys.argv else "the same command"
+        print(f"\n{command}: stopped; {same} goes on where it stopped", file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

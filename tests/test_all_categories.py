@@ -179,8 +179,13 @@ def parse_arguments(arguments=None):
 def main():
     args = parse_arguments()
     stage = Path(__file__).stem
+    words = sys.argv[2:]
+    for everywhere in ("--data", "--model", "--seed"):
+        if everywhere in words:
+            place = words.index(everywhere)
+            del words[place : place + 2]
     with (Path(__file__).parents[1] / "log").open("a") as log:
-        log.write(" ".join([args.category, stage, *sys.argv[8:]]) + "\\n")
+        log.write(" ".join([args.category, stage, *words]) + "\\n")
     model = args.model / args.category
     model.mkdir(parents=True, exist_ok=True)
     if stage == "students_training":
@@ -228,7 +233,7 @@ class House:
     def __init__(self, root):
         self.root, self.data, self.results = root, root / "data", root / "results"
         (root / "src").mkdir()
-        for name in ("all_categories.py", "summary.py", "command_line.py"):
+        for name in ("all_categories.py", "summary.py", "command_line.py", "files.py"):
             shutil.copy(ROOT / "src" / name, root / "src")
         (root / "src/result_page.py").write_text("def write_summary_page(path, rows): path.touch()\n")
         for stage in ("resnet18_training", "teacher_training", "students_training", "anomaly_detection"):
