@@ -10,19 +10,17 @@ positive rate and to the overlap with the regions. It is also timed on AU-PRO al
 
 import argparse
 import functools
-import json
-import os
-import platform
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+import scipy
 from scipy import ndimage
 
 # Before this folder, where this file itself is named metrics.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+import measuring
+
 import metrics
 
 LIMITS = (0.3, 0.05)
@@ -97,7 +95,7 @@ def plain(maps: np.ndarray, masks: np.ndarray, au_pro_alone: bool = False) -> di
     return result
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark, print the table, write the file; 1 if the implementations disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", type=int, default=80, help="number of maps, a quarter of them good (80)")
@@ -107,45 +105,42 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic maps (0)")
     parser.add_argument("--output", type=Path, help="write the times and the measures here, as JSON")
-    arguments = parser.parse_args()
+    args = parser.parse_args(arguments)
 
-    maps, masks = synthetic_maps(arguments.maps, arguments.size, arguments.seed)
+    maps, masks = synthetic_maps(args.maps, args.size, args.seed)
     contenders = {
         "src/metrics.py, all measures": ours,
         "plain, AU-PRO alone": functools.partial(plain, au_pro_alone=True),
         "plain, all measures": plain,
     }
-    seconds = {name: [] for name in contenders}
     measures = {}
-    for _ in range(arguments.repeats):  # in turns, so that what else the machine does falls on all
-        for name, function in contenders.items():
-            start = time.perf_counter()
-            measures[name] = function(maps, masks)
-            seconds[name].append(time.perf_counter() - start)
 
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"{arguments.maps} maps of {arguments.size} x {arguments.size}, {arguments.repeats} turns each\n")
-    print(f"{'':29} {'median':>9} {'fastest':>9} {'slowest':>9} {'median to ours':>15}")
-    for name, times in seconds.items():
-        ratio = medians[name] / medians["src/metrics.py, all measures"]
-        print(f"{name:29} {medians[name]:7.3f} s {min(times):7.3f} s {max(times):7.3f} s {ratio:13.1f} x")
+    def work(name, function):
+        measures[name] = function(maps, masks)
+
+    works = {name: functools.partial(work, name, function) for name, function in contenders.items()}
+    timings = measuring.interleaved(works, args.repeats, warm_up=0)  # NumPy has nothing to warm up
+
+    machine = measuring.machine() | {"numpy": np.__version__, "scipy": scipy.__version__}
+    print(f"{args.maps} maps of {args.size} x {args.size}, {args.repeats} turns each")
+    print(f"{machine['cpu']}, {machine['cores']} cores, numpy {np.__version__}, scipy {scipy.__version__}\n")
+    ours_median = timings["src/metrics.py, all measures"].median
+    lines = [(name, timing.rounded, measuring.ratio(timing.median / ours_median)) for name, timing in timings.items()]
+    print(measuring.table(("", "ms: median (spread)", "median to ours"), lines))
     first = measures["src/metrics.py, all measures"]
     difference = max(abs(first[name] - value) for others in measures.values() for name, value in others.items())
     print(f"\nmeasures: {', '.join(f'{name} {value:.6f}' for name, value in first.items())}")
     print(f"largest difference: {difference:.1e} (at most {TOLERANCE:.0e})")
-    if arguments.output:
-        report = {
-            "maps": arguments.maps,
-            "size": arguments.size,
-            "seed": arguments.seed,
-            "machine": {"cpu_count": os.cpu_count(), "architecture": platform.machine(), "numpy": np.__version__},
-            "seconds": seconds,
-            "median_seconds": medians,
-            "measures": measures,
-            "largest_difference": difference,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    measuring.write_json(
+        args.output,
+        "metrics",
+        args,
+        machine,
+        warm_up_turns=0,
+        timings={name: timing.summary() for name, timing in timings.items()},
+        measures=measures,
+        largest_difference=difference,
+    )
     return 0 if difference <= TOLERANCE else 1
 
 

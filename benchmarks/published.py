@@ -1,28 +1,40 @@
-"""Dense extraction as published, to measure against: multi-pooling into the batch, in float32.
+"""The published way, to measure against: multi-pooling, students in a stack, one student after another.
 
-Bailer, Habtegebrial, Varanasi, Stricker, "Fast Dense Feature Extraction with CNNs that have Pooling or Striding Layers"
-(BMVC 2017, arXiv 1805.03096), sections 3.1 and 3.2.
+Dense extraction follows Bailer, Habtegebrial, Varanasi, Stricker, "Fast Dense Feature Extraction with CNNs that have
+Pooling or Striding Layers" (BMVC 2017, arXiv 1805.03096), sections 3.1 and 3.2. Scoring and training follow Bergmann,
+Fauser, Sattlegger, Steger, "Uninformed Students" (CVPR 2020, arXiv 1911.02357), section 3.2, in the form that ports
+give them. All in float32, in the layout NCHW, on every pixel.
 """
+
+import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from measuring import exact_float32
 from torch import Tensor, nn
 
+import losses
+import preprocessing
+from AnomalyDetector import Scale
 from AnomalyNet import AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 
+TOLERANCE = 1e-5  # descriptors, relative to the largest
+MAP_TOLERANCE = 1e-4  # maps: sums of squares of differences
+
 
 class MultiPoolingNet(nn.Module):
-    """A patch network on every pixel: (N,3,H,W) -> (N,C,H,W), equal to FDFEAnomalyNet(net)."""
+    """A patch network on every pixel: (N,3,H,W) -> (N,C,H,W), equal to FDFEAnomalyNet(net). Its weights are a copy."""
 
     def __init__(self, net: AnomalyNet):
         super().__init__()
-        self.net = net
+        self.net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
         self._padding = FDFEAnomalyNet(net).pad
 
     def forward(self, images: Tensor) -> Tensor:
         """Describe every pixel."""
-        x, pools = self._padding(images), []
+        x, pools = self._padding(images.contiguous()), []
         for layer in self.net.layers:
             if isinstance(layer, nn.MaxPool2d):
                 x = multi_pool(x, layer.kernel_size)
@@ -35,7 +47,10 @@ class MultiPoolingNet(nn.Module):
 
 
 def multi_pool(x: Tensor, size: int) -> Tensor:
-    """Pool all size^2 shifts of (N,C,H,W), one after another in the batch: (size^2 N,C,H',W')."""
+    """Pool all size^2 shifts of (N,C,H,W), one after another in the batch: (size^2 N,C,H',W').
+
+    Padded at the end to a multiple of `size`; what comes of that lies behind the last pixel and is cut off in the end.
+    """
     rows, columns = (-(-(length - size + 1) // size) for length in x.shape[2:])
     x = F.pad(x, (0, (columns + 1) * size - x.shape[3], 0, (rows + 1) * size - x.shape[2]))
     height, width = rows * size, columns * size
@@ -48,3 +63,69 @@ def unwarp(x: Tensor, size: int) -> Tensor:
     """Interleave the shifts that multi_pool put into the batch."""
     shifts = x.unflatten(0, (size, size, -1))  # down, right, N, C, H', W'
     return shifts.permute(2, 3, 4, 0, 5, 1).flatten(4, 5).flatten(2, 3)
+
+
+class PublishedDetector(nn.Module):
+    """Teacher and students as published: uint8 images (N,3,H,W) -> anomaly maps (N,H,W), equal to AnomalyDetector's."""
+
+    def __init__(self, scale: Scale):
+        super().__init__()
+        self.scale = scale
+        self.teacher = MultiPoolingNet(scale.teacher)
+        self.students = nn.ModuleList(MultiPoolingNet(student) for student in scale.students)
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = preprocessing.normalise(images)
+        mean, deviation = (value.float()[:, None, None] for value in (self.scale.mean, self.scale.deviation))
+        target = (self.teacher(pixels) - mean) / deviation
+        students = torch.stack([student(pixels) for student in self.students])
+        error = (students.mean(0) - target).square().sum(1)
+        variance = students.var(0, correction=0).sum(1)
+        return self.scale.combine(error, variance)
+
+
+class PublishedTraining:
+    """One student after another learns an image, each with the teacher's pass and its own, on every pixel."""
+
+    def __init__(self, teacher: AnomalyNet, students: Sequence[AnomalyNet], learning_rate: float, weight_decay: float):
+        self.teacher = MultiPoolingNet(teacher)
+        self.students = [MultiPoolingNet(student) for student in students]
+        self.optimisers = [
+            torch.optim.Adam(student.parameters(), learning_rate, weight_decay=weight_decay)
+            for student in self.students
+        ]
+
+    def step(self, images: Tensor) -> list[float]:
+        """Let all students learn uint8 images (N,3,H,W); `teacher` describes in normalised form. Returns the losses."""
+        found = []
+        for student, optimiser in zip(self.students, self.optimisers, strict=True):
+            pixels = preprocessing.normalise(images)
+            optimiser.zero_grad()
+            with torch.no_grad():
+                target = self.teacher(pixels)
+            loss = losses.regression(student(pixels), target)
+            loss.backward()
+            optimiser.step()
+            found.append(loss.item())
+        return found
+
+
+@torch.inference_mode()
+def require_same_descriptors(net: AnomalyNet, images: Tensor) -> None:
+    """Raise AssertionError where MultiPoolingNet and FDFEAnomalyNet differ on any pixel of (N,3,H,W)."""
+    with exact_float32():
+        _require_equal(MultiPoolingNet(net)(images), FDFEAnomalyNet(net)(images), TOLERANCE, "descriptors")
+
+
+@torch.inference_mode()
+def require_same_maps(published: nn.Module, ours: nn.Module, images: Tensor) -> None:
+    """Raise AssertionError where the maps of two detectors differ on any pixel of uint8 (N,3,H,W)."""
+    with exact_float32():
+        _require_equal(published(images), ours(images), MAP_TOLERANCE, "maps")
+
+
+def _require_equal(found, expected, tolerance, what):
+    assert found.shape == expected.shape, f"{what} of shape {tuple(found.shape)}, not {tuple(expected.shape)}"
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    assert difference < tolerance, f"the published way's {what} differ by {difference:.1e} from ours"

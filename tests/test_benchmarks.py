@@ -1,35 +1,132 @@
+import importlib
 import json
 import sys
 
 import pytest
 import torch
 
+import losses
+from AnomalyDetector import AnomalyDetector, Scale
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from command_line import ROOT
 from FDFEAnomalyNet import FDFEAnomalyNet
 
 sys.path.append(str(ROOT / "benchmarks"))
+import anomaly_map
 import dense_extraction
-from published import MultiPoolingNet
+import measuring
+import published
+
+QUICK = ["--image-size", "12", "--patch-size", "17", "--repeat", "1", "--device", "cpu"]
+PRODUCT = ["--matrix-size", "64"]
 
 
-@pytest.mark.parametrize("size", ((9, 14), (21, 16)))
+def run(script, output, *options):
+    script.main([*QUICK, *options, "--output", str(output)])
+    return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("size", ((9, 14), (21, 16), (1, 3), (19, 23)))
 @pytest.mark.parametrize("patch_size", PATCH_SIZES)
 def test_the_published_way_gives_the_same_descriptors(patch_size, size):
-    net = AnomalyNet(patch_size)
-    images = torch.randn(2, 3, *size)
-    with torch.no_grad():
-        expected = FDFEAnomalyNet(net)(images)
-        assert ((MultiPoolingNet(net)(images) - expected).norm() / expected.norm()).item() < 1e-5
+    torch.manual_seed(patch_size)
+    published.require_same_descriptors(AnomalyNet(patch_size), torch.randn(2, 3, *size))
+
+
+def test_the_check_of_descriptors_sees_one_pixel(monkeypatch):
+    right = published.MultiPoolingNet.forward
+
+    def wrong(self, images):
+        descriptors = right(self, images).clone()
+        descriptors[-1, :, -1, -1] *= 1.01
+        return descriptors
+
+    monkeypatch.setattr(published.MultiPoolingNet, "forward", wrong)
+    with pytest.raises(AssertionError, match="differ"):
+        published.require_same_descriptors(AnomalyNet(17), torch.randn(1, 3, 9, 7))
+
+
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_the_published_way_gives_the_same_maps(patch_size):
+    torch.manual_seed(patch_size)
+    nets = [AnomalyNet(patch_size) for _ in range(3)]
+    scale = Scale(nets[0], nets[1:], torch.randn(512), torch.rand(512) + 0.5).eval()
+    images = torch.randint(256, (2, 3, 11, 14), dtype=torch.uint8)
+    published.require_same_maps(published.PublishedDetector(scale), AnomalyDetector([scale]), images)
+
+
+def test_the_published_way_gives_the_same_gradients():
+    torch.manual_seed(0)
+    teacher, student = AnomalyNet(33).requires_grad_(False), AnomalyNet(33)
+    images = torch.randn(1, 3, 9, 12)
+    theirs = published.MultiPoolingNet(student)
+    losses.regression(theirs(images), teacher_descriptors := FDFEAnomalyNet(teacher)(images)).backward()
+    losses.regression(FDFEAnomalyNet(student)(images), teacher_descriptors).backward()
+    for found, expected in zip(theirs.net.parameters(), student.parameters(), strict=True):
+        assert ((found.grad - expected.grad).norm() / expected.grad.norm()).item() < 1e-4
 
 
 def test_dense_extraction_counts_every_multiplication(tmp_path):
-    output = tmp_path / "figures.json"
-    options = ["--image-size", "6", "--patch-size", "17", "--stride", "1", "--repeat", "1", "--output", str(output)]
-    dense_extraction.main([*options, "--device", "cpu"])
-    (row,) = json.loads(output.read_text())["rows"]
+    options = [*PRODUCT, "--image-size", "6", "--stride", "1", "--precision", "float32"]
+    report = run(dense_extraction, tmp_path / "figures.json", *options)
+    (row,) = report["rows"]
     # Each layer's side, channels and kernel, for 6 + 16 pixels along each side.
     layers = ((17, 3, 128, 6), (13, 128, 256, 5), (9, 256, 256, 5), (6, 256, 128, 4), (6, 128, 512, 1))
     expected = sum(2 * side**2 * before * after * kernel**2 for side, before, after, kernel in layers)
     assert row["tflop"] == pytest.approx(expected / 1e12)
+    assert row["tflop_per_second"] == pytest.approx(row["tflop"] / row["seconds"])
     assert row["times_every_patch"] > 0
+    assert report["product_tflop_per_second"]["float32"] > 0
+    seconds = {baseline["way"]: baseline["seconds"] for baseline in report["baselines"]}
+    assert row["times_published"] == pytest.approx(seconds["published"] / row["seconds"])
+    (sampled,) = (baseline for baseline in report["baselines"] if baseline["way"] == "every patch")
+    assert sampled["seconds"] == pytest.approx(6 * sampled["extrapolated_from_seconds"][0])
+
+
+def test_dense_extraction_says_what_is_extrapolated(tmp_path, capsys):
+    report = run(dense_extraction, tmp_path / "figures.json", *PRODUCT, "--stride", "4", "8", "--precision", "float32")
+    assert [row["stride"] for row in report["rows"]] == [4, 8]
+    assert "extrapolated from 1 of 12 rows" in capsys.readouterr().out
+
+
+def test_anomaly_map_measures_time_and_memory(tmp_path, capsys):
+    options = [*PRODUCT, "--stride", "4", "--memory", "40", "--students", "2", "--precision", "float32"]
+    report = run(anomaly_map, tmp_path / "a" / "figures.json", *options)
+    assert [row["stride"] for row in report["rows"]] == [4] * len(report["rows"])
+    assert all(row["seconds"] > 0 and row["times_published"] > 0 for row in report["rows"])
+    assert {row["way"] for row in report["memory"]} == {"ours"}
+    assert all(0 < row["peak_bytes"] < 2**30 for row in report["memory"])
+    assert "to published" in capsys.readouterr().out
+
+
+def test_students_training_counts_visits(tmp_path):
+    # By the folder: src has a script of the same name.
+    script = importlib.import_module("benchmarks.students_training")
+    options = ["--stride", "4", "--batch-size", "2", "--students", "2", "--precision", "float32"]
+    report = run(script, tmp_path / "figures.json", *options)
+    (row,), (baseline,) = report["rows"], report["baselines"]
+    assert row["visits_per_second"] == pytest.approx(2 / row["seconds"])
+    assert baseline["visits_per_second"] == pytest.approx(1 / baseline["seconds"])
+    assert row["times_published"] == pytest.approx(row["visits_per_second"] / baseline["visits_per_second"])
+
+
+def test_metrics_benchmark_agrees_with_the_plain_way(tmp_path):
+    # By the folder: src has a module of the same name.
+    script = importlib.import_module("benchmarks.metrics")
+    output = tmp_path / "figures.json"
+    assert script.main(["--maps", "4", "--size", "48", "--repeats", "2", "--output", str(output)]) == 0
+    assert len(json.loads(output.read_text())["timings"]) == 3
+
+
+def test_works_take_turns_and_the_first_does_not_count():
+    calls = []
+    works = {name: lambda name=name: calls.append(name) for name in "ab"}
+    timings = measuring.interleaved(works, repeat=3, fewer={"b": 1})
+    assert calls == ["a", "b", "a", "b", "a", "a"]
+    assert [len(timings[name].turns) for name in "ab"] == [3, 1]
+
+
+def test_a_table_lines_up():
+    expected = "| way  |   ms |\n|------|-----:|\n| ours |  1.5 |\n| all  | 20.0 |"
+    assert measuring.table(("way", "ms"), (("ours", "1.5"), ("all", "20.0"))) == expected
+    assert [measuring.milliseconds(value) for value in (0.0001234, 0.01234, 12.34)] == ["0.123", "12.3", "12,340"]

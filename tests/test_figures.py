@@ -192,7 +192,7 @@ def test_curves_figure_of_good_images_alone_says_why_there_are_no_curves(curves)
 def test_thinned_curves_keep_their_ends_and_shape():
     rng = np.random.default_rng(0)
     x, y = (np.concatenate(([0], np.sort(rng.random(50_000)), [1])) for _ in range(2))
-    thin_x, thin_y = figures._thin(x, y)
+    thin_x, thin_y = figures.thin(x, y)
     assert len(thin_x) <= 502
     assert (thin_x[0], thin_y[0], thin_x[-1], thin_y[-1]) == (0, 0, 1, 1)
     assert np.abs(np.interp(x, thin_x, thin_y) - y).max() < 0.01

@@ -8,7 +8,6 @@ import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,11 +194,11 @@ def test_a_former_index_outlives_a_failure(category):
 
 
 def test_a_folder_that_takes_no_files(category, monkeypatch):
-    def refuse(*_):
+    def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
-    assert "tiny.csv: the index cannot be written (Permission denied)" in refused(category)
+    monkeypatch.setattr("files.tempfile.mkstemp", refuse)
+    assert "tiny.csv can't be written: Permission denied; make the folder writable" in refused(category)
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "--unknown"])

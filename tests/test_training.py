@@ -217,7 +217,7 @@ def test_a_bad_image_size_is_refused(text, capsys):
 
 @pytest.mark.parametrize("texts", [("64", "64", "64"), ("native", "64"), ("64", "native"), ("native", "native")])
 def test_several_image_sizes_that_do_not_fit_are_refused(texts):
-    with pytest.raises(UserError, match="--image-size takes one number, height and width, or native"):
+    with pytest.raises(UserError, match="--image-size takes one number, or height and width, or native alone"):
         read_size(*texts)
 
 

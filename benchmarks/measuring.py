@@ -1,0 +1,296 @@
+"""What all benchmarks share: taking turns, medians and spread, the machine, its rate at matrix products, tables, JSON.
+
+Contenders take turns, so that what else the machine does falls on all of them. The first turns warm up and are not
+counted: they pay for what is paid once, such as memory, choice of algorithms and compilation.
+"""
+
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import device
+import stages
+from AnomalyNet import PATCH_SIZES
+from command_line import UserError
+
+STRIDES = (1, 2, 4, 8)
+WARM_UP = 1
+GPU_PRODUCTS = 50  # in one turn: one alone takes no longer than to start it
+
+
+class Timing(NamedTuple):
+    """Seconds that each counted turn took."""
+
+    turns: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.turns)
+
+    @property
+    def rounded(self) -> str:
+        """Median and spread in milliseconds, for a table."""
+        return f"{milliseconds(self.median)} ({milliseconds(min(self.turns))} .. {milliseconds(max(self.turns))})"
+
+    def summary(self) -> dict[str, Any]:
+        """Median, spread and every turn, for JSON."""
+        return {
+            "seconds": self.median,
+            "fastest": min(self.turns),
+            "slowest": max(self.turns),
+            "turns": self.turns,
+        }
+
+
+def milliseconds(seconds: float) -> str:
+    """Milliseconds with three digits or more."""
+    value = 1e3 * seconds
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def ratio(value: float) -> str:
+    """How many times as much, with two digits or more."""
+    return f"{value:.2g} x" if value < 1 else f"{value:,.{0 if value >= 100 else 1}f} x"
+
+
+def seconds(work: Callable[[], object], where: torch.device | None = None) -> float:
+    """How long one call takes, the GPU's work included."""
+    synchronise(where)
+    start = time.perf_counter()
+    work()
+    synchronise(where)
+    return time.perf_counter() - start
+
+
+def synchronise(where: torch.device | None) -> None:
+    """Wait until a GPU has done its work."""
+    if where is not None and where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+def interleaved(
+    works: Mapping[Hashable, Callable[[], object]],
+    repeat: int,
+    where: torch.device | None = None,
+    warm_up: int = WARM_UP,
+    fewer: Mapping[Hashable, int] | None = None,
+) -> dict[Hashable, Timing]:
+    """Time each work `repeat` times, in turns, after `warm_up` turns that don't count.
+
+    `fewer` names works that take no more turns than this, and the number.
+    """
+    turns = {key: [] for key in works}
+    for turn in range(-warm_up, repeat):
+        for key, work in works.items():
+            if turn < (fewer or {}).get(key, repeat):
+                took = seconds(work, where)
+                if turn >= 0:
+                    turns[key].append(took)
+    return {key: Timing(values) for key, values in turns.items()}
+
+
+def parser(description: str, repeat: int = 5) -> ArgumentParser:
+    """A parser with the options of the benchmarks that run networks; `read` reads it."""
+    options = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("--device", type=_device, default="auto", help="auto (a GPU if there is one), cpu, cuda ...")
+    options.add_argument(
+        "--patch-size",
+        type=int,
+        nargs="+",
+        choices=PATCH_SIZES,
+        default=list(PATCH_SIZES),
+        help="sides of the patches in pixels (default: all)",
+    )
+    options.add_argument(
+        "--precision",
+        nargs="+",
+        choices=device.PRECISIONS[1:],
+        help="default: float32, and bfloat16 where the hardware computes it faster; bfloat16 is slow elsewhere",
+    )
+    options.add_argument("--image-size", type=stages.positive, default=256, help="height and width (default 256)")
+    options.add_argument(
+        "--repeat",
+        type=stages.positive,
+        default=repeat,
+        help=f"counted turns that each takes, after {WARM_UP} to warm up; more if the spread is wide, as on a busy "
+        f"machine (default {repeat})",
+    )
+    options.add_argument("--seed", type=stages.seed, default=0, help="of images and weights (default 0)")
+    options.add_argument("--output", type=Path, help="write machine, settings, every turn and the table here, as JSON")
+    return options
+
+
+def add_matrix_size(options: ArgumentParser) -> None:
+    """Add --matrix-size, for `product_works`."""
+    options.add_argument(
+        "--matrix-size",
+        type=stages.positive,
+        default=4096,
+        help="of the square matrices whose product shows what the hardware can do; 1024 is quicker on a slow CPU, and "
+        "shows less than it can (default 4096)",
+    )
+
+
+def add_strides(options: ArgumentParser, default: Sequence[int]) -> None:
+    """Add --stride."""
+    options.add_argument(
+        "--stride",
+        type=int,
+        nargs="+",
+        choices=STRIDES,
+        default=list(default),
+        help=f"describe every STRIDE-th pixel along each side (default {' '.join(map(str, default))})",
+    )
+
+
+def read(options: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
+    """Read the command line, fill in the precisions, seed the weights."""
+    args = options.parse_args(arguments)
+    if args.precision is None:
+        args.precision = ["float32", "bfloat16"] if device.computes_bfloat16_faster(args.device) else ["float32"]
+    torch.manual_seed(args.seed)
+    return args
+
+
+def _device(name):
+    try:
+        return device.choose(name)
+    except UserError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def random_images(args: Namespace, number: int) -> torch.Tensor:
+    """Images of noise, uint8 (number,3,H,W), on the device."""
+    shape = number, 3, args.image_size, args.image_size
+    return torch.randint(256, shape, dtype=torch.uint8, generator=device.generator(args.seed)).to(args.device)
+
+
+def product_works(args: Namespace) -> dict[Hashable, Callable[[], object]]:
+    """The product of two large matrices in each precision, to be timed in the same turns as the rest.
+
+    In float32 a GPU rounds their entries as it does for convolutions (TF32, by torch's default).
+    """
+    works = {}
+    for precision in args.precision:
+        pair = torch.randn(2, args.matrix_size, args.matrix_size, device=args.device, dtype=getattr(torch, precision))
+
+        def work(first=pair[0], second=pair[1]):
+            before = torch.backends.cuda.matmul.fp32_precision
+            torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision
+            for _ in range(_products(args)):
+                first @ second
+            torch.backends.cuda.matmul.fp32_precision = before
+
+        works["product", precision] = work
+    return works
+
+
+def product_rates(args: Namespace, timings: Mapping[Hashable, Timing]) -> dict[str, float]:
+    """TFLOP/s of the matrix products in each precision."""
+    tflop = 2 * args.matrix_size**3 * _products(args) / 1e12
+    return {precision: tflop / timings["product", precision].median for precision in args.precision}
+
+
+def _products(args):
+    return GPU_PRODUCTS if args.device.type == "cuda" else 1
+
+
+def count_tflop(work: Callable[[], object]) -> float:
+    """Multiplications and additions (two for each pair) of the convolutions that a call computes, in 10^12.
+
+    From the shapes at which they are called: what is computed twice, as where tiles overlap, counts twice.
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e12
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let a GPU convolve float32 without rounding it to TF32, for comparisons of results."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+
+
+def machine(where: torch.device | None = None) -> dict[str, Any]:
+    """What a figure's reader must know of the hardware and of torch."""
+    found = {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "architecture": platform.machine(),
+        "matrix_units": [name for name in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(name)],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if where is not None and where.type == "cuda":
+        precision = torch.backends.cudnn.conv.fp32_precision
+        found |= {"gpu": torch.cuda.get_device_name(where), "cuda": torch.version.cuda, "float32_on_gpu": precision}
+    return found
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine_line(found: Mapping[str, Any]) -> str:
+    """`machine` in one line."""
+    units = f" with {', '.join(found['matrix_units'])}" if found["matrix_units"] else ""
+    gpu = f"{found['gpu']} (CUDA {found['cuda']}, float32 as {found['float32_on_gpu']}); " if "gpu" in found else ""
+    return f"{gpu}{found['cpu']}{units}, {found['cores']} cores, {found['threads']} threads, torch {found['torch']}"
+
+
+def rates_line(args: Namespace, rates: Mapping[str, float]) -> str:
+    """`product_rates` in one line."""
+    measured = ", ".join(f"{rate:.3g} TFLOP/s in {precision}" for precision, rate in rates.items())
+    return f"product of two {args.matrix_size} x {args.matrix_size} matrices: {measured}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table whose columns line up, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    left = [not any(row[column][:1].isdigit() for row in cells[1:]) for column in range(len(header))]
+    lines = [
+        "| "
+        + " | ".join(c.ljust(w) if lean else c.rjust(w) for c, w, lean in zip(row, widths, left, strict=True))
+        + " |"
+        for row in cells
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if lean else "-" * (w + 1) + ":" for w, lean in zip(widths, left, strict=True))
+    return "\n".join([lines[0], rule + "|", *lines[1:]])
+
+
+def write_json(
+    path: Path | None, benchmark: str, settings: Namespace, found: Mapping[str, Any], **content: Any
+) -> None:
+    """Write what was measured, where a path is given."""
+    if path is None:
+        return
+    plain = {
+        name: value if isinstance(value, int | float | list | None) else str(value)
+        for name, value in vars(settings).items()
+        if name != "output"
+    }
+    report = {"benchmark": benchmark, "machine": found, "settings": plain} | content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")

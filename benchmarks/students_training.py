@@ -1,0 +1,177 @@
+"""How many images a second all students learn, against the published way.
+
+Ours is the step of src/students_training.py: one pass of the teacher for all students, at random positions a stride
+apart, in the precision asked for. The published way lets one student after another learn an image, each time with a
+pass of the teacher, on every pixel by multi-pooling in float32. Both begin with a uint8 image on the device, decoded
+already, and end when Adam has moved the weights of all students; both start from the same weights, and at stride 1 in
+float32 must have the same loss. All take turns, after a first turn that isn't counted.
+
+How to read the table: a visit is one image that all students have learned once. "visits/s" times the seconds of a
+training is how many images it sees; "to published" says how many times as many as the published way.
+
+    python3 benchmarks/students_training.py --patch-size 65 --output students_training.json
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import measuring
+import torch
+from measuring import Timing
+from published import PublishedTraining
+from torch import Tensor, nn
+
+import device
+import losses
+import preprocessing
+import stages
+from AnomalyNet import AnomalyNet
+from FDFEAnomalyNet import FDFEAnomalyNet
+
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-5  # the paper's
+CHECKED_SIZE = 24  # height and width of the image on which losses are compared, at most
+TOLERANCE = 1e-4
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    options = measuring.parser(__doc__, repeat=3)
+    options.set_defaults(patch_size=[65])
+    measuring.add_strides(options, (1, 4, 8))
+    options.add_argument("--batch-size", type=stages.positive, default=4, help="images a step of ours (default 4)")
+    options.add_argument(
+        "--published-batch-size", type=stages.positive, default=1, help="images a step as published (default 1)"
+    )
+    options.add_argument(
+        "--published-repeat",
+        type=stages.positive,
+        default=1,
+        help="counted turns of the published way, --repeat at most; it is slow: 2 or 3 show its spread (default 1)",
+    )
+    options.add_argument("--students", type=stages.positive, default=3, help="the paper takes 3 (default 3)")
+    return measuring.read(options, arguments)
+
+
+class OnePassTraining:
+    """The step of src/students_training.py: one pass of the teacher for all students."""
+
+    def __init__(self, teacher: AnomalyNet, students: Sequence[AnomalyNet], stride: int, precision: str):
+        self.teacher = FDFEAnomalyNet(teacher, stride)
+        self.students = nn.ModuleList(FDFEAnomalyNet(student, stride) for student in students)
+        self.optimiser = torch.optim.Adam(self.students.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        self.stride, self.precision = stride, precision
+        self.steps = 0
+
+    def step(self, images: Tensor) -> list[float]:
+        """Let all students learn uint8 images (N,3,H,W). Returns the losses."""
+        self.optimiser.zero_grad()
+        random = device.generator("offset", self.steps)
+        offset = tuple(torch.randint(self.stride, (2,), generator=random).tolist())
+        self.steps += 1
+        pixels, found = preprocessing.normalise(images), []
+        with device.autocast(images.device, self.precision), torch.no_grad():
+            target = self.teacher(pixels, offset).float()
+        for student in self.students:
+            with device.autocast(images.device, self.precision):
+                descriptors = student(pixels, offset)
+            loss = losses.regression(descriptors.float(), target)
+            loss.backward()
+            found.append(loss.item())
+        self.optimiser.step()
+        return found
+
+
+def make_nets(args: Namespace, patch_size: int) -> tuple[AnomalyNet, list[AnomalyNet]]:
+    """A teacher and students with random weights."""
+    nets = [
+        AnomalyNet(patch_size).to(args.device, memory_format=device.memory_format(args.device))
+        for _ in range(args.students + 1)
+    ]
+    return nets[0].eval().requires_grad_(False), nets[1:]
+
+
+def require_same_losses(teacher: AnomalyNet, students: Sequence[AnomalyNet], images: Tensor) -> None:
+    """Raise AssertionError where both ways begin with different losses. Leaves the students as they are."""
+    published = PublishedTraining(teacher, students, 0, 0)
+    ours = OnePassTraining(teacher, students, 1, "float32")
+    for group in ours.optimiser.param_groups:
+        group["lr"] = 0
+    with measuring.exact_float32():
+        pairs = list(zip(published.step(images), ours.step(images), strict=True))
+    assert all(abs(a - b) <= TOLERANCE * abs(b) for a, b in pairs), f"losses differ: published and ours {pairs}"
+
+
+def measure(args: Namespace) -> tuple[list[dict], list[dict]]:
+    """A row for each setting of ours, and a row for each patch size as published."""
+    images = measuring.random_images(args, max(args.batch_size, args.published_batch_size))
+    works, rows, fewer = {}, {}, {}
+    for patch_size in args.patch_size:
+        teacher, students = make_nets(args, patch_size)
+        require_same_losses(teacher, students, images[:1, :, :CHECKED_SIZE, : CHECKED_SIZE - 3])
+        published = PublishedTraining(teacher, students, LEARNING_RATE, WEIGHT_DECAY)
+        works["published", patch_size] = partial(published.step, images[: args.published_batch_size])
+        fewer["published", patch_size] = args.published_repeat
+        for stride in args.stride:
+            for precision in args.precision:
+                key = patch_size, stride, precision
+                rows[key] = {"patch_size": patch_size, "stride": stride, "precision": precision}
+                works[key] = partial(
+                    OnePassTraining(teacher, students, stride, precision).step, images[: args.batch_size]
+                )
+    timings = measuring.interleaved(works, args.repeat, args.device, fewer=fewer)
+    baselines = {}
+    for patch_size in args.patch_size:
+        timing = timings["published", patch_size]
+        baselines[patch_size] = {"way": "published", "patch_size": patch_size, "batch_size": args.published_batch_size}
+        baselines[patch_size] |= timing.summary() | {"visits_per_second": args.published_batch_size / timing.median}
+    for key, row in rows.items():
+        visits = args.batch_size / timings[key].median
+        row |= timings[key].summary() | {
+            "batch_size": args.batch_size,
+            "visits_per_second": visits,
+            "times_published": visits / baselines[key[0]]["visits_per_second"],
+        }
+    return list(rows.values()), list(baselines.values())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, write JSON."""
+    args = parse_arguments(arguments)
+    rows, baselines = measure(args)
+    machine = measuring.machine(args.device)
+    turns = f"{args.repeat} turns each, {min(args.repeat, args.published_repeat)} as published"
+    print(f"Training, students: {args.students}, {args.image_size} x {args.image_size}, {turns}")
+    print(f"{measuring.machine_line(machine)}\n")
+    lines = [
+        (
+            row["patch_size"],
+            row.get("stride", "1, published"),
+            row.get("precision", "float32"),
+            row["batch_size"],
+            Timing(row["turns"]).rounded,
+            f"{row['visits_per_second']:.3g}",
+            measuring.ratio(row["times_published"]) if "times_published" in row else "",
+        )
+        for row in (*baselines, *rows)
+    ]
+    lines.sort(key=lambda line: line[0])  # stable: the baselines stay first
+    columns = "batch", "ms a step: median (spread)", "visits/s", "to published"
+    print(measuring.table(("patch", "stride", "precision", *columns), lines))
+    measuring.write_json(
+        args.output,
+        "students_training",
+        args,
+        machine,
+        warm_up_turns=measuring.WARM_UP,
+        rows=rows,
+        baselines=baselines,
+    )
+
+
+if __name__ == "__main__":
+    main()
