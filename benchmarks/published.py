@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import losses
 import preprocessing
-from AnomalyDetector import Scale
+from AnomalyDetector import PADDING, Scale
 from AnomalyNet import AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 
@@ -27,10 +27,10 @@ MAP_TOLERANCE = 1e-4  # maps: sums of squares of differences
 class MultiPoolingNet(nn.Module):
     """A patch network on every pixel: (N,3,H,W) -> (N,C,H,W), equal to FDFEAnomalyNet(net). Its weights are a copy."""
 
-    def __init__(self, net: AnomalyNet):
+    def __init__(self, net: AnomalyNet, padding: str = "zeros"):
         super().__init__()
         self.net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
-        self._padding = FDFEAnomalyNet(net).pad
+        self._padding = FDFEAnomalyNet(net, padding=padding).pad
 
     def forward(self, images: Tensor) -> Tensor:
         """Describe every pixel."""
@@ -71,8 +71,8 @@ class PublishedDetector(nn.Module):
     def __init__(self, scale: Scale):
         super().__init__()
         self.scale = scale
-        self.teacher = MultiPoolingNet(scale.teacher)
-        self.students = nn.ModuleList(MultiPoolingNet(student) for student in scale.students)
+        self.teacher = MultiPoolingNet(scale.teacher, PADDING)
+        self.students = nn.ModuleList(MultiPoolingNet(student, PADDING) for student in scale.students)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
@@ -89,8 +89,8 @@ class PublishedTraining:
     """One student after another learns an image, each with the teacher's pass and its own, on every pixel."""
 
     def __init__(self, teacher: AnomalyNet, students: Sequence[AnomalyNet], learning_rate: float, weight_decay: float):
-        self.teacher = MultiPoolingNet(teacher)
-        self.students = [MultiPoolingNet(student) for student in students]
+        self.teacher = MultiPoolingNet(teacher, PADDING)
+        self.students = [MultiPoolingNet(student, PADDING) for student in students]
         self.optimisers = [
             torch.optim.Adam(student.parameters(), learning_rate, weight_decay=weight_decay)
             for student in self.students

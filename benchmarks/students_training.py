@@ -3,8 +3,9 @@
 Ours is the step of src/students_training.py: one pass of the teacher for all students, at random positions a stride
 apart, in the precision asked for. The published way lets one student after another learn an image, each time with a
 pass of the teacher, on every pixel by multi-pooling in float32. Both begin with a uint8 image on the device, decoded
-already, and end when Adam has moved the weights of all students; both start from the same weights, and at stride 1 in
-float32 must have the same loss. All take turns, after a first turn that isn't counted.
+already, and end when Adam has moved the weights of all students. Before, from the same weights, at stride 1 and in
+float32, without the batch normalisation that ours learns with, both must have the same loss. All take turns, after a
+first turn that isn't counted.
 
 How to read the table: a visit is one image that all students have learned once. "visits/s" times the seconds of a
 training is how many images it sees; "to published" says how many times as many as the published way.
@@ -30,6 +31,7 @@ import device
 import losses
 import preprocessing
 import stages
+from AnomalyDetector import PADDING
 from AnomalyNet import AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 
@@ -61,8 +63,8 @@ class OnePassTraining:
     """The step of src/students_training.py: one pass of the teacher for all students."""
 
     def __init__(self, teacher: AnomalyNet, students: Sequence[AnomalyNet], stride: int, precision: str):
-        self.teacher = FDFEAnomalyNet(teacher, stride)
-        self.students = nn.ModuleList(FDFEAnomalyNet(student, stride) for student in students)
+        self.teacher = FDFEAnomalyNet(teacher, stride, padding=PADDING)
+        self.students = nn.ModuleList(FDFEAnomalyNet(student, stride, padding=PADDING) for student in students)
         self.optimiser = torch.optim.Adam(self.students.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self.stride, self.precision = stride, precision
         self.steps = 0
@@ -86,13 +88,10 @@ class OnePassTraining:
         return found
 
 
-def make_nets(args: Namespace, patch_size: int) -> tuple[AnomalyNet, list[AnomalyNet]]:
-    """A teacher and students with random weights."""
-    nets = [
-        AnomalyNet(patch_size).to(args.device, memory_format=device.memory_format(args.device))
-        for _ in range(args.students + 1)
-    ]
-    return nets[0].eval().requires_grad_(False), nets[1:]
+def make_net(args: Namespace, patch_size: int, batch_normalisation: bool = False) -> AnomalyNet:
+    """A teacher or a student with random weights."""
+    net = AnomalyNet(patch_size, batch_normalisation)
+    return net.to(args.device, memory_format=device.memory_format(args.device))
 
 
 def require_same_losses(teacher: AnomalyNet, students: Sequence[AnomalyNet], images: Tensor) -> None:
@@ -111,7 +110,9 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict]]:
     images = measuring.random_images(args, max(args.batch_size, args.published_batch_size))
     works, rows, fewer = {}, {}, {}
     for patch_size in args.patch_size:
-        teacher, students = make_nets(args, patch_size)
+        teacher = make_net(args, patch_size).eval().requires_grad_(False)
+        students = [make_net(args, patch_size) for _ in range(args.students)]
+        normalising = [make_net(args, patch_size, batch_normalisation=True) for _ in range(args.students)]
         require_same_losses(teacher, students, images[:1, :, :CHECKED_SIZE, : CHECKED_SIZE - 3])
         published = PublishedTraining(teacher, students, LEARNING_RATE, WEIGHT_DECAY)
         works["published", patch_size] = partial(published.step, images[: args.published_batch_size])
@@ -121,7 +122,7 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict]]:
                 key = patch_size, stride, precision
                 rows[key] = {"patch_size": patch_size, "stride": stride, "precision": precision}
                 works[key] = partial(
-                    OnePassTraining(teacher, students, stride, precision).step, images[: args.batch_size]
+                    OnePassTraining(teacher, normalising, stride, precision).step, images[: args.batch_size]
                 )
     timings = measuring.interleaved(works, args.repeat, args.device, fewer=fewer)
     baselines = {}

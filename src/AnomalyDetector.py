@@ -12,6 +12,8 @@ from AnomalyNet import AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 from moments import Moments
 
+PADDING = "reflect"  # a mirrored border looks as the image does; the paper's zeros would be strange to every net
+
 
 class Scale(nn.Module):
     """A teacher and M students of one patch size, with what normalises them.
@@ -36,7 +38,8 @@ class Scale(nn.Module):
     def dense(self, stride: int) -> tuple[FDFEAnomalyNet, list[FDFEAnomalyNet]]:
         """The normalised teacher and the students, describing every `stride`-th pixel."""
         teacher = self.teacher.with_normalised_descriptors(self.mean, self.deviation)
-        return FDFEAnomalyNet(teacher, stride), [FDFEAnomalyNet(student, stride) for student in self.students]
+        dense, *students = (FDFEAnomalyNet(net, stride, padding=PADDING) for net in (teacher, *self.students))
+        return dense, students
 
     def calibrate(self, errors: Moments, variances: Moments) -> None:
         """Take mean and deviation of error and variance over the pixels of anomaly-free images."""

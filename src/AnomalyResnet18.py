@@ -1,6 +1,5 @@
 """The backbone: torchvision's ResNet18, adapted to a category by a two-class head."""
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -32,11 +31,3 @@ class AnomalyResnet18(nn.Module):
         Raises RuntimeError where entries are missing or of other shapes.
         """
         self.trunk.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
-
-
-@torch.no_grad()
-def pooled_features(net: AnomalyResnet18, patches: Tensor, size: int) -> Tensor:
-    """Features (N,512) of patches (N,3,p,p), seen at `size` x `size` pixels."""
-    if patches.shape[-1] != size:
-        patches = nn.functional.interpolate(patches, (size, size), mode="bilinear", antialias=True)
-    return net.features(patches)

@@ -1,9 +1,9 @@
 """A patch network made dense: equal to ExtendedAnomalyNet, fast."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import FDFE
+from padding import pad
 
 
 class FDFEAnomalyNet(nn.Module):
@@ -14,13 +14,15 @@ class FDFEAnomalyNet(nn.Module):
     Layers that tell training from evaluation (batch normalisation, dropout) equal it in evaluation mode.
 
     `net` is an AnomalyNet, or an nn.Sequential with `patch_size` given. Parameters are shared with it, not copied.
+    `padding` says what stands round the image, as in padding.pad.
     Raises ValueError for a net that can't be made dense, or that leaves more or less than 1 x 1 of one patch.
     """
 
-    def __init__(self, net: nn.Module, stride: int = 1, patch_size: int | None = None):
+    def __init__(self, net: nn.Module, stride: int = 1, patch_size: int | None = None, padding: str = "zeros"):
         super().__init__()
         self.net = net
         self.stride = stride
+        self.padding = padding
         self.patch_size = net.patch_size if patch_size is None else patch_size
         # A plain list: the parameters are net's.
         self._layers = FDFE.activations_after_pooling(FDFE.flat_layers(getattr(net, "layers", net)))
@@ -40,10 +42,12 @@ class FDFEAnomalyNet(nn.Module):
         return self.describe_padded(self.pad(images, offset))
 
     def pad(self, images: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
-        """Surround with zeros (or trim) such that the first patch is centred on pixel `offset`, the last inside."""
-        before = [self.patch_size // 2 - start for start in offset]
-        after = [field - 1 - self.patch_size // 2 for field in self.receptive_field]
-        return F.pad(images, (before[1], after[1], before[0], after[0]))
+        """Surround (or trim) such that the first patch is centred on pixel `offset`, the last inside."""
+        half = self.patch_size // 2
+        rows, columns = (
+            (half - start, field - 1 - half) for start, field in zip(offset, self.receptive_field, strict=True)
+        )
+        return pad(images, rows, columns, self.padding)
 
     def describe_padded(self, pixels: Tensor) -> Tensor:
         """Describe all patches that lie within `pixels`, every `stride`-th along both axes."""

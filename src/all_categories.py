@@ -1,8 +1,9 @@
 """All stages for every category in data/, or for those named, one category after another.
 
-Each category is prepared by mvtec_dataset.py and goes through teacher_training.py, students_training.py and
-anomaly_detection.py. What is done is skipped, and where one category fails the others go on. After a stop, the same
-command goes on where it stopped. Written under results/, after every category:
+Each category is prepared by mvtec_dataset.py and goes through students_training.py and anomaly_detection.py; --teach
+puts teacher_training.py before them, --adapt-backbone resnet18_training.py before that. What is done is skipped, and
+where one category fails the others go on. After a stop, the same command goes on where it stopped. Written under
+results/, after every category:
   summary.csv     a row for each category and the mean, beside the paper's figures
   summary.md      the same to read
   summary.html    the same to look at, with the way to each category's pictures
@@ -65,7 +66,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument("category", nargs="*", help="a category; without any, every folder in data/ with train/good")
     options.add_argument(
-        "--adapt-backbone", action="store_true", help="adapt the backbone to each category first (resnet18_training.py)"
+        "--teach",
+        action="store_true",
+        help="teach a teacher on each category first (teacher_training.py), in place of those that ship",
+    )
+    options.add_argument(
+        "--adapt-backbone", action="store_true", help="--teach, by a backbone adapted before (resnet18_training.py)"
     )
     for folder in ("data", "model", "results"):
         options.add_argument(
@@ -113,11 +119,16 @@ def chosen_categories(args: Namespace) -> list[str]:
 
 def stage_commands(args: Namespace) -> Commands:
     """Every stage that shall run, with its options. Raises UserError where a quotation has no end, or no use."""
-    if args.resnet18_training and not args.adapt_backbone:
-        raise UserError("--resnet18-training: runs only with --adapt-backbone")
+    left_out = {}
+    if not args.adapt_backbone:
+        left_out["resnet18_training"] = "--adapt-backbone"
+        if not args.teach:
+            left_out["teacher_training"] = "--teach"
     commands = {}
     for stage, names in STAGES.items():
-        if stage == "resnet18_training" and not args.adapt_backbone:
+        if stage in left_out:
+            if getattr(args, stage):
+                raise UserError(f"--{stage.replace('_', '-')}: runs only with {left_out[stage]}")
             continue
         options = []
         for name in names:

@@ -1,7 +1,7 @@
 """Stage 4: teacher against students on the test images -> anomaly maps, scores, measures and pictures.
 
 The map is the students' error plus their variance, each normalised on good images (section 3.2 of "Uninformed
-Students"); the image score is the map's maximum at the size that the networks see. Written under results/CATEGORY/:
+Students"); the image score sums it up at the size that the networks see. Written under results/CATEGORY/:
   index.html      the page to look at: measures, curves and every image; opens from disk (its pictures: page/)
   metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect
   scores.csv      path, label and image score of every test image
@@ -26,6 +26,7 @@ import device
 import figures
 import metrics
 import preprocessing
+import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyDetector import AnomalyDetector, scale_from_checkpoint
@@ -48,6 +49,13 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     stages.add_stride(options, default=None)
     stages.add_image_size(options, default=None)
+    options.add_argument(
+        "--image-score",
+        choices=scoring.IMAGE_SCORES,
+        default="top",
+        help="what of the map makes the image's score: top, the mean of its highest hundredth; maximum, the paper's, "
+        "where defects are tiny and images free of noise; mean, for defects that change the whole image (default top)",
+    )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
     return options.parse_args(arguments)
 
@@ -83,7 +91,8 @@ def detect(
     """Map (H,W), score and mask (None for a good one) of each image. Writes the maps; goes on after a stop."""
     where = device.choose(args.device)
     images = stages.digest_of(stages.image_paths(dataset))
-    key = f"{checkpoints.fingerprint(detector.state_dict())} {images} {size} {detector.stride} {args.precision}"
+    options = f"{size} {detector.stride} {args.precision} {args.image_score}"
+    key = f"{checkpoints.fingerprint(detector.state_dict())} {images} {options}"
     progress = Progress(results / "detection.unfinished", key)
     detector.to(where, memory_format=device.memory_format(where))
     transform = preprocessing.image_transform(size)
@@ -97,7 +106,7 @@ def detect(
         else:
             with device.autocast(where, args.precision):
                 anomaly_map = detector(transform(sample["image"])[None].to(where))[0]
-            score = anomaly_map.max().item()
+            score = scoring.image_scores(anomaly_map[None], args.image_score).item()
             maps.append(at_own_size(anomaly_map, sample["image"]))
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(maps[-1]).save(path)

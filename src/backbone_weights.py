@@ -39,7 +39,8 @@ def load(source: str) -> dict[str, Tensor] | None:
         except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
             raise UserError(
                 f"ImageNet's weights can't be had ({getattr(error, 'reason', error)}): give a torchvision resnet18 "
-                "state dict by --backbone-weights FILE, or take --backbone-weights random"
+                "state dict by --backbone-weights FILE, or take --backbone-weights random; a teacher can be taught by "
+                "--backbone efficientnet_lite0, too"
             ) from error
     path = Path(source)
     try:

@@ -1,7 +1,6 @@
 """Patches of everyday pictures, for teaching the teacher (section 4 of "Uninformed Students")."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +8,6 @@ from PIL import Image
 from torch import Tensor
 
 import device
-import images
 import preprocessing
 from prefetch import prefetched
 
@@ -23,21 +21,10 @@ class PatchSampler:
 
     As in the paper: a picture is zoomed so that its shorter side measures between 4 and 16 patches, a patch is cropped
     at random, the partner is shifted by up to a quarter of the patch, both are made grey with probability 0.1.
-    Pictures are resized to `image_size` first (None leaves them as they are), and kept in memory until `budget` bytes
-    are full; the others are read again each time.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        image_size: preprocessing.Size,
-        patch_size: int,
-        seed: int,
-        budget: int = preprocessing.BUDGET,
-    ):
-        self._paths, self._image_size = paths, image_size
-        self._patch_size, self._seed, self._budget = patch_size, seed, budget
-        self._kept: dict[int, Image.Image] = {}
+    def __init__(self, pictures: Sequence[Image.Image], patch_size: int, seed: int):
+        self._pictures, self._patch_size, self._seed = pictures, patch_size, seed
 
     def batches(self, steps: range, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each step, patches and partners: two of (size,3,p,p), as preprocessing.normalise gives them.
@@ -53,7 +40,7 @@ class PatchSampler:
 
     def _draw(self, seed: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng(seed)
-        picture = self._picture(int(random.integers(len(self._paths))))
+        picture = self._pictures[int(random.integers(len(self._pictures)))]
         size = self._patch_size
         shift = (size - 1) // 4
         shorter = min(picture.size)
@@ -73,12 +60,3 @@ class PatchSampler:
         return tuple(
             torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))) for values in (patch, noisy.clip(0, 255))
         )
-
-    def _picture(self, index: int) -> Image.Image:
-        picture = self._kept.get(index)
-        if picture is None:
-            picture = preprocessing.resize(images.load_rgb(self._paths[index]), self._image_size)
-            self._budget -= 3 * picture.width * picture.height
-            if self._budget >= 0:
-                self._kept[index] = picture
-        return picture

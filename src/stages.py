@@ -138,21 +138,21 @@ def not_negative(text: str) -> float:
     return _number(float, text, lambda value: 0 <= value < float("inf"), "a number from 0")
 
 
-def add_training(options: ArgumentParser, batch_size: int, learning_rate: float) -> None:
-    """Add the options of every training."""
+def add_training(options: ArgumentParser, batch_size: int | str, learning_rate: float | str) -> None:
+    """Add the options of every training. A text in place of a default says what it hangs on; the value is None then."""
     options.add_argument("--seed", type=seed, default=0, help="same seed, same machine: same numbers (default 0)")
     options.add_argument(
         "--batch-size",
         type=positive,
-        default=batch_size,
+        default=None if isinstance(batch_size, str) else batch_size,
         help=f"lower this if memory runs out (default {batch_size})",
     )
     options.add_argument(
         "--learning-rate",
         type=positive_real,
-        default=learning_rate,
+        default=None if isinstance(learning_rate, str) else learning_rate,
         metavar="X",
-        help=f"its peak, after a warm-up; lower this if the loss rises or is not a number (default {learning_rate:g})",
+        help=f"its peak, after a warm-up; lower this if the loss rises or is not a number (default {learning_rate})",
     )
     options.add_argument(
         "--restart", action="store_true", help="train anew, even where a model or a checkpoint lies there"

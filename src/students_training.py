@@ -7,6 +7,7 @@ model/CATEGORY/detector.pt, holds all that detection needs.
 
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,15 +20,16 @@ import losses
 import preprocessing
 import scoring
 import stages
-from AnomalyDetector import Scale, scale_to_checkpoint
+from AnomalyDetector import PADDING, Scale, scale_to_checkpoint
 from AnomalyNet import PATCH_SIZES, AnomalyNet
-from command_line import UserError, run
+from command_line import ROOT, UserError, run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from image_store import ImageStore
 from moments import Moments
 from training import Training, already_trained, learning_rate, set_learning_rate
 
 KIND = "students"
+PRETRAINED = "pretrained"  # the folder in model/ of the teachers that ship
 WEIGHT_DECAY = 1e-5  # the paper, section 4
 REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
 
@@ -63,12 +65,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def load_teacher(args: Namespace, patch_size: int) -> AnomalyNet:
-    """The category's teacher. Raises UserError where stage 2 has not made it."""
-    path = args.model / args.category / f"teacher_{patch_size}.pt"
+    """The category's teacher where stage 2 has made one, else the one that ships. Raises UserError without either."""
+    name = f"teacher_{patch_size}.pt"
+    own, shipped = args.model / args.category / name, ROOT / "model" / PRETRAINED / name
+    path, category = (own, args.category) if own.exists() or not shipped.exists() else (shipped, PRETRAINED)
     if not path.exists():
         raise UserError(f"{path} is not there: run teacher_training.py {args.category} --patch-size {patch_size} first")
     net = AnomalyNet(patch_size)
-    net.load_state_dict(checkpoints.load(path, "teacher", category=args.category, patch_size=patch_size)["net"])
+    net.load_state_dict(checkpoints.load(path, "teacher", category=category, patch_size=patch_size)["net"])
     return net.eval().requires_grad_(False)
 
 
@@ -96,11 +100,15 @@ def held_back_loss(
 ) -> float:
     """Mean loss of the students on held-back images."""
     total = 0.0
+    for student in students:
+        student.eval()
     for groups in store.batches([index] for index in indices):
         with device.autocast(where, args.precision):
             images = preprocessing.normalise(groups[0].to(where))
             target = teacher(images).float()
             total += sum(losses.regression(student(images).float(), target).item() for student in students)
+    for student in students:
+        student.train()
     return total / (len(indices) * len(students))
 
 
@@ -142,14 +150,15 @@ def train(args: Namespace, patch_size: int) -> Path:
     learned, held_back = stages.held_back_split(len(dataset), args.seed)
 
     teacher_net.to(where, memory_format=device.memory_format(where))
-    found = descriptor_moments(FDFEAnomalyNet(teacher_net, args.stride), store, learned, args, where)
+    dense = partial(FDFEAnomalyNet, stride=args.stride, padding=PADDING)
+    found = descriptor_moments(dense(teacher_net), store, learned, args, where)
+    teacher = dense(teacher_net.with_normalised_descriptors(found.mean, found.deviation))
     student_nets = nn.ModuleList()
     for number in range(args.students):
         torch.manual_seed(device.seed_of(args.seed, "student", patch_size, number))
-        student_nets.append(AnomalyNet(patch_size))
+        student_nets.append(AnomalyNet(patch_size, batch_normalisation=True))
     student_nets.to(where, memory_format=device.memory_format(where))
-    scale = Scale(teacher_net, student_nets, found.mean, found.deviation).to(where)
-    teacher, students = scale.dense(args.stride)
+    students = [dense(net) for net in student_nets]
 
     optimiser = torch.optim.Adam(student_nets.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
     wanted = stages.shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
@@ -186,6 +195,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         if (step + 1) % per_epoch == 0:
             training.note(held_back=held_back_loss(teacher, students, store, held_back[:REPORTED_IMAGES], args, where))
 
+    scale = Scale(teacher_net, [net.folded() for net in student_nets], found.mean, found.deviation).to(where)
     calibrate(scale, store, held_back, args, where)
     left = held_back_loss(teacher, students, store, held_back, args, where)
     content = {"patch_size": patch_size, "settings": settings, "scale": scale_to_checkpoint(scale.cpu())}

@@ -1,32 +1,55 @@
 """Stage 2: distil the backbone into the teacher, a small network that describes patches.
 
-Three losses teach it (section 3.1 of "Uninformed Students"): knowledge distillation from ResNet18's features, metric
-learning and descriptor compactness. The backbone is the one that resnet18_training.py adapted, if it did; else it has
-the weights that --backbone-weights names.
+Three losses teach it (section 3.1 of "Uninformed Students"): knowledge distillation from the backbone's features,
+metric learning and descriptor compactness. The teachers that ship with the project serve any category; this stage makes
+others, of a category's own good images or of any pictures:
+
+    teacher_training.py pretrained --images DIR --backbone efficientnet_lite0 --patch-size 17 33 65
+
+replaces those that ship (category "pretrained"); with a category's name the teacher is that category's alone.
 """
 
 from argparse import Namespace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import backbone_weights
+import backbones
 import checkpoints
 import device
 import figures
 import losses
 import stages
-from AnomalyNet import PATCH_SIZES, AnomalyNet
-from AnomalyResnet18 import AnomalyResnet18, pooled_features
+from AnomalyNet import DESCRIPTOR_SIZE, PATCH_SIZES, AnomalyNet
 from command_line import UserError, run
+from distillation import DenseDistillation, Distillation, PatchDistillation
 from moments import Moments
-from patches import PatchSampler
+from pictures import Pictures
 from training import Training, already_trained, learning_rate, set_learning_rate
 
 KIND = "teacher"
-WEIGHT_DECAY = 1e-5  # this and the learning rate: the paper, section 4
-PATCHES_MEASURED = 512  # for the features' mean and deviation, and for the final figure
+WEIGHT_DECAY = 1e-5  # the paper, section 4
+STEPS_BETWEEN_CHECKS = 500
+BATCHES_MEASURED = 12  # for the features' mean and deviation, and for the figure on held-back pictures
+# What hangs on the way of distillation. Dense: a batch is one of views, with some 10,000 descriptors in it; weights
+# that an ablation found to help. Patches: the paper's learning rate and losses.
+DEFAULTS = {
+    "dense": {
+        "batch_size": 4,
+        "learning_rate": 2e-3,
+        "steps": 5_000,
+        "metric_weight": 0.0,
+        "compactness_weight": 0.0,
+    },
+    "patches": {
+        "batch_size": 64,
+        "learning_rate": 2e-4,
+        "steps": 10_000,
+        "metric_weight": 1.0,
+        "compactness_weight": 1.0,
+    },
+}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -37,7 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         default=[None],
         advice="the students' size, if theirs is so small that detail gets lost: the teacher shall not look for it",
     )
-    stages.add_training(options, batch_size=64, learning_rate=2e-4)
+    stages.add_training(options, batch_size="4 dense, 64 of patches", learning_rate="2e-3 dense, 2e-4 of patches")
     options.add_argument(
         "--patch-size",
         type=int,
@@ -47,10 +70,17 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         help="side of a patch in pixels; several train several teachers. Small defects want small patches (default 65)",
     )
     options.add_argument(
+        "--distillation",
+        choices=tuple(DEFAULTS),
+        default="dense",
+        help="dense: every position of a view at once, learns far more in the same time; patches: the paper's, one "
+        "patch at a time (default dense)",
+    )
+    options.add_argument(
         "--steps",
         type=stages.positive,
-        default=10_000,
-        help="batches to learn from; the paper takes 50,000, a CPU has the most of it after 1,000 (default 10,000)",
+        help="batches to learn from; more while the loss still falls. The paper takes 50,000 batches of patches "
+        "(default 5000 dense, 10000 of patches)",
     )
     options.add_argument(
         "--images",
@@ -64,156 +94,178 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         type=stages.positive,
         default=64,
         metavar="PIXELS",
-        help="side at which the backbone sees a patch: larger tells more, and costs its square (default 64)",
+        help="side at which the backbone sees a patch (--distillation patches): larger tells more, and costs its "
+        "square (default 64)",
     )
-    for name, default in (("distillation", 1.0), ("metric", 1.0), ("compactness", 1.0)):
+    options.add_argument(
+        "--distillation-weight", type=stages.not_negative, default=1.0, metavar="X", help="of its loss (default 1)"
+    )
+    for name in ("metric", "compactness"):
         options.add_argument(
             f"--{name}-weight",
             type=stages.not_negative,
-            default=default,
             metavar="X",
-            help=f"weight of the {name} loss; 0 leaves it out (default {default:g})",
+            help=f"weight of the {name} loss; 0 leaves it out (default 0 dense, 1 of patches)",
         )
-    backbone_weights.add_option(options)
-    return options.parse_args(arguments)
+    backbones.add_options(options)
+    args = options.parse_args(arguments)
+    for name, value in DEFAULTS[args.distillation].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
 def adapted_backbone(args: Namespace) -> dict[str, Tensor] | None:
-    """The weights that stage 1 made for the category, None where it made none."""
+    """The weights that stage 1 made for the category, None where it made none or another backbone is wanted."""
     path = args.model / args.category / "resnet18.pt"
-    return checkpoints.load(path, "backbone", category=args.category)["net"] if path.exists() else None
+    if args.backbone != "resnet18" or not path.exists():
+        return None
+    return checkpoints.load(path, "backbone", category=args.category)["net"]
 
 
-def load_backbone(args: Namespace, adapted: dict[str, Tensor] | None) -> AnomalyResnet18:
-    """The backbone with the adapted weights, else with those that --backbone-weights names."""
-    torch.manual_seed(args.seed)
-    net = AnomalyResnet18()
+def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
+    """Which backbone it is, and whose weights."""
     if adapted is not None:
-        net.load_state_dict(adapted)
-    elif (state := backbone_weights.load(args.backbone_weights)) is not None:
-        net.load_torchvision(state)
-    return net.eval().requires_grad_(False)
-
-
-class Targets:
-    """The backbone's features of patches, normalised per channel: what the teacher's descriptors shall be."""
-
-    def __init__(
-        self, backbone: AnomalyResnet18, size: int, sampler: PatchSampler, batch_size: int, where: torch.device
-    ):
-        self._backbone, self._size = backbone, size
-        self._mean, self._deviation = torch.zeros(1, device=where), torch.ones(1, device=where)
-        found = Moments()
-        for patches, _ in sampler.batches(range(-(-PATCHES_MEASURED // batch_size)), batch_size):
-            found.update(self(patches.to(where)))
-        self._mean, self._deviation = found.mean.float(), found.deviation.float()
-
-    def __call__(self, patches: Tensor) -> Tensor:
-        """Normalised patches (N,3,p,p) -> (N,512)."""
-        return (pooled_features(self._backbone, patches, self._size).float() - self._mean) / self._deviation
+        return f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}"
+    return args.backbone if args.backbone != "resnet18" else f"resnet18, {args.backbone_weights} weights"
 
 
 def train(args: Namespace, patch_size: int) -> Path:
     """Train the teacher of one patch size and return where it was saved."""
     path = args.model / args.category / f"teacher_{patch_size}.pt"
-    size = stages.image_size(args)
-    weights = {
-        "distillation": args.distillation_weight,
-        "metric": args.metric_weight,
-        "compactness": args.compactness_weight,
-    }
+    weights = {name: getattr(args, f"{name}_weight") for name in ("distillation", "metric", "compactness")}
     paths = stages.pictures_in(args.images) if args.images else stages.image_paths(stages.good_images(args, None))
     adapted = adapted_backbone(args)
-    backbone_name = (
-        f"{args.backbone_weights} weights"
-        if adapted is None
-        else (f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}")
-    )
     settings = {
         "seed": args.seed,
+        "distillation": args.distillation,
         "batch_size": args.batch_size,
         "steps": args.steps,
         "learning_rate": args.learning_rate,
         "images": stages.digest_of(paths),
         "image_size": args.image_size,
-        "backbone": backbone_name,
-        "backbone_size": args.backbone_size,
+        "backbone": backbone_name(args, adapted),
         "weights": weights,
     }
+    if args.distillation == "patches":
+        settings["backbone_size"] = args.backbone_size
     if already_trained(path, KIND, args.category, settings, args.restart):
         return path
-    print(f"teacher of {patch_size} pixels, backbone: {backbone_name}, {len(paths)} pictures")
+    print(f"teacher of {patch_size} pixels, backbone: {settings['backbone']}, {len(paths)} pictures")
     where = device.choose(args.device)
-    backbone = load_backbone(args, adapted).to(where, memory_format=device.memory_format(where))
-    torch.manual_seed(device.seed_of(args.seed, "teacher", patch_size))
-    net = AnomalyNet(patch_size).to(where, memory_format=device.memory_format(where))
-    with device.autocast(where, args.precision):
-        held_back = PatchSampler(paths, size, patch_size, device.seed_of(args.seed, "held back"))
-        targets = Targets(backbone, args.backbone_size, held_back, args.batch_size, where)
+    layout = device.memory_format(where)
+    torch.manual_seed(args.seed)
+    backbone = backbones.load(args.backbone, args.backbone_weights, adapted).to(where, memory_format=layout)
+    if args.distillation == "dense":
+        distillation = DenseDistillation(backbone, patch_size, where)
+    else:
+        distillation = PatchDistillation(backbone, patch_size, args.backbone_size, where)
+    size = stages.image_size(args)
+    learned, held_back = (
+        Pictures([paths[index] for index in part], size) for part in stages.held_back_split(len(paths), args.seed)
+    )
 
-    optimiser = torch.optim.Adam(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
+    with device.autocast(where, args.precision):
+        moments = feature_moments(distillation, learned, args)
+    torch.manual_seed(device.seed_of(args.seed, "teacher", patch_size))
+    net = AnomalyNet(patch_size, batch_normalisation=args.distillation == "dense").to(where, memory_format=layout)
+    decoder = Decoder(moments).to(where)
+    parameters = [*net.parameters(), *decoder.parameters()]
+    optimiser = torch.optim.Adam(parameters, args.learning_rate, weight_decay=WEIGHT_DECAY)
     training = Training(
         path,
         f"{KIND} training, {patch_size} pixels",
         args.category,
         settings,
-        {"net": net, "optimiser": optimiser},
+        {"net": net, "decoder": decoder, "optimiser": optimiser},
         args.steps,
         args.restart,
     )
-    sampler = PatchSampler(paths, size, patch_size, args.seed)
-    batches = sampler.batches(range(training.step, args.steps), args.batch_size)
-    for step, (patches, partners) in zip(training, batches, strict=False):
+    batches = distillation.batches(learned, args.seed, range(training.step, args.steps), args.batch_size)
+    for step, batch in zip(training, batches, strict=False):
         set_learning_rate(optimiser, learning_rate(step, args.steps, args.learning_rate))
-        patches, partners = patches.to(where), partners.to(where)
         with device.autocast(where, args.precision):
-            with torch.no_grad():
-                features = targets(patches)
-            if weights["metric"]:
-                descriptors, partner_descriptors = net(torch.cat([patches, partners])).float().chunk(2)
-            else:
-                descriptors = net(patches).float()
-        parts = {"distillation": losses.knowledge_distillation(descriptors, features)}
+            features = distillation.features(batch)
+            answer = distillation.ask(net, batch, triplets=weights["metric"] > 0)
+        decoded, target = decoder(answer.descriptors), decoder.normalise(features)
+        parts = {"distillation": losses.knowledge_distillation(decoded, target)}
         if weights["metric"]:
-            parts["metric"] = losses.metric_learning(descriptors, partner_descriptors)
+            parts["metric"] = losses.metric_learning(answer.anchors, answer.positives)
         if weights["compactness"]:
-            parts["compactness"] = losses.compactness(descriptors)
+            parts["compactness"] = losses.compactness(answer.anchors)
         loss = sum(weights[name] * value for name, value in parts.items())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         training.report(loss.item(), **{name: value.item() for name, value in parts.items()})
+        if (step + 1) % STEPS_BETWEEN_CHECKS == 0:
+            with device.autocast(where, args.precision):
+                training.note(held_back=unexplained_variance(net, decoder, distillation, held_back, args))
 
-    unexplained = evaluate(net, targets, held_back, args, where)
+    with device.autocast(where, args.precision):
+        unexplained = unexplained_variance(net, decoder, distillation, held_back, args)
+    teacher = net.folded().half().cpu()  # half the file, and no digit that a descriptor would miss
     content = {
         "patch_size": patch_size,
         "settings": settings,
-        "net": net.cpu().state_dict(),
+        "net": teacher.state_dict(),
         "unexplained_variance": unexplained,
     }
     checkpoints.save(path, KIND, args.category, content)
     figures.save_training_curve(path.with_name(f"teacher_{patch_size}_training.png"), *training.curve("loss"))
     training.finish()
-    print(f"{unexplained:.3f} of the variance of the backbone's features is left unexplained on fresh patches")
+    print(f"{unexplained:.3f} of the variance of the backbone's features is left unexplained on held-back pictures")
     print(f"saved {path}")
     return path
 
 
-def evaluate(net: AnomalyNet, targets: Targets, held_back: PatchSampler, args: Namespace, where: torch.device) -> float:
-    """Share of the features' variance that the descriptors leave unexplained, on patches not trained on."""
+class Decoder(nn.Module):
+    """The linear head that decodes descriptors (n,512) to a backbone's features, normalised per channel: (n,F)."""
+
+    def __init__(self, moments: Moments):
+        super().__init__()
+        self.register_buffer("mean", moments.mean.float())
+        self.register_buffer("deviation", moments.deviation.float())
+        self.linear = nn.Linear(DESCRIPTOR_SIZE, len(self.mean))
+
+    def normalise(self, features: Tensor) -> Tensor:
+        """Features as the backbone gives them (n,F) -> what `forward` shall say of them."""
+        return (features - self.mean) / self.deviation
+
+    def forward(self, descriptors: Tensor) -> Tensor:
+        return self.linear(descriptors)
+
+
+@torch.inference_mode()
+def feature_moments(distillation: Distillation, pictures: Pictures, args: Namespace) -> Moments:
+    """Mean and deviation of the backbone's features per channel."""
+    found = Moments()
+    seed = device.seed_of(args.seed, "measured")
+    for batch in distillation.batches(pictures, seed, range(BATCHES_MEASURED), args.batch_size):
+        found.update(distillation.features(batch))
+    return found
+
+
+@torch.inference_mode()
+def unexplained_variance(
+    net: AnomalyNet, decoder: Decoder, distillation: Distillation, pictures: Pictures, args: Namespace
+) -> float:
+    """Share of the features' variance that decoded descriptors leave unexplained, on pictures not trained on."""
     net.eval()
     found = []
-    with torch.inference_mode(), device.autocast(where, args.precision):
-        for patches, _ in held_back.batches(range(-(-PATCHES_MEASURED // args.batch_size)), args.batch_size):
-            patches = patches.to(where)
-            found.append(losses.knowledge_distillation(net(patches).float(), targets(patches)).item())
+    seed = device.seed_of(args.seed, "held back")
+    for batch in distillation.batches(pictures, seed, range(BATCHES_MEASURED), args.batch_size):
+        decoded = decoder(distillation.ask(net, batch, triplets=False).descriptors)
+        target = decoder.normalise(distillation.features(batch))
+        found.append(losses.knowledge_distillation(decoded, target).item())
+    net.train()
     return sum(found) / len(found)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run stage 2."""
     args = parse_arguments(arguments)
-    if args.batch_size < 2:
+    if args.distillation == "patches" and args.batch_size < 2:
         raise UserError("--batch-size 1: metric learning and compactness need two patches or more")
     if not (args.distillation_weight or args.metric_weight or args.compactness_weight):
         raise UserError("all weights are 0: leave one of --distillation-weight, --metric-weight, --compactness-weight")

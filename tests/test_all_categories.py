@@ -266,7 +266,7 @@ def house(tmp_path):
     return House(tmp_path)
 
 
-TRAINED = ["teacher_training", "students_training"]
+TRAINED = ["students_training"]
 ALL = [*TRAINED, "anomaly_detection"]
 
 
@@ -284,13 +284,15 @@ def test_it_goes_on_where_categories_fail(house):
     names = ["crash", "killed", "refused", "missing", "carpet", "good_only", "a_last", "carpet"]
     status, log = house.run(*names)
     assert status == 1
-    failed = [f"{name} teacher_training" for name in ("crash", "killed", "refused")]
+    failed = [f"{name} students_training" for name in ("crash", "killed", "refused")]
     assert stages_of(log) == [*failed, *of("carpet"), *of("good_only", TRAINED), *of("a_last")]
     rows = read_rows(house.results)
     assert list(rows) == ["carpet", "a_last", "crash", "good_only", "killed", "refused", "mean"]
-    assert rows["crash"]["error"] == "teacher_training.py: RuntimeError: no luck"
-    assert rows["killed"]["error"] == "teacher_training.py: ended by SIGKILL (was the memory full?)"
-    assert rows["refused"]["error"] == ("teacher_training.py: trained with seed 0, not 1: repeat the command as it was")
+    assert rows["crash"]["error"] == "students_training.py: RuntimeError: no luck"
+    assert rows["killed"]["error"] == "students_training.py: ended by SIGKILL (was the memory full?)"
+    assert rows["refused"]["error"] == (
+        "students_training.py: trained with seed 0, not 1: repeat the command as it was"
+    )
     assert rows["carpet"]["au_pro"] == "0.5"
     assert (rows["good_only"]["status"], rows["good_only"]["au_pro"]) == ("done", "")
     assert f"missing: mvtec_dataset.py: {house.data / 'missing'}: no such category\n" in house.done.stderr
@@ -301,7 +303,7 @@ def test_it_goes_on_where_categories_fail(house):
 
 def test_on_a_terminal_the_stages_see_its_width(house):
     house.add("carpet")
-    stage = house.root / "src/teacher_training.py"
+    stage = house.root / "src/students_training.py"
     show = "if __name__ == '__main__':\n    print(os.get_terminal_size(2).columns, 'wide', file=sys.stderr)\n    "
     stage.write_text(stage.read_text().replace('if __name__ == "__main__":\n    ', show))
     ours, theirs = pty.openpty()
@@ -380,9 +382,10 @@ def test_options_are_handed_to_those_stages_that_know_them(house):
     ("arguments", "message"),
     [
         (["--students-training=--epoks 3"], "students_training.py: error: unrecognized arguments: --epoks 3"),
-        (["--seed", "high"], "teacher_training.py: error: argument --seed: invalid int value: 'high'"),
-        (["--teacher-training=--steps '3"], "--teacher-training --steps '3: No closing quotation"),
+        (["--seed", "high"], "students_training.py: error: argument --seed: invalid int value: 'high'"),
+        (["--teach", "--teacher-training=--steps '3"], "--teacher-training --steps '3: No closing quotation"),
         (["--resnet18-training=--steps 3"], "--resnet18-training: runs only with --adapt-backbone"),
+        (["--teacher-training=--steps 3"], "--teacher-training: runs only with --teach"),
         (["../carpet"], "'../carpet': wants a category's plain name, such as carpet"),
         (["--data", "/nowhere"], "/nowhere: no folder in it has train/good; see data/README.md"),
     ],
@@ -424,7 +427,8 @@ def interrupted(tmp_path_factory):
         *(sys.executable, ROOT / "src/all_categories.py", "--data", "data", "--model", "model", "--results", "results"),
         *("--device", "cpu", "--precision", "float32"),
         *("--image-size", "32", "--patch-size", "17", "--students", "1", "--stride", "8"),
-        "--teacher-training=--backbone-weights random --backbone-size 16 --steps 1 --metric-weight 0",
+        "--teach",
+        "--teacher-training=--distillation patches --backbone-weights random --backbone-size 16 --steps 1",
         "--students-training=--epochs 1",
     ]
     # So little work is done faster by one thread.

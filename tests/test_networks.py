@@ -6,6 +6,7 @@ import FDFE
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
+from padding import PADDINGS, pad
 
 # Odd, prime, smaller than every patch, not square.
 SIZES = {17: [(19, 23), (7, 12), (1, 3)], 33: [(13, 17), (5, 8)], 65: [(11, 7), (4, 9)]}
@@ -32,21 +33,29 @@ def test_unknown_patch_size_is_refused():
         AnomalyNet(20)
 
 
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("patch_size", PATCH_SIZES)
-def test_dense_equals_patch_by_patch_at_every_pixel_and_stride(patch_size):
+def test_dense_equals_patch_by_patch_at_every_pixel_and_stride(patch_size, padding):
     torch.manual_seed(patch_size)
     net = AnomalyNet(patch_size).eval()
     with torch.no_grad():
         for size in SIZES[patch_size]:
             x = images(2, 3, *size)
-            expected = ExtendedAnomalyNet(net, batch_size=64)(x)
+            expected = ExtendedAnomalyNet(net, batch_size=64, padding=padding)(x)
             assert expected.shape == (2, 512, *size)
             for stride in (1, 2, 4, 8):
-                found = FDFEAnomalyNet(net, stride)(x)
+                found = FDFEAnomalyNet(net, stride, padding=padding)(x)
                 assert found.shape == expected[:, :, ::stride, ::stride].shape
                 # Each pixel by itself, so that an error at the border can't hide among the others.
                 difference = (found - expected[:, :, ::stride, ::stride]).norm(dim=1)
                 assert (difference / expected[:, :, ::stride, ::stride].norm(dim=1)).max() < 1e-5
+
+
+def test_images_are_mirrored_at_their_border_pixels():
+    row = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 1, 3)
+    assert pad(row, (0, 0), (5, 3), "reflect").flatten().tolist() == [2, 1, 2, 3, 2, 1, 2, 3, 2, 1, 2]
+    assert pad(row[..., :1], (1, 0), (2, 1), "reflect").tolist() == [[[[1.0] * 4] * 2]]
+    assert pad(row, (0, 0), (-1, 1), "reflect").flatten().tolist() == [2, 3, 2]
 
 
 @pytest.mark.parametrize("stride", (1, 2, 4, 8))

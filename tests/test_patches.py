@@ -8,6 +8,7 @@ import patches
 import preprocessing
 import synthetic_defects
 from patches import PatchSampler
+from pictures import Pictures
 
 
 def noise(height=120, width=160, seed=0):
@@ -39,7 +40,7 @@ def in_unit_range(normalised):
 
 @pytest.mark.parametrize("size", [17, 65])
 def test_patches_and_partners_have_the_size_and_are_normalised(pictures, size):
-    for batch in only_batch(PatchSampler(pictures, None, size, 0)):
+    for batch in only_batch(PatchSampler(Pictures(pictures), size, 0)):
         assert (batch.shape, batch.dtype) == ((8, 3, size, size), torch.float32)
         pixels = in_unit_range(batch)
         assert pixels.min() > -1e-5
@@ -47,20 +48,20 @@ def test_patches_and_partners_have_the_size_and_are_normalised(pictures, size):
 
 
 def test_seed_and_step_alone_decide_what_is_drawn(pictures):
-    batches = list(PatchSampler(pictures, None, 17, 0).batches(range(4), 6))
-    later = list(PatchSampler(pictures, None, 17, 0).batches(range(2, 4), 6))
+    batches = list(PatchSampler(Pictures(pictures), 17, 0).batches(range(4), 6))
+    later = list(PatchSampler(Pictures(pictures), 17, 0).batches(range(2, 4), 6))
     for expected, found in zip(batches[2:], later, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     everything = torch.cat([drawn for drawn, _ in batches])
     assert len(everything.flatten(1).unique(dim=0)) == len(everything)
-    other = only_batch(PatchSampler(pictures, None, 17, 1), 6)[0]
+    other = only_batch(PatchSampler(Pictures(pictures), 17, 1), 6)[0]
     assert not (other[:, None] == batches[0][0][None]).flatten(2).all(2).any()
 
 
 def test_the_partner_is_the_patch_shifted_by_up_to_a_quarter(pictures, monkeypatch):
     monkeypatch.setattr(patches, "NOISE_DEVIATION", 0)
     shifts = set()
-    for patch, partner in zip(*only_batch(PatchSampler(pictures, None, 17, 0), 40), strict=True):
+    for patch, partner in zip(*only_batch(PatchSampler(Pictures(pictures), 17, 0), 40), strict=True):
         inner = patch[:, 4:-4, 4:-4]
         windows = partner.unfold(1, 9, 1).unfold(2, 9, 1)
         rows, columns = (windows == inner[:, None, None]).all(4).all(3).all(0).nonzero().unbind(1)
@@ -72,7 +73,7 @@ def test_the_partner_is_the_patch_shifted_by_up_to_a_quarter(pictures, monkeypat
 
 def test_the_partner_carries_noise_of_a_tenth(tmp_path):
     Image.new("RGB", (60, 60), (128, 128, 128)).save(tmp_path / "grey.png")
-    drawn, partners = only_batch(PatchSampler([tmp_path / "grey.png"], None, 17, 0))
+    drawn, partners = only_batch(PatchSampler(Pictures([tmp_path / "grey.png"]), 17, 0))
     difference = in_unit_range(partners) - in_unit_range(drawn)
     assert difference.std().item() == pytest.approx(0.1, rel=0.05)
     assert abs(difference.mean().item()) < 0.005
@@ -82,13 +83,13 @@ def test_the_partner_carries_noise_of_a_tenth(tmp_path):
 def test_grey_patches_are_grey_and_so_are_their_partners_pictures(pictures, monkeypatch, share, grey):
     monkeypatch.setattr(patches, "GREY_SHARE", share)
     monkeypatch.setattr(patches, "NOISE_DEVIATION", 0)
-    for batch in only_batch(PatchSampler(pictures, None, 17, 0)):
+    for batch in only_batch(PatchSampler(Pictures(pictures), 17, 0)):
         spread = in_unit_range(batch).amax(1) - in_unit_range(batch).amin(1)
         assert (spread.amax((1, 2)) < 1e-5).tolist() == [grey] * 8
 
 
 def test_a_tenth_of_the_patches_is_grey(pictures):
-    pixels = in_unit_range(only_batch(PatchSampler(pictures, None, 17, 0), 400)[0])
+    pixels = in_unit_range(only_batch(PatchSampler(Pictures(pictures), 17, 0), 400)[0])
     share = ((pixels.amax(1) - pixels.amin(1)).amax((1, 2)) < 1e-5).float().mean().item()
     assert 0.05 < share < 0.16
 
@@ -98,7 +99,7 @@ def test_the_shorter_side_is_zoomed_to_between_4_and_16_patches(tmp_path, image_
     # A ramp along the shorter side: what a patch spans of it is the patch's share of that side.
     ramp = np.broadcast_to(np.linspace(0, 255, 120)[:, None, None], (120, 240, 3)).astype(np.uint8)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    pixels = in_unit_range(only_batch(PatchSampler([tmp_path / "ramp.png"], image_size, 33, 0), 200)[0])
+    pixels = in_unit_range(only_batch(PatchSampler(Pictures([tmp_path / "ramp.png"], image_size), 33, 0), 200)[0])
     spans = (pixels[:, 0, -1] - pixels[:, 0, 0]).mean(1) * 33 / 32
     assert 1 / 16 - 0.015 < spans.min() < 1 / 14
     assert 1 / 5 < spans.max() < 1 / 4 + 0.015
@@ -110,7 +111,7 @@ def test_the_budget_changes_how_often_is_read_and_nothing_else(pictures, monkeyp
     numbers = {}
     for budget in (0, 2**20):
         read.clear()
-        sampler = PatchSampler(pictures, (64, 64), 17, 0, budget)
+        sampler = PatchSampler(Pictures(pictures, (64, 64), budget), 17, 0)
         numbers[budget] = [only_batch(sampler, 10, step) for step in range(3)]
         assert len(read) == (30 if budget == 0 else 3)
     assert all(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import scoring
-from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
+from AnomalyDetector import PADDING, AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 from moments import Moments
@@ -23,10 +23,10 @@ def test_error_and_variance_equal_the_paper_on_stacked_students():
     scale = make_scale()
     images = torch.randn(2, 3, 9, 12)
     with torch.no_grad():
-        teacher = (FDFEAnomalyNet(scale.teacher)(images) - scale.mean.float()[:, None, None]) / (
+        teacher = (FDFEAnomalyNet(scale.teacher, padding=PADDING)(images) - scale.mean.float()[:, None, None]) / (
             scale.deviation.float()[:, None, None]
         )
-        students = torch.stack([FDFEAnomalyNet(student)(images) for student in scale.students])
+        students = torch.stack([FDFEAnomalyNet(student, padding=PADDING)(images) for student in scale.students])
         error, variance = scoring.error_and_variance(*scale.dense(1), images)
     mean = students.mean(0)
     assert torch.allclose(error, (mean - teacher).square().sum(1), rtol=1e-4)
@@ -98,3 +98,11 @@ def test_a_scale_survives_its_checkpoint():
     images = pictures(12, 10)
     again = scale_from_checkpoint(scale_to_checkpoint(scale))
     assert torch.equal(AnomalyDetector([scale])(images), AnomalyDetector([again])(images))
+
+
+def test_an_image_is_scored_by_its_highest_pixels_its_maximum_or_its_mean():
+    maps = torch.arange(400.0).view(1, 20, 20)[:, torch.randperm(20, generator=torch.Generator().manual_seed(0))]
+    maps = torch.cat([maps, torch.zeros_like(maps)])
+    scores = {kind: scoring.image_scores(maps, kind).tolist() for kind in scoring.IMAGE_SCORES}
+    assert scores == {"top": [397.5, 0], "maximum": [399, 0], "mean": [199.5, 0]}
+    assert scoring.image_scores(maps[:, :2, :2], "top").tolist() == [maps[0, :2, :2].max(), 0]  # one pixel at least

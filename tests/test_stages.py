@@ -61,7 +61,8 @@ class Place:
         resnet18_training.main([CATEGORY, *self.folders, *weights, *options])
 
     def teacher(self, *options):
-        options = ("--patch-size", "17", "--steps", "3", "--batch-size", "4", "--backbone-weights", "random", *options)
+        way = ("--distillation", "patches", "--backbone-weights", "random")
+        options = (*way, "--patch-size", "17", "--steps", "3", "--batch-size", "4", *options)
         teacher_training.main([CATEGORY, *self.folders, *options])
 
     def students(self, *options):
@@ -236,7 +237,32 @@ def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
         place.detection()
 
 
-def test_what_is_missing_is_said_in_one_line(tmp_path, data):
+def test_a_teacher_is_taught_densely_of_any_pictures(data, tmp_path, capsys):
+    place = Place(tmp_path, data)
+    options = ("--distillation", "dense", "--patch-size", "33", "--batch-size", "1", "--steps", "2")
+    place.teacher(*options, "--metric-weight", "0.1", "--compactness-weight", "0.1")
+    content = place.load("teacher_33.pt", "teacher")
+    assert content["settings"]["distillation"] == "dense"
+    assert {tensor.dtype for tensor in content["net"].values()} == {torch.float16}
+    assert "is left unexplained on held-back pictures" in capsys.readouterr().out
+    place.students("--patch-size", "33", "--epochs", "1")
+
+
+def test_teachers_that_ship_serve_where_the_category_has_none(data, tmp_path, monkeypatch):
+    shipping = Place(tmp_path, data)
+    backbone = ("--distillation", "patches", "--backbone-weights", "random")
+    options = (*backbone, "--patch-size", "17", "--steps", "1", "--batch-size", "2")
+    teacher_training.main(["pretrained", *shipping.folders, "--images", str(data / CATEGORY), *options])
+    monkeypatch.setattr(students_training, "ROOT", tmp_path)
+    place = Place(tmp_path / "elsewhere", data)
+    place.students("--epochs", "1")
+    shipped = checkpoints.load(shipping.model / "pretrained/teacher_17.pt", "teacher")["net"]
+    taken = place.load("students_17.pt", "students")["scale"]["state"]
+    assert torch.equal(taken["teacher.layers.0.weight"], shipped["layers.0.weight"].float())
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(students_training, "ROOT", tmp_path)
     place = Place(tmp_path, data)
     with pytest.raises(UserError, match=r"teacher_17\.pt is not there: run teacher_training\.py knit --patch-size 17"):
         place.students()

@@ -12,6 +12,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 
 import AnomalyResnet18 as backbone
 import backbone_weights
+import backbones
 import checkpoints
 import device
 import stages
@@ -313,7 +314,7 @@ def test_seeds_differ_wherever_their_parts_do_and_are_the_same_everywhere():
     assert not torch.equal(draws[0], draws[2])
 
 
-# AnomalyResnet18, backbone_weights
+# AnomalyResnet18, backbones, backbone_weights
 
 
 @pytest.fixture(scope="module")
@@ -337,20 +338,20 @@ def test_features_are_torchvisions_pooled_ones(torchvisions):
 
 
 def test_patches_are_brought_to_the_backbones_size_in_one_range():
-    class Seen(nn.Module):
-        def features(self, images):
-            self.images = images
-            return images.mean((2, 3))
+    class Seen(backbones.Backbone):
+        def pooled(self, pictures):
+            self.pictures = pictures
+            return pictures.mean((2, 3))
 
     net = Seen()
     patches = torch.linspace(-2, 1, 17).expand(2, 3, 17, 17).clone().requires_grad_()
-    assert not backbone.pooled_features(net, patches, 17).requires_grad
-    assert torch.equal(net.images, patches)
-    backbone.pooled_features(net, patches, 64)
-    assert net.images.shape == (2, 3, 64, 64)
-    torch.testing.assert_close(net.images[..., 31:33, :].mean((2, 3)), patches.mean((2, 3)))
-    assert (net.images.min(), net.images.max()) == (-2, 1)
-    assert (net.images.diff(dim=3) >= 0).all()
+    assert not net.of_patches(patches, 17).requires_grad
+    assert torch.equal(net.pictures, patches)
+    net.of_patches(patches, 64)
+    assert net.pictures.shape == (2, 3, 64, 64)
+    torch.testing.assert_close(net.pictures[..., 31:33, :].mean((2, 3)), patches.mean((2, 3)))
+    assert (net.pictures.min(), net.pictures.max()) == (-2, 1)
+    assert (net.pictures.diff(dim=3) >= 0).all()
 
 
 def spoiled(state, name):

