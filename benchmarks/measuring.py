@@ -286,11 +286,7 @@ def write_json(
     """Write what was measured, where a path is given."""
     if path is None:
         return
-    plain = {
-        name: value if isinstance(value, int | float | list | None) else str(value)
-        for name, value in vars(settings).items()
-        if name != "output"
-    }
-    report = {"benchmark": benchmark, "machine": found, "settings": plain} | content
+    options = {name: value for name, value in vars(settings).items() if name != "output"}
+    report = {"benchmark": benchmark, "machine": found, "settings": options} | content
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    path.write_text(json.dumps(report, indent=2, default=str) + "\n")

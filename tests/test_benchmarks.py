@@ -2,10 +2,14 @@ import importlib
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import checkpoints
 import losses
+import mvtec_dataset
 from AnomalyDetector import AnomalyDetector, Scale
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from command_line import ROOT
@@ -16,6 +20,7 @@ import anomaly_map
 import dense_extraction
 import measuring
 import published
+import teacher_neighbours
 
 QUICK = ["--image-size", "12", "--patch-size", "17", "--repeat", "1", "--device", "cpu"]
 PRODUCT = ["--matrix-size", "64"]
@@ -116,6 +121,31 @@ def test_metrics_benchmark_agrees_with_the_plain_way(tmp_path):
     output = tmp_path / "figures.json"
     assert script.main(["--maps", "4", "--size", "48", "--repeats", "2", "--output", str(output)]) == 0
     assert len(json.loads(output.read_text())["timings"]) == 3
+
+
+def test_neighbours_of_a_teacher_see_what_is_new(tmp_path):
+    random = np.random.default_rng(0)
+    spot = np.zeros((64, 64), np.uint8)
+    spot[20:44, 20:44] = 255
+    for folder, number in (("train/good", 4), ("test/good", 2), ("test/spot", 2), ("ground_truth/spot", 2)):
+        for index in range(number):
+            pixels = random.integers(100, 140, (64, 64, 3), dtype=np.uint8)
+            pixels[spot > 0] = (250, 20, 20) if folder == "test/spot" else pixels[spot > 0]
+            picture = Image.fromarray(spot if folder.startswith("ground") else pixels)
+            name = f"{index}_mask.png" if folder.startswith("ground") else f"{index}.png"
+            (tmp_path / "knit" / folder).mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "knit" / folder / name)
+    mvtec_dataset.prepare(tmp_path / "knit")
+    torch.manual_seed(0)
+    checkpoints.save(tmp_path / "t.pt", "teacher", "knit", {"patch_size": 17, "net": AnomalyNet(17).state_dict()})
+    options = ["--data", str(tmp_path), "--image-size", "64", "--backbone", "resnet18", "--backbone-weights", "random"]
+    output = tmp_path / "figures.json"
+    teacher_neighbours.main(["knit", "--teacher", str(tmp_path / "t.pt"), *options, "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert list(rows) == [str(tmp_path / "t.pt"), "resnet18"]
+    for row in rows.values():
+        assert row["image_au_roc_maximum"] == 1
+        assert row["au_pro"] > 0.5
 
 
 def test_works_take_turns_and_the_first_does_not_count():
