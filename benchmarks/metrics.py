@@ -5,16 +5,20 @@ maps, taking turns, and must agree to 1e-6. The plain one follows the formulas o
 et al., IJCV 2021): it orders all pixels by their score and sums up, pixel by pixel, what each adds to the false
 positive rate and to the overlap with the regions. It is also timed on AU-PRO alone, all that that code computes there.
 
+--check CATEGORY compares the metrics.json of a category that has been tested to what the plain way makes of its maps.
+
     python3 benchmarks/metrics.py --output metrics_benchmark.json
 """
 
 import argparse
 import functools
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import scipy
+from PIL import Image
 from scipy import ndimage
 
 # Before this folder, where this file itself is named metrics.
@@ -22,6 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import measuring
 
 import metrics
+from AnomalyDataset import AnomalyDataset
+from command_line import ROOT
+from images import load_mask
+from metrics import Maps, Masks
 
 LIMITS = (0.3, 0.05)
 TOLERANCE = 1e-6
@@ -60,24 +68,27 @@ def ours(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     return result
 
 
-def plain(maps: np.ndarray, masks: np.ndarray, au_pro_alone: bool = False) -> dict[str, float]:
+def plain(maps: Maps, masks: Masks, au_pro_alone: bool = False) -> dict[str, float]:
     """Compute the same with every pixel's score as a threshold; or AU-PRO alone, as MVTec AD's code does."""
-    false_positive = np.zeros(maps.shape, dtype=np.uint32)
-    overlap = np.zeros(maps.shape, dtype=np.float64)
-    regions = 0
-    for index, mask in enumerate(masks):
+    false_positive, overlap, regions = [], [], 0
+    for mask in masks:
         labels, count = ndimage.label(mask, np.ones((3, 3), dtype=int))
         regions += count
-        false_positive[index] = labels == 0
+        false_positive.append((labels == 0).astype(np.uint32).ravel())
+        overlap.append(np.zeros(mask.size))
         for region in range(1, count + 1):
-            inside = labels == region
-            overlap[index][inside] = 1 / np.count_nonzero(inside)
-    order = np.argsort(maps.ravel())[::-1]
-    scores = maps.ravel()[order]
+            inside = labels.ravel() == region
+            overlap[-1][inside] = 1 / np.count_nonzero(inside)
+    scores, false_positive, overlap, defective = (
+        np.concatenate([np.ravel(part) for part in parts]) for parts in (maps, false_positive, overlap, masks)
+    )
+    defective = defective != 0
+    order = np.argsort(scores)[::-1]
+    scores = scores[order]
     last_of_ties = np.append(np.diff(scores) != 0, True)
-    false_positives = np.cumsum(false_positive.ravel()[order], dtype=np.int64)[last_of_ties]
-    fpr = np.concatenate(([0], false_positives / np.count_nonzero(masks == 0), [1]))
-    pro = np.concatenate(([0], np.cumsum(overlap.ravel()[order])[last_of_ties] / regions, [1]))
+    false_positives = np.cumsum(false_positive[order], dtype=np.int64)[last_of_ties]
+    fpr = np.concatenate(([0], false_positives / np.count_nonzero(~defective), [1]))
+    pro = np.concatenate(([0], np.cumsum(overlap[order])[last_of_ties] / regions, [1]))
     result = {}
     for limit in LIMITS:
         within = fpr <= limit
@@ -85,14 +96,41 @@ def plain(maps: np.ndarray, masks: np.ndarray, au_pro_alone: bool = False) -> di
         result[f"au_pro_{limit}"] = float(np.trapezoid(y, x) / limit)
     if au_pro_alone:
         return result
-    positives = np.count_nonzero(masks)
-    true_positives = np.cumsum(masks.ravel()[order], dtype=np.int64)[last_of_ties]
+    positives = np.count_nonzero(defective)
+    true_positives = np.cumsum(defective[order], dtype=np.int64)[last_of_ties]
     tpr = np.concatenate(([0], true_positives / positives, [1]))
     precision = true_positives / (true_positives + false_positives)
     result["au_roc"] = float(np.trapezoid(tpr, fpr))
     result["average_precision"] = float(np.sum(np.diff(tpr[:-1]) * precision))
     result["best_f1"] = float(np.max(2 * true_positives / (positives + true_positives + false_positives)))
     return result
+
+
+def read_result(category: str, data: Path, results: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Read the maps that src/anomaly_detection.py wrote, and the masks, each at its image's own size."""
+    maps, masks = [], []
+    for row in AnomalyDataset(data / category, type="test").rows:
+        tiff = results / category / "anomaly_maps" / category / Path(row["image_name"]).with_suffix(".tiff")
+        maps.append(np.asarray(Image.open(tiff)))
+        mask = np.asarray(load_mask(data / category / row["gt_name"])) if row["gt_name"] else np.zeros(maps[-1].shape)
+        masks.append(mask != 0)
+    return maps, masks
+
+
+def check_result(category: str, data: Path, results: Path) -> float:
+    """Print metrics.json of a category beside the plain figures of the same maps; return the largest difference."""
+    maps, masks = read_result(category, data, results)
+    found = json.loads((results / category / "metrics.json").read_text())
+    expected = plain(maps, masks)
+    maxima = np.array([values.max() for values in maps])
+    anomalous = np.array([row["label"] for row in AnomalyDataset(data / category, type="test").rows]) != 0
+    higher = np.sign(maxima[anomalous][:, None] - maxima[~anomalous]) / 2 + 0.5  # a tie counts half
+    names = {"au_pro_0.3": "au_pro", "au_pro_0.05": "au_pro_0.05", "au_roc": "pixel_au_roc"}
+    names |= {"average_precision": "pixel_average_precision", "best_f1": "pixel_best_f1"}
+    lines = [(name, found[name], expected[plain_name]) for plain_name, name in names.items()]
+    lines.append(("image_au_roc_of_maxima", found["image_au_roc_of_maxima"], float(higher.mean())))
+    print(measuring.table((category, "metrics.json", "plain"), [(n, f"{a:.8f}", f"{b:.8f}") for n, a, b in lines]))
+    return max(abs(a - b) for _, a, b in lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,7 +143,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic maps (0)")
     parser.add_argument("--output", type=Path, help="write the times and the measures here, as JSON")
+    parser.add_argument(
+        "--check", metavar="CATEGORY", help="instead, compare the metrics.json of a tested category to the plain way's"
+    )
+    for folder in ("data", "results"):
+        parser.add_argument(f"--{folder}", type=Path, default=ROOT / folder, metavar="DIR", help="for --check")
     args = parser.parse_args(arguments)
+    if args.check:
+        difference = check_result(args.check, args.data, args.results)
+        print(f"largest difference: {difference:.1e} (at most {TOLERANCE:.0e})")
+        return 0 if difference <= TOLERANCE else 1
 
     maps, masks = synthetic_maps(args.maps, args.size, args.seed)
     contenders = {

@@ -3,7 +3,8 @@
 The map is the students' error plus their variance, each normalised on good images (section 3.2 of "Uninformed
 Students"); the image score sums it up at the size that the networks see. Written under results/CATEGORY/:
   index.html      the page to look at: measures, curves and every image; opens from disk (its pictures: page/)
-  metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect
+  metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect;
+                  image_au_roc_of_maxima takes the maps' maxima for scores, as MVTec AD's evaluation script does
   scores.csv      path, label and image score of every test image
   figures/        image, ground truth and anomaly map of every test image, on one colour scale
   curves.png      ROC and PRO curves, and the scores of good against anomalous images (also as SVG)
@@ -187,6 +188,8 @@ def main(arguments: list[str] | None = None) -> None:
     have_masks = any(row["gt_name"] for row in dataset.rows)
     evaluation = metrics.Evaluation(maps, masks if have_masks else None, scores, labels, kinds)
     measures = evaluation.measures()
+    if "image_au_roc" in measures:  # as MVTec AD's evaluation script takes it, from the maps at their own size
+        measures["image_au_roc_of_maxima"] = metrics.au_roc(np.array([values.max() for values in maps]), labels)
     write_whole(results / "scores.csv", scores_table(dataset, scores))
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)

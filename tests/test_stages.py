@@ -1,6 +1,7 @@
 """The four stages, one after another, on a category of a few small images."""
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -116,6 +117,21 @@ def test_the_stages_leave_models_maps_figures_and_measures(done):
         assert (anomaly_map.mode, anomaly_map.size) == ("F", SIZE[::-1])
     assert (results / "curves.svg").exists()
     assert (results / "examples.png").exists()
+
+
+def test_the_measures_are_those_of_the_maps_that_were_written(done, capsys):
+    # By the folder: src has a module of the same name.
+    benchmark = importlib.import_module("benchmarks.metrics")
+    folders = ["--data", str(done.data), "--results", str(done.results)]
+    assert benchmark.main(["--check", CATEGORY, *folders]) == 0
+    assert "image_au_roc_of_maxima" in capsys.readouterr().out
+    metrics_file = done.results / CATEGORY / "metrics.json"
+    content = metrics_file.read_text()
+    changed = json.loads(content)
+    changed["au_pro"] += 2e-6
+    metrics_file.write_text(json.dumps(changed))
+    assert benchmark.main(["--check", CATEGORY, *folders]) == 1
+    metrics_file.write_text(content)
 
 
 def test_a_red_spot_on_grey_is_found_even_so(done):
