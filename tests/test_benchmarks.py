@@ -1,9 +1,13 @@
 import importlib
 import json
-import sys
 
+import anomaly_map
+import dense_extraction
+import measuring
 import numpy as np
+import published
 import pytest
+import teacher_neighbours
 import torch
 from PIL import Image
 
@@ -12,15 +16,7 @@ import losses
 import mvtec_dataset
 from AnomalyDetector import AnomalyDetector, Scale
 from AnomalyNet import PATCH_SIZES, AnomalyNet
-from command_line import ROOT
 from FDFEAnomalyNet import FDFEAnomalyNet
-
-sys.path.append(str(ROOT / "benchmarks"))
-import anomaly_map
-import dense_extraction
-import measuring
-import published
-import teacher_neighbours
 
 QUICK = ["--image-size", "12", "--patch-size", "17", "--repeat", "1", "--device", "cpu"]
 PRODUCT = ["--matrix-size", "64"]
