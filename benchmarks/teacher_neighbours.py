@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import backbones
+import backbone_weights
 import checkpoints
 import device
 import metrics
@@ -33,6 +33,7 @@ import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyDetector import PADDING
 from AnomalyNet import AnomalyNet
+from backbones import BACKBONES
 from command_line import ROOT, run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from prefetch import prefetched
@@ -46,7 +47,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", help="a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY")
     options.add_argument("--teacher", type=Path, nargs="+", default=[], metavar="FILE", help="model/.../teacher_65.pt")
-    options.add_argument("--backbone", choices=backbones.BACKBONES, help="also score the features of this one")
+    options.add_argument("--backbone", choices=BACKBONES, help="also score the features of this one")
     options.add_argument("--backbone-weights", default="imagenet", metavar="SOURCE", help="as in teacher_training.py")
     options.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
     options.add_argument("--image-size", type=stages.positive, default=256, help="height and width (default 256)")
@@ -69,7 +70,7 @@ def of_teacher(path: Path, where: torch.device) -> Describe:
 
 def of_backbone(args: Namespace, where: torch.device) -> Describe:
     """What a backbone says of every 8th pixel."""
-    return backbones.load(args.backbone, args.backbone_weights).to(where).dense
+    return backbone_weights.backbone(args.backbone, args.backbone_weights).to(where).dense
 
 
 @torch.inference_mode()

