@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on a small category of our own making. Needs package registries alone, no GPU.
+# Students and detection on a small category of our own making, with the teacher that ships. Needs package registries alone, no GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./environment.sh

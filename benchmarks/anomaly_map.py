@@ -31,6 +31,7 @@ from measuring import Timing
 from published import PublishedDetector, require_same_maps
 
 import device
+import scoring
 import stages
 from AnomalyDetector import AnomalyDetector, Scale
 from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
@@ -70,7 +71,7 @@ def detect(detector: Callable, images: torch.Tensor, precision: str = "float32")
     """Maps (N,H,W) on the device, and the images' scores."""
     with device.autocast(images.device, precision):
         maps = detector(images)
-    return maps, maps.flatten(1).amax(1).tolist()
+    return maps, scoring.image_scores(maps, "top").tolist()
 
 
 def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:

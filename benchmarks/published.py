@@ -34,7 +34,7 @@ class MultiPoolingNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Describe every pixel."""
-        x, pools = self._padding(images.contiguous()), []
+        x, pools = self._padding(images.contiguous()).contiguous(), []
         for layer in self.net.layers:
             if isinstance(layer, nn.MaxPool2d):
                 x = multi_pool(x, layer.kernel_size)

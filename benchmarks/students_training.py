@@ -75,12 +75,12 @@ class OnePassTraining:
         random = device.generator("offset", self.steps)
         offset = tuple(torch.randint(self.stride, (2,), generator=random).tolist())
         self.steps += 1
-        pixels, found = preprocessing.normalise(images), []
+        pixels, found = self.teacher.pad(preprocessing.normalise(images), offset), []
         with device.autocast(images.device, self.precision), torch.no_grad():
-            target = self.teacher(pixels, offset).float()
+            target = self.teacher.describe_padded(pixels).float()
         for student in self.students:
             with device.autocast(images.device, self.precision):
-                descriptors = student(pixels, offset)
+                descriptors = student.describe_padded(pixels)
             loss = losses.regression(descriptors.float(), target)
             loss.backward()
             found.append(loss.item())

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import measuring
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import backbone_weights
@@ -29,6 +28,7 @@ import checkpoints
 import device
 import metrics
 import preprocessing
+import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyDetector import PADDING
@@ -36,10 +36,11 @@ from AnomalyNet import AnomalyNet
 from backbones import BACKBONES
 from command_line import ROOT, run
 from FDFEAnomalyNet import FDFEAnomalyNet
+from padding import pad
 from prefetch import prefetched
 
 Describe = Callable[[Tensor], Tensor]  # normalised images (N,3,H,W) -> (N,C,h,w)
-STRIDE = 8
+STRIDE = 8  # the backbones' as well
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -68,11 +69,6 @@ def of_teacher(path: Path, where: torch.device) -> Describe:
     return FDFEAnomalyNet(net.to(where, memory_format=device.memory_format(where)).eval(), STRIDE, padding=PADDING)
 
 
-def of_backbone(args: Namespace, where: torch.device) -> Describe:
-    """What a backbone says of every 8th pixel."""
-    return backbone_weights.backbone(args.backbone, args.backbone_weights).to(where).dense
-
-
 @torch.inference_mode()
 def describe(describing: Describe, dataset: AnomalyDataset, where: torch.device) -> Tensor:
     """All images' descriptors: (N,h,w,C)."""
@@ -94,14 +90,15 @@ def neighbour_maps(good: Tensor, tested: Tensor, bank_size: int, seed: int) -> T
     return torch.stack(maps)
 
 
-def measure(describing: Describe, args: Namespace, where: torch.device) -> dict[str, float]:
-    """Image AUROC of maximum and mean, and AU-PRO."""
+def measure(describing: Describe, first: int, args: Namespace, where: torch.device) -> dict[str, float]:
+    """Image AUROC of maximum and mean, and AU-PRO. Descriptors stand on pixels `first`, `first` + STRIDE ..."""
     size = args.image_size, args.image_size
     folder, transform = args.data / args.category, preprocessing.image_transform(size)
     train = AnomalyDataset(folder, transform, type="train", label=0)
     test = AnomalyDataset(folder, transform, preprocessing.image_transform(size), type="test")
     maps = neighbour_maps(describe(describing, train, where), describe(describing, test, where), args.bank, args.seed)
-    full = F.interpolate(maps[:, None], size, mode="bilinear")[:, 0].cpu().numpy()
+    between = scoring.at_every_pixel(maps, STRIDE, size)
+    full = pad(between[:, None], (first, -first), (first, -first), "reflect")[:, 0].cpu().numpy()
     masks = [test[index]["mask"][0].numpy() > 127 for index in range(len(test))]
     labels = np.array([row["label"] for row in test.rows])
     scores = {"maximum": maps.amax((1, 2)), "mean": maps.mean((1, 2))}
@@ -113,10 +110,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     args = parse_arguments(arguments)
     where = device.choose(args.device)
-    contenders = {str(path): of_teacher(path, where) for path in args.teacher}
+    rows = {str(path): measure(of_teacher(path, where), 0, args, where) for path in args.teacher}
     if args.backbone:
-        contenders[args.backbone] = of_backbone(args, where)
-    rows = {name: measure(describing, args, where) for name, describing in contenders.items()}
+        backbone = backbone_weights.backbone(args.backbone, args.backbone_weights).to(where)
+        rows[args.backbone] = measure(backbone.dense, backbone.first_fine, args, where)
     columns = "image_au_roc_maximum", "image_au_roc_mean", "au_pro"
     lines = [(name, *(f"{row[column]:.3f}" for column in columns)) for name, row in rows.items()]
     print(measuring.table(("descriptors", "image AUROC, maximum", "mean", "AU-PRO"), lines))

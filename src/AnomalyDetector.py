@@ -58,7 +58,7 @@ class AnomalyDetector(nn.Module):
     """One Scale or several: uint8 images (N,3,H,W) -> anomaly maps (N,H,W), float32.
 
     Scores of several scales are normalised each by itself and averaged (section 3.3). `stride`: a descriptor at every
-    `stride`-th pixel, interpolated between. `precision`: as device.autocast takes it.
+    `stride`-th pixel, interpolated between.
     """
 
     def __init__(self, scales: Sequence[Scale], stride: int = 1):

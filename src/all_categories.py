@@ -256,11 +256,11 @@ def is_done(category: str, commands: Commands, args: Namespace) -> bool:
     if record is None or record.status != "done" or record.commands != commands:
         return False
     result = args.results / category / (summary.METRICS if record.tested else summary.RECORD)
-    # A folder is as new as the last image that was put into it or taken out.
-    images = [
-        folder for part in ("train", "test", "ground_truth") for folder in (args.data / category).glob(f"{part}/**/")
-    ]
-    sources = [index_of(category, args), args.model / category / "detector.pt", *images]
+    # Images, and their folders, which are as new as the last image that was put into them or taken out.
+    parts = [args.data / category / part for part in ("train", "test", "ground_truth")]
+    images = [path for part in parts if part.exists() for path in (part, *part.rglob("*"))]
+    teachers = (args.model / category).glob("teacher_??.pt")
+    sources = [index_of(category, args), args.model / category / "detector.pt", *images, *teachers]
     try:
         return all(source.stat().st_mtime_ns <= result.stat().st_mtime_ns for source in sources)
     except FileNotFoundError:

@@ -40,8 +40,8 @@ def load(source: str) -> dict[str, Tensor] | None:
         except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
             raise UserError(
                 f"ImageNet's weights can't be had ({getattr(error, 'reason', error)}): give a torchvision resnet18 "
-                "state dict by --backbone-weights FILE, or take --backbone-weights random; a teacher can be taught by "
-                "--backbone efficientnet_lite0, too"
+                "state dict by --backbone-weights FILE, or take --backbone-weights random (teacher_training.py "
+                "also knows --backbone efficientnet_lite0)"
             ) from error
     path = Path(source)
     try:
@@ -76,6 +76,8 @@ def backbone(name: str, source: str, adapted: dict[str, Tensor] | None = None) -
     Raises UserError where weights can't be had.
     """
     if name == "efficientnet_lite0":
+        if source != "imagenet":
+            raise UserError(f"--backbone-weights {source}: efficientnet_lite0 has ImageNet's weights alone")
         found = EfficientNetLite0(_efficientnet_lite0())
     else:
         net = AnomalyResnet18()

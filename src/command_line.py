@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,8 +21,8 @@ def category_name(text: str) -> str:
     return name
 
 
-def run(main):
-    """Call `main()` and exit: a UserError becomes one line and status 2, Ctrl-C one line and status 130."""
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main()` and exit: a UserError or OSError becomes one line and status 2, Ctrl-C one line and status 130."""
     command = Path(sys.argv[0]).name
     try:
         status = main()
@@ -34,4 +36,7 @@ def run(main):
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except OSError as error:  # a full disk, a folder that takes no files
+        print(f"{command}: {error}", file=sys.stderr)
+        status = 2
     sys.exit(status)

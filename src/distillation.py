@@ -107,10 +107,12 @@ Places = tuple[Tensor, Tensor, Tensor]  # views, rows, columns
 
 
 def places_beside(shape: tuple[int, int, int], random: torch.Generator) -> tuple[Places, Places]:
-    """TRIPLETS random places among (views, rows, columns), and for each the place below or to the right of it."""
+    """At most TRIPLETS random places among (views, rows, columns), and for each the place below it or to its right.
+
+    All of them differ, or a descriptor could be its own negative: places have even rows and columns.
+    """
     views, rows, columns = shape
-    view, row, column = (
-        torch.randint(length, (TRIPLETS,), generator=random) for length in (views, rows - 1, columns - 1)
-    )
-    down = torch.randint(2, (TRIPLETS,), generator=random)
+    grid = torch.cartesian_prod(torch.arange(views), torch.arange(0, rows - 1, 2), torch.arange(0, columns - 1, 2))
+    view, row, column = grid[torch.randperm(len(grid), generator=random)[:TRIPLETS]].unbind(1)
+    down = torch.randint(2, view.shape, generator=random)
     return (view, row, column), (view, row + down, column + 1 - down)

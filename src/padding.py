@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import device
-
 PADDINGS = ("zeros", "reflect")
 
 
@@ -13,14 +11,18 @@ def pad(images: Tensor, rows: tuple[int, int], columns: tuple[int, int], padding
     """Surround images (N,C,H,W) by numbers of rows (above, below) and columns (left, right); negative ones are cut off.
 
     "zeros" are ImageNet's mean colour after normalisation. "reflect" mirrors the image at its border pixels, as often
-    as it takes where it is smaller than what is to be added.
+    as it takes where it is smaller than what is to be added. The layout in memory stays. Raises ValueError for another.
     """
+    if padding not in PADDINGS:
+        raise ValueError(f"padding {padding}: choose one of {', '.join(PADDINGS)}")
     if padding == "zeros":
         return F.pad(images, (*columns, *rows))
-    where = images.device
-    found = images[:, :, _mirrored(images.shape[2], *rows).to(where)]
-    found = found[:, :, :, _mirrored(images.shape[3], *columns).to(where)]
-    return found.contiguous(memory_format=device.memory_format(where))
+    rows, columns = (
+        _mirrored(length, *added).to(images.device)
+        for length, added in zip(images.shape[2:], (rows, columns), strict=True)
+    )
+    layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+    return images.index_select(2, rows).index_select(3, columns).contiguous(memory_format=layout)
 
 
 def _mirrored(length, before, after):

@@ -1,5 +1,6 @@
 """Pictures of any size, decoded once."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,12 +8,15 @@ from PIL import Image
 
 import images
 import preprocessing
+from command_line import UserError
 
 
 class Pictures:
     """The pictures of files, RGB, as a sequence: read when asked for, kept in memory until `budget` bytes are full.
 
-    Resized to `image_size` (None leaves them as they are). Several threads may ask at once.
+    Resized to `image_size` (None leaves them as they are). Several threads may ask at once. In place of a file that is
+    broken stands the next one, with a word on stderr: among a million pictures one shall not end a training.
+    Raises UserError where all are broken.
     """
 
     def __init__(
@@ -20,15 +24,25 @@ class Pictures:
     ):
         self._paths, self._image_size, self._budget = paths, image_size, budget
         self._kept: dict[int, Image.Image] = {}
+        self._broken: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Image.Image:
         picture = self._kept.get(index)
-        if picture is None:
+        if picture is not None:
+            return picture
+        try:
             picture = preprocessing.resize(images.load_rgb(self._paths[index]), self._image_size)
-            self._budget -= 3 * picture.width * picture.height
-            if self._budget >= 0:
-                self._kept[index] = picture
+        except UserError as error:
+            if index not in self._broken:
+                self._broken.add(index)
+                print(f"left out: {error}", file=sys.stderr)
+            if len(self._broken) == len(self):
+                raise
+            return self[(index + 1) % len(self)]
+        self._budget -= 3 * picture.width * picture.height
+        if self._budget >= 0:
+            self._kept[index] = picture
         return picture

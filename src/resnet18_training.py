@@ -24,7 +24,7 @@ import synthetic_defects
 from AnomalyResnet18 import AnomalyResnet18
 from command_line import run
 from image_store import ImageStore
-from training import Training, already_trained, learning_rate, set_learning_rate
+from training import Training, already_trained, forget, learning_rate, set_learning_rate
 
 KIND = "backbone"
 WEIGHT_DECAY = 1e-2
@@ -84,13 +84,14 @@ def train(args: Namespace) -> Path:
     settings = {
         "seed": args.seed,
         "image_size": args.image_size,
+        "precision": args.precision,
         "batch_size": args.batch_size,
         "epochs": args.epochs,
         "learning_rate": args.learning_rate,
         "backbone_weights": args.backbone_weights,
         "images": stages.digest_of(stages.image_paths(dataset)),
     }
-    if already_trained(path, KIND, args.category, settings, args.restart):
+    if not args.restart and already_trained(path, KIND, args.category, settings):
         return path
     where = device.choose(args.device)
     torch.manual_seed(args.seed)
@@ -104,6 +105,8 @@ def train(args: Namespace) -> Path:
     learned, held_back = stages.held_back_split(len(dataset), args.seed)
     optimiser = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
     wanted = stages.shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
+    if args.restart:
+        forget([path])
     training = Training(
         path,
         f"{KIND} training",
@@ -111,7 +114,6 @@ def train(args: Namespace) -> Path:
         settings,
         {"net": net, "optimiser": optimiser},
         len(wanted),
-        args.restart,
     )
     per_epoch = len(wanted) // args.epochs
     for step, groups in zip(training, store.batches(wanted[training.step :]), strict=False):

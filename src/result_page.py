@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 import figures
+from files import write_whole
 
 TEMPLATES = Path(__file__).resolve().parent / "page"
 
@@ -331,9 +332,7 @@ def _write_page(path: Path, template: str, **parts: str) -> None:
     parts["style"] = _template("page.css")
     # In one pass, so that braces in the parts stay what they are.
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _template(template))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # File names may hold bytes that are no text.
-    path.write_text(page, encoding="utf-8", errors="replace")
+    write_whole(path, page)
 
 
 def _at_most(picture: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:

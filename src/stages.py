@@ -58,7 +58,7 @@ def parser(description: str, folders: tuple[str, ...] = ("data", "model")) -> Ar
         "--precision",
         choices=device.PRECISIONS,
         default="auto",
-        help="auto takes bfloat16 where the hardware computes it faster; float32 for the same figures on any",
+        help="auto takes bfloat16 where the hardware computes it faster; float32 where figures shall not hang on that",
     )
     for folder in folders:
         options.add_argument(
@@ -105,10 +105,21 @@ def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
     return dataset
 
 
-def digest_of(paths: Iterable[Path]) -> str:
-    """Digest of files' names and sizes: what was trained on other images is told apart by it."""
-    entries = [(path.name, path.stat().st_size) for path in paths]
-    return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
+def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
+    """Digest of files' names and contents: what was trained on other images is told apart by it.
+
+    Without `contents`, sizes stand for them, where there may be millions. Raises UserError where a file is missing.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            part = path.read_bytes() if contents else str(path.stat().st_size).encode()
+        except OSError as error:
+            raise UserError(
+                f"{path}: {error.strerror}; run ./mvtec_dataset.sh again if images have gone or come"
+            ) from None
+        digest.update(repr((path.name, len(part))).encode() + part)
+    return digest.hexdigest()[:16]
 
 
 def image_paths(dataset: AnomalyDataset) -> list[Path]:
@@ -128,8 +139,8 @@ def pictures_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: --images takes one with pictures in it or below")
     found = sorted(path for path in folder.rglob("*") if images.is_image(path))
-    if not found:
-        raise UserError(f"{folder} holds no pictures ({', '.join(images.IMAGE_SUFFIXES)})")
+    if len(found) < 2:
+        raise UserError(f"{folder} holds {len(found)} pictures, two are the least ({', '.join(images.IMAGE_SUFFIXES)})")
     return found
 
 
@@ -155,7 +166,7 @@ def add_training(options: ArgumentParser, batch_size: int | str, learning_rate: 
         help=f"its peak, after a warm-up; lower this if the loss rises or is not a number (default {learning_rate})",
     )
     options.add_argument(
-        "--restart", action="store_true", help="train anew, even where a model or a checkpoint lies there"
+        "--restart", action="store_true", help="remove what was trained before, or half of it, and train anew"
     )
 
 
@@ -167,7 +178,8 @@ def add_stride(options: ArgumentParser, default: int | None) -> None:
         type=int,
         choices=(1, 2, 4, 8),
         default=default,
-        help=f"every STRIDE-th pixel along each side is described: 4 costs a tenth of 1, the paper's (default {note})",
+        help="every STRIDE-th pixel along each side is described: with patches of 65 pixels 4 costs a tenth of 1, the "
+        f"paper's (default {note})",
     )
 
 

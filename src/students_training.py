@@ -27,7 +27,7 @@ from command_line import ROOT, UserError, run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from image_store import ImageStore
 from moments import Moments
-from training import Training, already_trained, learning_rate, set_learning_rate
+from training import Training, already_trained, forget, learning_rate, set_learning_rate
 
 KIND = "students"
 PRETRAINED = "pretrained"  # the folder in model/ of the teachers that ship
@@ -68,14 +68,16 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 def load_teacher(args: Namespace, patch_size: int) -> AnomalyNet:
     """The category's teacher where stage 2 has made one, else the one that ships. Raises UserError without either."""
-    name = f"teacher_{patch_size}.pt"
-    own, shipped = args.model / args.category / name, ROOT / "model" / PRETRAINED / name
-    path, category = (own, args.category) if own.exists() or not shipped.exists() else (shipped, PRETRAINED)
-    if not path.exists():
-        raise UserError(f"{path} is not there: run teacher_training.py {args.category} --patch-size {patch_size} first")
+    own, *shipped = (
+        folder / f"teacher_{patch_size}.pt"
+        for folder in (args.model / args.category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED)
+    )
+    path = next((path for path in (own, *shipped) if path.exists()), None)
+    if path is None:
+        raise UserError(f"{own} is not there: run teacher_training.py {args.category} --patch-size {patch_size} first")
     print(f"teacher: {path}")
     net = AnomalyNet(patch_size)
-    net.load_state_dict(checkpoints.load(path, "teacher", category=category, patch_size=patch_size)["net"])
+    net.load_state_dict(checkpoints.load(path, "teacher", category=path.parent.name, patch_size=patch_size)["net"])
     return net.eval().requires_grad_(False)
 
 
@@ -140,6 +142,7 @@ def train(args: Namespace, patch_size: int) -> Path:
     settings = {
         "seed": args.seed,
         "image_size": args.image_size,
+        "precision": args.precision,
         "batch_size": args.batch_size,
         "epochs": epochs,
         "learning_rate": args.learning_rate,
@@ -148,7 +151,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         "teacher": checkpoints.fingerprint(teacher_net.state_dict()),
         "images": stages.digest_of(stages.image_paths(dataset)),
     }
-    if already_trained(path, KIND, args.category, settings, args.restart):
+    if not args.restart and already_trained(path, KIND, args.category, settings):
         return path
     where = device.choose(args.device)
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
@@ -166,6 +169,9 @@ def train(args: Namespace, patch_size: int) -> Path:
 
     optimiser = torch.optim.Adam(student_nets.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
     wanted = stages.shuffled_batches(learned, args.batch_size, epochs, args.seed)
+    if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
+        forget(path.with_name(f"students_{size}.pt") for size in args.patch_size)
+        args.restart = False
     training = Training(
         path,
         f"{KIND} training, {patch_size} pixels",
@@ -173,7 +179,6 @@ def train(args: Namespace, patch_size: int) -> Path:
         settings,
         {"students": student_nets, "optimiser": optimiser},
         len(wanted),
-        args.restart,
     )
     per_epoch = len(wanted) // epochs
     for step, groups in zip(training, store.batches(wanted[training.step :]), strict=False):
@@ -185,12 +190,12 @@ def train(args: Namespace, patch_size: int) -> Path:
         total = 0.0
         for images in groups:
             share = len(images) / (len(wanted[step]) * args.students)
-            images = preprocessing.normalise(images.to(where))
+            pixels = teacher.pad(preprocessing.normalise(images.to(where)), offset)
             with device.autocast(where, args.precision), torch.no_grad():
-                target = teacher(images, offset).float()
+                target = teacher.describe_padded(pixels).float()
             for student in students:  # one after another: the memory of one student's activations, not of all
                 with device.autocast(where, args.precision):
-                    descriptors = student(images, offset)
+                    descriptors = student.describe_padded(pixels)
                 loss = losses.regression(descriptors.float(), target)
                 (loss * len(images) / len(wanted[step])).backward()
                 total += loss.item() * share
@@ -218,8 +223,10 @@ def main(arguments: list[str] | None = None) -> None:
     paths = [train(args, patch_size) for patch_size in sizes]
     contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]
     detector = args.model / args.category / "detector.pt"
-    made_from = [content["settings"] for content in contents]
-    if detector.exists() and not args.restart:
+    made_from = [
+        content["settings"] | {"weights": checkpoints.fingerprint(content["scale"]["state"])} for content in contents
+    ]
+    if detector.exists():
         there = checkpoints.load(detector, "detector", category=args.category)
         if there["made_from"] == made_from:
             return

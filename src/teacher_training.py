@@ -1,10 +1,10 @@
 """Stage 2: distil the backbone into the teacher, a small network that describes patches.
 
-Three losses teach it (section 3.1 of "Uninformed Students"): knowledge distillation from the backbone's features,
+Up to three losses teach it (section 3.1 of "Uninformed Students"): knowledge distillation from the backbone's features,
 metric learning and descriptor compactness. The teachers that ship with the project serve any category; this stage makes
 others, of a category's own good images or of any pictures:
 
-    teacher_training.py pretrained --images DIR --backbone efficientnet_lite0 --patch-size 17 33 65
+    teacher_training.py pretrained --images DIR --backbone efficientnet_lite0 --patch-size 17 33 65 --restart
 
 replaces those that ship (category "pretrained"); with a category's name the teacher is that category's alone.
 """
@@ -26,14 +26,14 @@ from command_line import UserError, run
 from distillation import DenseDistillation, Distillation, PatchDistillation
 from moments import Moments
 from pictures import Pictures
-from training import Training, already_trained, learning_rate, set_learning_rate
+from training import Training, already_trained, forget, learning_rate, set_learning_rate
 
 KIND = "teacher"
 WEIGHT_DECAY = 1e-5  # the paper, section 4
 STEPS_BETWEEN_CHECKS = 500
 BATCHES_MEASURED = 12  # for the features' mean and deviation, and for the figure on held-back pictures
 # What hangs on the way of distillation. Dense: a batch is one of views, with some 10,000 descriptors in it; weights
-# that an ablation found to help. Patches: the paper's learning rate and losses.
+# found good on held-back pictures. Patches: the paper's learning rate and losses.
 DEFAULTS = {
     "dense": {
         "batch_size": 4,
@@ -142,14 +142,15 @@ def train(args: Namespace, patch_size: int) -> Path:
         "batch_size": args.batch_size,
         "steps": args.steps,
         "learning_rate": args.learning_rate,
-        "images": stages.digest_of(paths),
+        "images": stages.digest_of(paths, contents=args.images is None),
+        "precision": args.precision,
         "image_size": args.image_size,
         "backbone": backbone_name(args, adapted),
         "weights": weights,
     }
     if args.distillation == "patches":
         settings["backbone_size"] = args.backbone_size
-    if already_trained(path, KIND, args.category, settings, args.restart):
+    if not args.restart and already_trained(path, KIND, args.category, settings):
         return path
     print(f"teacher of {patch_size} pixels, backbone: {settings['backbone']}, {len(paths)} pictures")
     where = device.choose(args.device)
@@ -172,6 +173,9 @@ def train(args: Namespace, patch_size: int) -> Path:
     decoder = Decoder(moments).to(where)
     parameters = [*net.parameters(), *decoder.parameters()]
     optimiser = torch.optim.Adam(parameters, args.learning_rate, weight_decay=WEIGHT_DECAY)
+    if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
+        forget(path.with_name(f"teacher_{size}.pt") for size in args.patch_size)
+        args.restart = False
     training = Training(
         path,
         f"{KIND} training, {patch_size} pixels",
@@ -179,7 +183,6 @@ def train(args: Namespace, patch_size: int) -> Path:
         settings,
         {"net": net, "decoder": decoder, "optimiser": optimiser},
         args.steps,
-        args.restart,
     )
     batches = distillation.batches(learned, args.seed, range(training.step, args.steps), args.batch_size)
     for step, batch in zip(training, batches, strict=False):
@@ -204,7 +207,7 @@ def train(args: Namespace, patch_size: int) -> Path:
 
     with device.autocast(where, args.precision):
         unexplained = unexplained_variance(net, decoder, distillation, held_back, args)
-    teacher = net.folded().half().cpu()  # half the file, and no digit that a descriptor would miss
+    teacher = net.folded().half().cpu()  # half the file; the rounding is far below what students can tell
     content = {
         "patch_size": patch_size,
         "settings": settings,
@@ -265,7 +268,7 @@ def unexplained_variance(
 def main(arguments: list[str] | None = None) -> None:
     """Run stage 2."""
     args = parse_arguments(arguments)
-    if args.distillation == "patches" and args.batch_size < 2:
+    if args.batch_size < 2 and args.distillation == "patches" and (args.metric_weight or args.compactness_weight):
         raise UserError("--batch-size 1: metric learning and compactness need two patches or more")
     if not (args.distillation_weight or args.metric_weight or args.compactness_weight):
         raise UserError("all weights are 0: leave one of --distillation-weight, --metric-weight, --compactness-weight")

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ class Training:
         settings: Mapping[str, Any],
         parts: Mapping[str, Any],
         steps: int,
-        restart: bool = False,
     ):
         self._path, self._kind, self._category = checkpoint_of(path), kind, category
         self._settings, self._parts, self.steps = dict(settings), parts, steps
@@ -45,8 +44,6 @@ class Training:
         self.history: list[tuple[int, float]] = []
         self._losses: list[float] = []
         self._notes: dict[str, str] = {}
-        if restart:
-            self._path.unlink(missing_ok=True)
         if self._path.exists():
             content = checkpoints.load(self._path, kind, category=category)
             require_same_settings(self._path, content["settings"], self._settings)
@@ -124,12 +121,16 @@ def require_same_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[
             )
 
 
-def already_trained(path: Path, kind: str, category: str, settings: Mapping[str, Any], restart: bool) -> bool:
-    """Whether `path` holds the finished model of these settings; says so. Raises UserError if of others.
+def forget(paths: Iterable[Path]) -> None:
+    """Remove models and their checkpoints, all that are to be trained anew: so a stop between them loses none."""
+    for path in paths:
+        for file in (path, checkpoint_of(path)):
+            file.unlink(missing_ok=True)
 
-    Where a checkpoint lies beside it, a training anew has begun, and goes on.
-    """
-    if restart or not path.exists() or checkpoint_of(path).exists():
+
+def already_trained(path: Path, kind: str, category: str, settings: Mapping[str, Any]) -> bool:
+    """Whether `path` holds the finished model of these settings; says so. Raises UserError if of others."""
+    if not path.exists():
         return False
     require_same_settings(path, checkpoints.load(path, kind, category=category)["settings"], settings)
     print(f"{path} is trained already; --restart trains it anew")

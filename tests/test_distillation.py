@@ -155,10 +155,11 @@ def test_dense_descriptors_stand_where_the_features_stand(patch_size, first, mon
 
 def test_positives_are_the_places_beside():
     random = torch.Generator().manual_seed(0)
-    chosen, beside = distillation.places_beside((2, 3, 4), random)
-    steps = torch.stack(beside) - torch.stack(chosen)
-    assert set(map(tuple, steps.T.tolist())) == {(0, 1, 0), (0, 0, 1)}
-    assert [part.max().item() for part in beside] == [1, 2, 3]
+    chosen, beside = (torch.stack(places).T for places in distillation.places_beside((2, 9, 8), random))
+    assert set(map(tuple, (beside - chosen).tolist())) == {(0, 1, 0), (0, 0, 1)}
+    assert beside.amax(0).tolist() <= [1, 8, 7]
+    assert len(chosen) == 2 * 4 * 4
+    assert len(torch.cat([chosen, beside]).unique(dim=0)) == 2 * len(chosen)
 
 
 def test_patches_are_asked_about_as_in_the_paper():

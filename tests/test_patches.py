@@ -7,6 +7,7 @@ import images
 import patches
 import preprocessing
 import synthetic_defects
+from command_line import UserError
 from patches import PatchSampler
 from pictures import Pictures
 
@@ -119,6 +120,17 @@ def test_the_budget_changes_how_often_is_read_and_nothing_else(pictures, monkeyp
         for one, other in zip(numbers[0], numbers[2**20], strict=True)
         for a, b in zip(one, other, strict=True)
     )
+
+
+def test_the_next_picture_stands_in_for_a_broken_one(pictures, capsys):
+    pictures[1].write_bytes(b"no picture")
+    found = Pictures(pictures)
+    assert found[1] == found[2] == found[1]
+    assert capsys.readouterr().err.count("1.png: not an image") == 1
+    for path in pictures:
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="not an image"):
+        _ = Pictures(pictures)[0]
 
 
 # synthetic_defects

@@ -290,7 +290,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, data, monkeypatch):
     with pytest.raises(UserError, match="no folder"):
         place.teacher("--images", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds 0 pictures"):
         place.teacher("--images", str(tmp_path / "empty"))
     with pytest.raises(UserError, match="--device nonsense"):
         place.backbone("--device", "nonsense")

@@ -60,12 +60,12 @@ SETTINGS = {"seed": 0, "batch_size": 4}
 class Job:
     """A small training that hangs on what the optimiser remembers."""
 
-    def __init__(self, path, settings=SETTINGS, steps=6, restart=False, category="carpet"):
+    def __init__(self, path, settings=SETTINGS, steps=6, category="carpet"):
         torch.manual_seed(0)
         self.net = nn.Linear(3, 1)
         self.adam = torch.optim.Adam(self.net.parameters(), 0.1)
         parts = {"net": self.net, "adam": self.adam}
-        self.training = Training(path, "net training", category, settings, parts, steps, restart)
+        self.training = Training(path, "net training", category, settings, parts, steps)
         self.visited = []
 
     def run(self, after=lambda step: None):
@@ -142,7 +142,8 @@ def test_a_checkpoint_of_other_settings_is_refused_unless_restarted(tmp_path, ch
     with pytest.raises(UserError, match=rf"net\.checkpoint\.pt was trained with {said}: .*--restart"):
         Job(path, changed)
     assert training.checkpoint_of(path).read_bytes() == before
-    assert Job(path, changed, restart=True).run().visited == [0, 1, 2, 3, 4, 5]
+    training.forget([path])
+    assert Job(path, changed).run().visited == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_checkpoint_of_another_category_is_refused(tmp_path):
@@ -163,22 +164,24 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice(tmp_path, loss):
 def test_a_finished_model_is_not_trained_again(tmp_path, capsys):
     path = tmp_path / "net.pt"
     ask = path, "net", "carpet", SETTINGS
-    assert not already_trained(*ask, restart=False)
+    assert not already_trained(*ask)
     checkpoints.save(path, "net", "carpet", {"settings": SETTINGS})
-    assert already_trained(*ask, restart=False)
+    assert already_trained(*ask)
     assert f"{path} is trained already" in capsys.readouterr().out
-    assert not already_trained(*ask, restart=True)
     with pytest.raises(UserError, match=r"net\.pt was trained with seed 0, not 1"):
-        already_trained(path, "net", "carpet", SETTINGS | {"seed": 1}, restart=False)
+        already_trained(path, "net", "carpet", SETTINGS | {"seed": 1})
     with pytest.raises(UserError, match="kind net, wanted is other"):
-        already_trained(path, "other", "carpet", SETTINGS, restart=False)
+        already_trained(path, "other", "carpet", SETTINGS)
 
 
-def test_a_training_anew_that_was_stopped_goes_on_though_the_old_model_is_there(tmp_path):
-    path = tmp_path / "net.pt"
-    checkpoints.save(path, "net", "carpet", {"settings": SETTINGS})
-    Job(path, restart=True).run_stopped(1)
-    assert not already_trained(path, "net", "carpet", SETTINGS, restart=False)
+def test_what_is_forgotten_is_trained_anew(tmp_path):
+    paths = [tmp_path / name for name in ("net.pt", "other.pt")]
+    for path in paths:
+        checkpoints.save(path, "net", "carpet", {"settings": SETTINGS})
+        Job(path).run_stopped(1)
+    training.forget(paths)
+    assert not any(tmp_path.iterdir())
+    assert not already_trained(paths[1], "net", "carpet", SETTINGS)
 
 
 # stages
