@@ -32,7 +32,7 @@ from training import Training, already_trained, forget, learning_rate, set_learn
 KIND = "students"
 PRETRAINED = "pretrained"  # the folder in model/ of the teachers that ship
 WEIGHT_DECAY = 1e-5  # the paper, section 4
-VISITS = 4_000  # of images by each student, where --epochs doesn't say how many passes
+VISITS = 2_500  # of images by each student, where --epochs doesn't say how many passes
 REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
 
 
