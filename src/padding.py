@@ -1,5 +1,7 @@
 """What stands round an image, so that the patch of a border pixel is whole."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,15 +20,17 @@ def pad(images: Tensor, rows: tuple[int, int], columns: tuple[int, int], padding
     if padding == "zeros":
         return F.pad(images, (*columns, *rows))
     rows, columns = (
-        _mirrored(length, *added).to(images.device)
+        _mirrored(length, *added, images.device)
         for length, added in zip(images.shape[2:], (rows, columns), strict=True)
     )
     layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last
     return images.index_select(2, rows).index_select(3, columns).contiguous(memory_format=layout)
 
 
-def _mirrored(length, before, after):
-    """Indices into `length` pixels, from -before up to length + after."""
-    period = max(1, 2 * (length - 1))
-    places = torch.arange(-before, length + after) % period
-    return torch.minimum(places, period - places) if length > 1 else places
+@lru_cache
+def _mirrored(length, before, after, where):
+    """Indices into `length` pixels, from -before up to length + after; kept, as images mostly are of one size."""
+    with torch.inference_mode(False):
+        period = max(1, 2 * (length - 1))
+        places = torch.arange(-before, length + after, device=where) % period
+        return torch.minimum(places, period - places) if length > 1 else places

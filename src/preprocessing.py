@@ -1,6 +1,7 @@
 """From pictures to what the networks see."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -36,9 +37,7 @@ def resize(image: Image.Image, size: Size) -> Image.Image:
 
 def normalise(images: Tensor) -> Tensor:
     """RGB from 0 to 255 (N,3,H,W) -> float32 by ImageNet's mean and deviation, in the device's layout."""
-    mean, deviation = (
-        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
-    )
+    mean, deviation = _imagenet(images.device)
     return (
         images.to(torch.float32, copy=True)
         .div_(255)
@@ -46,3 +45,11 @@ def normalise(images: Tensor) -> Tensor:
         .div_(deviation)
         .contiguous(memory_format=device.memory_format(images.device))
     )
+
+
+@cache
+def _imagenet(where: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (3,1,1), brought to a device once: a copy for each image would keep a GPU waiting."""
+    with torch.inference_mode(False):
+        mean, deviation = (torch.tensor(values, device=where) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    return mean.view(3, 1, 1), deviation.view(3, 1, 1)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import detection_settings
 import numpy as np
 import pytest
 import torch
@@ -132,6 +133,18 @@ def test_the_measures_are_those_of_the_maps_that_were_written(done, capsys):
     metrics_file.write_text(json.dumps(changed))
     assert benchmark.main(["--check", CATEGORY, *folders]) == 1
     metrics_file.write_text(content)
+
+
+def test_settings_of_detection_are_compared_on_the_same_images(done, tmp_path):
+    output = tmp_path / "figures.json"
+    options = ["--data", str(done.data), "--model", str(done.model), "--stride", "4", "1", "--precision", "float32"]
+    detection_settings.main([CATEGORY, *options, "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["stride"] for row in rows] == [4, 1]
+    measures = json.loads((done.results / CATEGORY / "metrics.json").read_text())
+    assert rows[0]["image_au_roc"] == pytest.approx(measures["image_au_roc"], abs=0.1)
+    assert rows[0]["au_pro"] == pytest.approx(measures["au_pro"], abs=0.02)  # those are in the default precision
+    assert all(len(row["turns"]) == 8 for row in rows)
 
 
 def test_a_red_spot_on_grey_is_found_even_so(done):

@@ -1,0 +1,122 @@
+"""What stride and precision of detection cost in time, and change in the figures, on a category that has a detector.
+
+Each test image is scored by all settings in turn, so that what else the machine does falls on all of them; the first
+image is scored twice, and the first time isn't counted. Figures are those that src/anomaly_detection.py gives: image
+AUROC of the default image score, and AU-PRO up to a false positive rate of 0.3 on maps at the images' own size.
+
+How to read the table: "change" is against the first setting, stride 1 in float32 if it is among them. Time is the
+median for one image, from the decoded image to its map on the device.
+
+    python3 benchmarks/detection_settings.py magnetic_tile --output detection_settings.json
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import measuring
+import numpy as np
+import torch
+from measuring import Timing
+from PIL import Image
+
+import checkpoints
+import device
+import metrics
+import preprocessing
+import scoring
+import stages
+from AnomalyDataset import AnomalyDataset
+from AnomalyDetector import AnomalyDetector, scale_from_checkpoint
+from command_line import ROOT, UserError, run
+from prefetch import prefetched
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("category", help="a category whose students have been trained")
+    measuring.add_strides(options, measuring.STRIDES)
+    options.add_argument(
+        "--precision", nargs="+", choices=device.PRECISIONS[1:], default=["float32", "bfloat16"], help="default: both"
+    )
+    options.add_argument("--device", default="auto")
+    for folder in ("data", "model"):
+        options.add_argument(f"--{folder}", type=Path, default=ROOT / folder, metavar="DIR")
+    options.add_argument("--output", type=Path, help="write every time and the table here, as JSON")
+    return options.parse_args(arguments)
+
+
+@torch.inference_mode()
+def measure(args: Namespace) -> list[dict]:
+    """A row for each precision and stride."""
+    where = device.choose(args.device)
+    content = checkpoints.load(args.model / args.category / "detector.pt", "detector", category=args.category)
+    scales = [scale_from_checkpoint(scale) for scale in content["scales"]]
+    settings = [(stride, precision) for precision in args.precision for stride in args.stride]
+    detectors = {
+        stride: AnomalyDetector(scales, stride).to(where, memory_format=device.memory_format(where))
+        for stride in args.stride
+    }
+    args.image_size = content["image_size"]
+    dataset = AnomalyDataset(args.data / args.category, type="test")
+    if not any(row["gt_name"] for row in dataset.rows):
+        raise UserError(f"{args.data / args.category} has no test images with masks: there is nothing to measure")
+    transform = preprocessing.image_transform(stages.image_size(args))
+    maps, scores, turns = ({setting: [] for setting in settings} for _ in range(3))
+    masks, found = [], {}
+    samples = prefetched(dataset.__getitem__, range(len(dataset)))
+    for number, sample in enumerate(stages.with_bar(samples, len(dataset), "images")):
+        images = transform(sample["image"])[None].to(where)
+        masks.append(np.asarray(sample["mask"]) > 0)
+        for setting in settings * (1 + (number == 0)):
+            stride, precision = setting
+
+            def work(stride=stride, precision=precision, images=images):
+                with device.autocast(where, precision):
+                    found["map"] = detectors[stride](images)[0]
+
+            turns[setting].append(measuring.seconds(work, where))
+            own = preprocessing.resize(Image.fromarray(found["map"].cpu().numpy()), masks[-1].shape)
+            if len(maps[setting]) == number:
+                maps[setting].append(np.asarray(own))
+                scores[setting].append(scoring.image_scores(found["map"][None], "top").item())
+    labels = np.array([row["label"] for row in dataset.rows])
+    rows = []
+    for stride, precision in settings:
+        key = stride, precision
+        row = {"precision": precision, "stride": stride} | Timing(turns[key][1:]).summary()
+        row |= {"image_au_roc": metrics.au_roc(np.array(scores[key]), labels)}
+        rows.append(row | {"au_pro": metrics.au_pro(maps[key], masks)})
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, write JSON."""
+    args = parse_arguments(arguments)
+    rows = measure(args)
+    machine = measuring.machine(device.choose(args.device))
+    print(f"{args.category}\n{measuring.machine_line(machine)}\n")
+    first = rows[0]
+    lines = [
+        (
+            row["precision"],
+            row["stride"],
+            Timing(row["turns"]).rounded,
+            *(
+                text
+                for name in ("image_au_roc", "au_pro")
+                for text in (f"{row[name]:.4f}", f"{row[name] - first[name]:+.4f}")
+            ),
+        )
+        for row in rows
+    ]
+    header = "precision", "stride", "ms: median (spread)", "image AUROC", "change", "AU-PRO", "change"
+    print(measuring.table(header, lines))
+    measuring.write_json(args.output, "detection_settings", args, machine, rows=rows)
+
+
+if __name__ == "__main__":
+    run(main)
