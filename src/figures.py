@@ -363,13 +363,13 @@ def _curves_figure(
     for curve, name, colour in ((image_roc, "image", BLUE), (pixel_roc, "pixel", VERMILLION)):
         if curve is not None:
             value = measures[f"{name}_au_roc"]
-            axes.plot(*thin(*curve), color=colour, label=f"{name} {value:.3f}", clip_on=False, zorder=3)
+            axes.plot(*thin(*curve), color=colour, label=f"{name} {value:.3f}", clip_on=False, zorder=6)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1), title="ROC")
     if image_roc is None and pixel_roc is None:
         _say(axes, measures.get("missing", {}).get("image_au_roc", "no curve"))
     else:
         axes.plot((0, 1), (0, 1), color=GREY, linewidth=0.6, linestyle=(0, (4, 3)))
-        # On white, for the diagonal runs behind it.
+        # On white, for the diagonal runs behind it; the curves run before it.
         legend = {"frameon": True, "framealpha": 1, "edgecolor": "none", "borderaxespad": 0.3}
         axes.legend(loc="lower right", title="AU-ROC", title_fontsize=TYPE_SIZE - 0.5, **legend)
 
