@@ -361,6 +361,7 @@ def test_images_load_lazily_and_the_slider_is_quick(browser, tiles):
 
 def test_dialog(browser, tiles):
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
 
     def name():
         return browser.find_element("id", "viewer-name").text
@@ -390,10 +391,10 @@ def test_dialog(browser, tiles):
     assert not number(browser, "document.querySelector('.stage .outline')?.checkVisibility() ?? false")
     press(browser, Keys.ESCAPE)
     assert not is_open()
-    # The focus is on the card that was looked at last; from there it goes on by keys.
-    assert number(browser, "cards.findIndex(c => c.item.contains(document.activeElement))") == number(
-        browser, "shownIndices()[1]"
-    )
+    # The focus goes to the card that was looked at last, once the browser has told of the closing; from there it goes
+    # on by keys.
+    focused = "cards.findIndex(c => c.item.contains(document.activeElement)) === shownIndices()[1]"
+    WebDriverWait(browser, 10).until(lambda _: number(browser, focused))
     press(browser, Keys.ARROW_RIGHT, Keys.ENTER)
     assert is_open()
     assert name() == titles[2]
