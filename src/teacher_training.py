@@ -207,7 +207,7 @@ def train(args: Namespace, patch_size: int) -> Path:
 
     with device.autocast(where, args.precision):
         unexplained = unexplained_variance(net, decoder, distillation, held_back, args)
-    teacher = net.folded().half().cpu()  # half the file; the rounding is far below what students can tell
+    teacher = net.folded().half().cpu()  # half the file; students imitate it as it was rounded
     content = {
         "patch_size": patch_size,
         "settings": settings,
