@@ -36,15 +36,11 @@ import stages
 from AnomalyDetector import AnomalyDetector, Scale
 from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
 
-CHECKED_SIZE = 40  # height and width of the image on which results are compared, at most
-
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = measuring.parser(__doc__)
-    measuring.add_strides(options, measuring.STRIDES)
-    measuring.add_matrix_size(options)
-    options.add_argument("--batch-size", type=stages.positive, default=1, help="images at once (default 1)")
+    measuring.add_rated(options)
     options.add_argument("--students", type=stages.positive, default=3, help="the paper takes 3 (default 3)")
     options.add_argument(
         "--memory",
@@ -71,7 +67,7 @@ def detect(detector: Callable, images: torch.Tensor, precision: str = "float32")
     """Maps (N,H,W) on the device, and the images' scores."""
     with device.autocast(images.device, precision):
         maps = detector(images)
-    return maps, scoring.image_scores(maps, "top").tolist()
+    return maps, scoring.image_scores(maps).tolist()
 
 
 def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
@@ -81,7 +77,7 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
     for patch_size in args.patch_size:
         scale = make_scale(args, patch_size)
         published = PublishedDetector(scale)
-        require_same_maps(published, AnomalyDetector([scale]), images[:1, :, :CHECKED_SIZE, : CHECKED_SIZE - 3])
+        require_same_maps(published, AnomalyDetector([scale]), measuring.corner(images))
         works["published", patch_size] = partial(detect, published, images)
         for stride in args.stride:
             detector = AnomalyDetector([scale], stride)
@@ -99,9 +95,7 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
     for key, row in rows.items():
         patch_size, _, precision = key
         taken = timings[key].median
-        row |= timings[key].summary() | {
-            "tflop_per_second": row["tflop"] / taken,
-            "share_of_product": row["tflop"] / taken / rates[precision],
+        row |= measuring.rated(timings[key], row["tflop"], rates[precision]) | {
             "times_published": baselines[patch_size]["seconds"] / taken,
         }
     return list(rows.values()), list(baselines.values()), rates

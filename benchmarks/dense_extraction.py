@@ -32,15 +32,11 @@ from AnomalyNet import AnomalyNet
 from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 
-CHECKED_SIZE = 40  # height and width of the image on which results are compared, at most
-
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = measuring.parser(__doc__)
-    measuring.add_strides(options, measuring.STRIDES)
-    measuring.add_matrix_size(options)
-    options.add_argument("--batch-size", type=stages.positive, default=1, help="images at once (default 1)")
+    measuring.add_rated(options)
     options.add_argument(
         "--sampled-rows",
         type=stages.positive,
@@ -58,7 +54,7 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
     works, rows = measuring.product_works(args), {}
     for patch_size in args.patch_size:
         net = AnomalyNet(patch_size).to(args.device, memory_format=device.memory_format(args.device)).eval()
-        require_same_descriptors(net, images[:1, :, :CHECKED_SIZE, : CHECKED_SIZE - 3])
+        require_same_descriptors(net, measuring.corner(images))
         published = MultiPoolingNet(net)
         works["published", patch_size] = partial(published, images.contiguous())
         works["every patch", patch_size] = partial(
@@ -89,9 +85,7 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
     for key, row in rows.items():
         patch_size, _, precision = key
         taken = timings[key].median
-        row |= timings[key].summary() | {
-            "tflop_per_second": row["tflop"] / taken,
-            "share_of_product": row["tflop"] / taken / rates[precision],
+        row |= measuring.rated(timings[key], row["tflop"], rates[precision]) | {
             "times_published": baselines["published", patch_size]["seconds"] / taken,
             "times_every_patch": baselines["every patch", patch_size]["seconds"] / taken,
         }

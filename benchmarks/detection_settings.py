@@ -82,7 +82,7 @@ def measure(args: Namespace) -> list[dict]:
             own = preprocessing.resize(Image.fromarray(found["map"].cpu().numpy()), masks[-1].shape)
             if len(maps[setting]) == number:
                 maps[setting].append(np.asarray(own))
-                scores[setting].append(scoring.image_scores(found["map"][None], "top").item())
+                scores[setting].append(scoring.image_scores(found["map"][None]).item())
     labels = np.array([row["label"] for row in dataset.rows])
     rows = []
     for stride, precision in settings:

@@ -26,6 +26,7 @@ from command_line import UserError
 
 STRIDES = (1, 2, 4, 8)
 WARM_UP = 1
+CHECKED_SIZE = 40  # height and width of the part of an image on which results are compared, at most
 GPU_PRODUCTS = 50  # in one turn: one alone takes no longer than to start it
 
 
@@ -131,8 +132,10 @@ def parser(description: str, repeat: int = 5) -> ArgumentParser:
     return options
 
 
-def add_matrix_size(options: ArgumentParser) -> None:
-    """Add --matrix-size, for `product_works`."""
+def add_rated(options: ArgumentParser) -> None:
+    """Add what the benchmarks share whose rates are set against a matrix product's: stride, batch and matrix size."""
+    add_strides(options, STRIDES)
+    options.add_argument("--batch-size", type=stages.positive, default=1, help="images at once (default 1)")
     options.add_argument(
         "--matrix-size",
         type=stages.positive,
@@ -200,6 +203,17 @@ def product_rates(args: Namespace, timings: Mapping[Hashable, Timing]) -> dict[s
     """TFLOP/s of the matrix products in each precision."""
     tflop = 2 * args.matrix_size**3 * _products(args) / 1e12
     return {precision: tflop / timings["product", precision].median for precision in args.precision}
+
+
+def rated(timing: Timing, tflop: float, rate: float) -> dict[str, Any]:
+    """A timing's summary, and its TFLOP/s in all and as a share of `rate`, the matrix product's."""
+    found = tflop / timing.median
+    return timing.summary() | {"tflop_per_second": found, "share_of_product": found / rate}
+
+
+def corner(images: torch.Tensor, side: int = CHECKED_SIZE) -> torch.Tensor:
+    """The part of images on which results are compared before they are timed: of one, and not square."""
+    return images[:1, :, :side, : side - 3]
 
 
 def _products(args):

@@ -113,7 +113,7 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict]]:
         teacher = make_net(args, patch_size).eval().requires_grad_(False)
         students = [make_net(args, patch_size) for _ in range(args.students)]
         normalising = [make_net(args, patch_size, batch_normalisation=True) for _ in range(args.students)]
-        require_same_losses(teacher, students, images[:1, :, :CHECKED_SIZE, : CHECKED_SIZE - 3])
+        require_same_losses(teacher, students, measuring.corner(images, CHECKED_SIZE))
         published = PublishedTraining(teacher, students, LEARNING_RATE, WEIGHT_DECAY)
         works["published", patch_size] = partial(published.step, images[: args.published_batch_size])
         fewer["published", patch_size] = args.published_repeat

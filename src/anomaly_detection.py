@@ -53,7 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--image-score",
         choices=scoring.IMAGE_SCORES,
-        default="top",
+        default=scoring.IMAGE_SCORES[0],
         help="what of the map makes the image's score: top, the mean of its highest hundredth; maximum, the paper's, "
         "where defects are tiny and images free of noise; mean, for defects that change the whole image (default top)",
     )

@@ -16,8 +16,9 @@ def knowledge_distillation(descriptors: Tensor, features: Tensor) -> Tensor:
 def metric_learning(anchors: Tensor, positives: Tensor, margin: float = 1.0) -> Tensor:
     """Section 3.1, equations (2) to (4): triplets of descriptors (N,C), mean over N. In [0, inf).
 
-    `positives` are descriptors of the same patches, shifted and with noise. The negative is the hardest in the
-    batch: the other patch whose descriptor comes nearest to the anchor or to the positive. Raises ValueError for N < 2.
+    `positives` are descriptors of the same patches, shifted, in the paper with noise as well. The negative is the
+    hardest in the batch: the other patch whose descriptor comes nearest to the anchor or to the positive. Raises
+    ValueError for N < 2.
     """
     if len(anchors) < 2:
         raise ValueError("metric learning needs two patches or more: the negatives are the other ones")

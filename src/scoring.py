@@ -8,7 +8,7 @@ from torch import Tensor
 
 from FDFEAnomalyNet import FDFEAnomalyNet
 
-IMAGE_SCORES = ("top", "maximum", "mean")
+IMAGE_SCORES = ("top", "maximum", "mean")  # the first is the default
 TOP_SHARE = 0.01  # of an image's pixels
 TILE_DESCRIPTORS, TILE_PIXELS = 256, 512  # along each side, in memory at once: the less of both
 
@@ -71,7 +71,7 @@ def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor
     return F.pad(between, (0, size[1] - columns, 0, size[0] - rows), mode="replicate")[:, 0]
 
 
-def image_scores(anomaly_maps: Tensor, kind: str) -> Tensor:
+def image_scores(anomaly_maps: Tensor, kind: str = IMAGE_SCORES[0]) -> Tensor:
     """One score for each map (N,H,W) -> (N,), by a name of IMAGE_SCORES.
 
     "maximum" is the paper's: one pixel decides, and with it the noise of the image. "top" is the mean of the highest
