@@ -88,6 +88,23 @@ class AnomalyNet(nn.Module):
         return plain.eval()
 
     @torch.no_grad()
+    def start_from(self, trained: "AnomalyNet", images: Tensor) -> None:
+        """Take over the weights of a net without batch normalisation, to describe as it does.
+
+        What this net's own normalisation would take away, as measured on `images` (N,3,H,W), its scale and shift give
+        back; exact on those images.
+        """
+        weights = iter(trained.layers)
+        for layer in self.layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                variance, mean = torch.var_mean(images, (0, 2, 3), correction=0)
+                layer.weight.copy_((variance + layer.eps).sqrt())
+                layer.bias.copy_(mean)
+            else:
+                layer.load_state_dict(next(weights).state_dict())
+            images = layer(images)
+
+    @torch.no_grad()
     def with_normalised_descriptors(self, mean: Tensor, deviation: Tensor) -> Self:
         """Return a copy whose descriptors are (descriptor - mean) / deviation, per channel (512,).
 

@@ -19,19 +19,16 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 import checkpoints
-import device
 import figures
 import metrics
-import preprocessing
-import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
-from AnomalyDetector import AnomalyDetector, scale_from_checkpoint
+from AnomalyDetector import NORMALISATIONS
 from command_line import UserError, run
+from Detector import IMAGE_SCORES, Detector, at_own_size, load_detector
 from files import make_folder, write_whole
 from prefetch import prefetched
 from progress import Progress
@@ -52,51 +49,45 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     stages.add_image_size(options, default=None)
     options.add_argument(
         "--image-score",
-        choices=scoring.IMAGE_SCORES,
-        default=scoring.IMAGE_SCORES[0],
-        help="what of the map makes the image's score: top, the mean of its highest hundredth; maximum, the paper's, "
-        "where defects are tiny and images free of noise; mean, for defects that change the whole image (default top)",
+        choices=IMAGE_SCORES,
+        help="what of the map makes the image's score: top, the mean of its highest hundredth; mean, that of all of "
+        "it, for defects that change the whole image; both, the larger of these two, in deviations from what they are on "
+        "good images; maximum, the paper's (default both; top where the detector was calibrated with other settings)",
+    )
+    options.add_argument(
+        "--normalisation",
+        choices=NORMALISATIONS,
+        default=NORMALISATIONS[0],
+        help="place: by what error is usual at each place of good images; image: by what it is overall, the paper's "
+        "(default place)",
     )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
     return options.parse_args(arguments)
 
 
-def load_detector(args: Namespace) -> tuple[AnomalyDetector, preprocessing.Size]:
-    """The category's detector and the size at which it looks at images."""
+def detector_of(args: Namespace) -> Detector:
+    """The category's detector, as the command line wants it."""
     path = args.model / args.category / "detector.pt"
     if not path.exists():
         raise UserError(f"{path} is not there: run students_training.py {args.category} first")
-    content = checkpoints.load(path, "detector", category=args.category)
-    there = {scale["patch_size"]: scale for scale in content["scales"]}
-    wanted = sorted(set(args.patch_size or there))
-    for patch_size in wanted:
-        if patch_size not in there:
-            raise UserError(
-                f"{path} has patch sizes {', '.join(map(str, there))}, not {patch_size}: "
-                f"run students_training.py {args.category} --patch-size with all that you want"
-            )
-    if args.image_size is None:
-        args.image_size = content["image_size"]
-    scales = [scale_from_checkpoint(there[patch_size]) for patch_size in wanted]
-    return AnomalyDetector(scales, args.stride or content["stride"]), stages.image_size(args)
-
-
-def at_own_size(anomaly_map: torch.Tensor, picture: Image.Image) -> np.ndarray:
-    """The map (h,w) at the picture's own size: float32 (H,W)."""
-    return np.asarray(preprocessing.resize(Image.fromarray(anomaly_map.cpu().numpy()), picture.size[::-1]))
+    size = "trained" if args.image_size is None else stages.image_size(args)
+    detector = load_detector(path, args.patch_size, args.stride, size, args.normalisation, args.device, args.precision)
+    if detector.calibration is None:
+        if args.image_score == "both":
+            raise UserError("--image-score both goes with the detector as it was trained: take top, maximum or mean")
+        print("no p-values and no decisions: the detector was calibrated with other settings")
+    return detector
 
 
 def detect(
-    detector: AnomalyDetector, dataset: AnomalyDataset, size: preprocessing.Size, args: Namespace, results: Path
+    detector: Detector, dataset: AnomalyDataset, args: Namespace, results: Path
 ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
     """Map (H,W), score and mask (None for a good one) of each image. Writes the maps; goes on after a stop."""
-    where = device.choose(args.device)
     images = stages.digest_of(stages.image_paths(dataset))
-    options = f"{size} {detector.stride} {args.precision} {args.image_score}"
-    key = f"{checkpoints.fingerprint(detector.state_dict())} {images} {options}"
+    networks = detector.networks
+    options = f"{detector.size} {networks.stride} {networks.normalisation} {args.precision} {args.image_score}"
+    key = f"{checkpoints.fingerprint(networks.state_dict())} {images} {options}"
     progress = Progress(results / "detection.unfinished", key)
-    detector.to(where, memory_format=device.memory_format(where))
-    transform = preprocessing.image_transform(size)
     maps, scores, masks = [], [], []
     samples = prefetched(dataset.__getitem__, range(len(dataset)))
     for row, sample in zip(dataset.rows, stages.with_bar(samples, len(dataset), "anomaly maps"), strict=True):
@@ -105,9 +96,8 @@ def detect(
         if score is not None and path.exists():
             maps.append(np.asarray(Image.open(path)))
         else:
-            with device.autocast(where, args.precision):
-                anomaly_map = detector(transform(sample["image"])[None].to(where))[0]
-            score = scoring.image_scores(anomaly_map[None], args.image_score).item()
+            anomaly_map = detector.map_of(sample["image"])
+            score, _ = detector.score_of(anomaly_map, args.image_score)
             maps.append(at_own_size(anomaly_map, sample["image"]))
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(maps[-1]).save(path)
@@ -178,10 +168,10 @@ def main(arguments: list[str] | None = None) -> None:
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")
-    detector, size = load_detector(args)
+    detector = detector_of(args)
     results = args.results / args.category
     make_folder(results)
-    maps, scores, masks = detect(detector, dataset, size, args, results)
+    maps, scores, masks = detect(detector, dataset, args, results)
 
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
     kinds = [kind_of(row) for row in dataset.rows]

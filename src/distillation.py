@@ -54,6 +54,10 @@ class PatchDistillation:
         """What the descriptors of a batch shall decode to: (n,F)."""
         return self._backbone.of_patches(batch[0].to(self._where), self._size).float()
 
+    def pixels(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """What the net sees of a batch: (n,3,p,p)."""
+        return batch[0].to(self._where)
+
     def ask(self, net: AnomalyNet, batch: tuple[Tensor, Tensor], triplets: bool) -> Answer:
         """Let the net describe a batch."""
         patches, partners = (part.to(self._where) for part in batch)
@@ -92,11 +96,14 @@ class DenseDistillation:
         features = self._backbone.dense(preprocessing.normalise(batch[1].to(self._where)))
         return features[:, :, self._places, self._places].permute(0, 2, 3, 1).flatten(0, 2)
 
+    def pixels(self, batch: tuple[int, Tensor]) -> Tensor:
+        """What the net sees of a batch, views in half the backbone's size: (N,3,side,side)."""
+        return F.avg_pool2d(preprocessing.normalise(batch[1].to(self._where)), 2)
+
     def ask(self, net: AnomalyNet, batch: tuple[int, Tensor], triplets: bool) -> Answer:
         """Let the net describe a batch."""
-        seed, views = batch
-        pixels = F.avg_pool2d(preprocessing.normalise(views.to(self._where)), 2)
-        pixels = pixels[:, :, self._start :, self._start :]
+        seed, _ = batch
+        pixels = self.pixels(batch)[:, :, self._start :, self._start :]
         dense = FDFEAnomalyNet(net, DENSE_STRIDE).describe_padded(pixels).float().permute(0, 2, 3, 1)
         chosen, beside = places_beside(dense.shape[:3], torch.Generator().manual_seed(seed))
         return Answer(dense.flatten(0, 2), dense[chosen], dense[beside] if triplets else None)

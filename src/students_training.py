@@ -5,14 +5,13 @@ train/good is held back: it shows how well they learn, and what error and varian
 model/CATEGORY/detector.pt, holds all that detection needs.
 """
 
-import math
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import checkpoints
 import device
@@ -21,18 +20,33 @@ import losses
 import preprocessing
 import scoring
 import stages
-from AnomalyDetector import PADDING, Scale, scale_to_checkpoint
-from AnomalyNet import PATCH_SIZES, AnomalyNet
+from AnomalyDetector import (
+    PADDING,
+    SCALES,
+    AnomalyDetector,
+    Scale,
+    Statistics,
+    scale_from_checkpoint,
+    scale_to_checkpoint,
+    zoomed,
+    zoomed_stride,
+)
+from AnomalyNet import AnomalyNet
 from command_line import ROOT, UserError, run
+from Detector import Calibration
 from FDFEAnomalyNet import FDFEAnomalyNet
 from image_store import ImageStore
 from moments import Moments
-from training import Training, already_trained, forget, learning_rate, set_learning_rate
+from optimiser import Optimiser
+from prefetch import prefetched
+from training import Training, already_trained, forget, learning_rate
 
+See = Callable[[Tensor], Tensor]  # uint8 images (N,3,H,W) -> what the networks take
 KIND = "students"
 PRETRAINED = "pretrained"  # the folder in model/ of the teachers that ship
-WEIGHT_DECAY = 1e-5  # the paper, section 4
-VISITS = 2_500  # of images by each student, where --epochs doesn't say how many passes
+LEARNING_RATES = {"muon": 0.05, "adam": 1e-3}
+VISITS = 1_400  # of images by each student, where --epochs doesn't say how many passes; more by those that zoom out
+CALIBRATED_IMAGES = 200  # learned ones that tell what is usual, at most
 REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
 
 
@@ -40,15 +54,16 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = stages.parser(__doc__)
     stages.add_image_size(options)
-    stages.add_training(options, batch_size=4, learning_rate=1e-3)
+    stages.add_training(options, batch_size=4, learning_rate="0.05; of adam 1e-3")
+    stages.add_optimiser(options)
     options.add_argument(
         "--patch-size",
         type=int,
-        choices=PATCH_SIZES,
+        choices=tuple(SCALES),
         nargs="+",
-        default=[65],
-        help="side of a patch in pixels, as the teacher was trained; several make a detector of several scales, the "
-        "best and slowest (default 65)",
+        default=[65, 130],
+        help="side of a patch in pixels; several make a detector of several scales. 130 and 260 are the networks for "
+        "65 on the image at half and a quarter of its size: quick, and they see wide changes (default 65 130)",
     )
     options.add_argument(
         "--students",
@@ -60,10 +75,13 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--epochs",
         type=stages.positive,
         help="passes over the images; more while the held-back loss still falls; the paper takes 100 (default: as many "
-        f"as make {VISITS:,} visits of an image, 20 minutes on two CPU cores with bfloat16 units)",
+        f"as make {VISITS:,} visits of an image, twice as many for 130: 25 minutes on two CPU cores with bfloat16 "
+        "units)",
     )
     stages.add_stride(options, default=4)
-    return options.parse_args(arguments)
+    args = options.parse_args(arguments)
+    args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimiser]
+    return args
 
 
 def load_teacher(args: Namespace, patch_size: int) -> AnomalyNet:
@@ -83,13 +101,13 @@ def load_teacher(args: Namespace, patch_size: int) -> AnomalyNet:
 
 @torch.inference_mode()
 def descriptor_moments(
-    teacher: FDFEAnomalyNet, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
+    teacher: FDFEAnomalyNet, seen: See, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
 ) -> Moments:
     """Mean and deviation of the teacher's descriptors over all pixels that `teacher` visits."""
     found = Moments()
     for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "teacher's descriptors"):
         with device.autocast(where, args.precision):
-            descriptors = teacher(preprocessing.normalise(groups[0].to(where)))
+            descriptors = teacher(seen(groups[0]))
         found.update(descriptors.permute(0, 2, 3, 1).flatten(0, 2))
     return found
 
@@ -98,6 +116,7 @@ def descriptor_moments(
 def held_back_loss(
     teacher: FDFEAnomalyNet,
     students: Sequence[FDFEAnomalyNet],
+    seen: See,
     store: ImageStore,
     indices: list[int],
     args: Namespace,
@@ -109,7 +128,7 @@ def held_back_loss(
         student.eval()
     for groups in store.batches([index] for index in indices):
         with device.autocast(where, args.precision):
-            images = preprocessing.normalise(groups[0].to(where))
+            images = seen(groups[0])
             target = teacher(images).float()
             total += sum(losses.regression(student(images).float(), target).item() for student in students)
     for student in students:
@@ -119,16 +138,34 @@ def held_back_loss(
 
 @torch.inference_mode()
 def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespace, where: torch.device) -> None:
-    """Measure error and variance on held-back good images, the students having not seen them."""
+    """Measure error and variance on good images, so that maps are normalised by them."""
     teacher, students = scale.dense(args.stride)
-    errors, variances = Moments(), Moments()
-    for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "held-back images"):
+    statistics = Statistics()
+    for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "usual errors"):
         with device.autocast(where, args.precision):
-            images = preprocessing.normalise(groups[0].to(where))
-            error, variance = scoring.error_and_variance(teacher, students, images)
-        errors.update(error.flatten()[:, None])
-        variances.update(variance.flatten()[:, None])
-    scale.calibrate(errors, variances)
+            images = zoomed(preprocessing.normalise(groups[0].to(where)), scale.zoom)
+            statistics.update(*scoring.error_and_variance(teacher, students, images))
+    scale.calibrate(statistics)
+
+
+def usual_scores(networks: AnomalyDetector, args: Namespace) -> Calibration:
+    """Measure the scores of good images, learned and held back."""
+    dataset = stages.good_images(args, stages.image_size(args))
+    where = device.choose(args.device)
+    networks.to(where, memory_format=device.memory_format(where))
+    learned, held_back = stages.held_back_split(len(dataset), args.seed)
+    learned = evenly(learned, CALIBRATED_IMAGES)
+    maps = []
+    samples = prefetched(lambda index: dataset[index]["image"], learned + held_back)
+    for image in stages.with_bar(samples, len(learned) + len(held_back), "usual scores"):
+        with device.autocast(where, args.precision):
+            maps.append(networks(image[None].to(where))[0].cpu())
+    return Calibration(maps[: len(learned)], maps[len(learned) :])
+
+
+def evenly(indices: list[int], number: int) -> list[int]:
+    """At most `number` of the indices, evenly spread."""
+    return indices[:: -(-len(indices) // number)]
 
 
 def train(args: Namespace, patch_size: int) -> Path:
@@ -136,15 +173,17 @@ def train(args: Namespace, patch_size: int) -> Path:
     path = args.model / args.category / f"students_{patch_size}.pt"
     size = stages.image_size(args)
     dataset = stages.good_images(args, size)
-    teacher_net = load_teacher(args, patch_size)
+    net_size, zoom = SCALES[patch_size]
+    teacher_net = load_teacher(args, net_size)
     learned, held_back = stages.held_back_split(len(dataset), args.seed)
-    epochs = args.epochs or math.ceil(VISITS / len(learned))
+    epochs = args.epochs or max(1, round(VISITS * zoom / len(learned)))
     settings = {
         "seed": args.seed,
         "image_size": args.image_size,
         "precision": args.precision,
         "batch_size": args.batch_size,
         "epochs": epochs,
+        "optimiser": args.optimiser,
         "learning_rate": args.learning_rate,
         "students": args.students,
         "stride": args.stride,
@@ -155,19 +194,23 @@ def train(args: Namespace, patch_size: int) -> Path:
         return path
     where = device.choose(args.device)
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
+    stride = zoomed_stride(args.stride, zoom)
+
+    def seen(images: Tensor) -> Tensor:
+        return zoomed(preprocessing.normalise(images.to(where)), zoom)
 
     teacher_net.to(where, memory_format=device.memory_format(where))
-    dense = partial(FDFEAnomalyNet, stride=args.stride, padding=PADDING)
-    found = descriptor_moments(dense(teacher_net), store, learned, args, where)
+    dense = partial(FDFEAnomalyNet, stride=stride, padding=PADDING)
+    found = descriptor_moments(dense(teacher_net), seen, store, learned, args, where)
     teacher = dense(teacher_net.with_normalised_descriptors(found.mean, found.deviation))
     student_nets = nn.ModuleList()
     for number in range(args.students):
         torch.manual_seed(device.seed_of(args.seed, "student", patch_size, number))
-        student_nets.append(AnomalyNet(patch_size, batch_normalisation=True))
+        student_nets.append(AnomalyNet(net_size, batch_normalisation=True))
     student_nets.to(where, memory_format=device.memory_format(where))
     students = [dense(net) for net in student_nets]
 
-    optimiser = torch.optim.Adam(student_nets.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
+    optimiser = Optimiser(student_nets, args.optimiser, args.learning_rate)
     wanted = stages.shuffled_batches(learned, args.batch_size, epochs, args.seed)
     if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
         forget(path.with_name(f"students_{size}.pt") for size in args.patch_size)
@@ -182,15 +225,14 @@ def train(args: Namespace, patch_size: int) -> Path:
     )
     per_epoch = len(wanted) // epochs
     for step, groups in zip(training, store.batches(wanted[training.step :]), strict=False):
-        set_learning_rate(optimiser, learning_rate(step, len(wanted), args.learning_rate))
         optimiser.zero_grad()
         # A random offset a step: every position is learned, whatever the stride.
         random = device.generator(args.seed, "offset", patch_size, step)
-        offset = tuple(torch.randint(args.stride, (2,), generator=random).tolist())
+        offset = tuple(torch.randint(stride, (2,), generator=random).tolist())
         total = 0.0
         for images in groups:
             share = len(images) / (len(wanted[step]) * args.students)
-            pixels = teacher.pad(preprocessing.normalise(images.to(where)), offset)
+            pixels = teacher.pad(seen(images), offset)
             with device.autocast(where, args.precision), torch.no_grad():
                 target = teacher.describe_padded(pixels).float()
             for student in students:  # one after another: the memory of one student's activations, not of all
@@ -199,14 +241,15 @@ def train(args: Namespace, patch_size: int) -> Path:
                 loss = losses.regression(descriptors.float(), target)
                 (loss * len(images) / len(wanted[step])).backward()
                 total += loss.item() * share
-        optimiser.step()
+        optimiser.step(learning_rate(step, len(wanted)))
         training.report(total)
         if (step + 1) % per_epoch == 0:
-            training.note(held_back=held_back_loss(teacher, students, store, held_back[:REPORTED_IMAGES], args, where))
+            shown = held_back[:REPORTED_IMAGES]
+            training.note(held_back=held_back_loss(teacher, students, seen, store, shown, args, where))
 
-    scale = Scale(teacher_net, [net.folded() for net in student_nets], found.mean, found.deviation).to(where)
-    calibrate(scale, store, held_back, args, where)
-    left = held_back_loss(teacher, students, store, held_back, args, where)
+    scale = Scale(teacher_net, [net.folded() for net in student_nets], found.mean, found.deviation, zoom).to(where)
+    calibrate(scale, store, evenly(learned, CALIBRATED_IMAGES), args, where)
+    left = held_back_loss(teacher, students, seen, store, held_back, args, where)
     content = {"patch_size": patch_size, "settings": settings, "scale": scale_to_checkpoint(scale.cpu())}
     checkpoints.save(path, KIND, args.category, content | {"held_back_loss": left})
     figures.save_training_curve(path.with_name(f"students_{patch_size}_training.png"), *training.curve("loss"))
@@ -230,17 +273,22 @@ def main(arguments: list[str] | None = None) -> None:
         there = checkpoints.load(detector, "detector", category=args.category)
         if there["made_from"] == made_from:
             return
+    networks = AnomalyDetector([scale_from_checkpoint(content["scale"]) for content in contents], args.stride)
+    calibration = usual_scores(networks, args)
+    size = stages.image_size(args)
     checkpoints.save(
         detector,
         "detector",
         args.category,
         {
-            "image_size": args.image_size,
+            "image_size": size and list(size),
             "stride": args.stride,
             "made_from": made_from,
             "scales": [content["scale"] for content in contents],
+            "calibration": calibration.state_dict(),
         },
     )
+    print(f"smallest false-alarm rate that the held-back images can promise: {calibration.smallest_rate:.3f}")
     print(f"saved {detector}: all that detection needs")
 
 

@@ -25,11 +25,11 @@ from AnomalyNet import DESCRIPTOR_SIZE, PATCH_SIZES, AnomalyNet
 from command_line import UserError, run
 from distillation import DenseDistillation, Distillation, PatchDistillation
 from moments import Moments
+from optimiser import Optimiser
 from pictures import Pictures
-from training import Training, already_trained, forget, learning_rate, set_learning_rate
+from training import Training, already_trained, forget, learning_rate
 
 KIND = "teacher"
-WEIGHT_DECAY = 1e-5  # the paper, section 4
 STEPS_BETWEEN_CHECKS = 500
 BATCHES_MEASURED = 12  # for the features' mean and deviation, and for the figure on held-back pictures
 # What hangs on the way of distillation. Dense: a batch is one of views, with some 10,000 descriptors in it; weights
@@ -37,14 +37,14 @@ BATCHES_MEASURED = 12  # for the features' mean and deviation, and for the figur
 DEFAULTS = {
     "dense": {
         "batch_size": 4,
-        "learning_rate": 2e-3,
+        "learning_rate": {"muon": 0.02, "adam": 2e-3},
         "steps": 5_000,
         "metric_weight": 0.0,
         "compactness_weight": 0.0,
     },
     "patches": {
         "batch_size": 64,
-        "learning_rate": 2e-4,
+        "learning_rate": {"muon": 0.02, "adam": 2e-4},
         "steps": 10_000,
         "metric_weight": 1.0,
         "compactness_weight": 1.0,
@@ -60,7 +60,10 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         default=[None],
         advice="the students' size, if theirs is so small that detail gets lost: the teacher shall not look for it",
     )
-    stages.add_training(options, batch_size="4 dense, 64 of patches", learning_rate="2e-3 dense, 2e-4 of patches")
+    stages.add_training(
+        options, batch_size="4 dense, 64 of patches", learning_rate="0.02; of adam 2e-3 dense, 2e-4 of patches"
+    )
+    stages.add_optimiser(options)
     options.add_argument(
         "--patch-size",
         type=int,
@@ -90,6 +93,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "everyday pictures make a better teacher",
     )
     options.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="FILE",
+        help="go on from the teacher in FILE, of one that ships, say, in place of random weights (dense distillation)",
+    )
+    options.add_argument(
         "--backbone-size",
         type=stages.positive,
         default=64,
@@ -111,7 +120,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     args = options.parse_args(arguments)
     for name, value in DEFAULTS[args.distillation].items():
         if getattr(args, name) is None:
-            setattr(args, name, value)
+            setattr(args, name, value[args.optimiser] if isinstance(value, dict) else value)
     return args
 
 
@@ -141,6 +150,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         "distillation": args.distillation,
         "batch_size": args.batch_size,
         "steps": args.steps,
+        "optimiser": args.optimiser,
         "learning_rate": args.learning_rate,
         "images": stages.digest_of(paths, contents=args.images is None),
         "precision": args.precision,
@@ -150,6 +160,9 @@ def train(args: Namespace, patch_size: int) -> Path:
     }
     if args.distillation == "patches":
         settings["backbone_size"] = args.backbone_size
+    start = args.start_from and checkpoints.load(args.start_from, KIND, patch_size=patch_size)["net"]
+    if start:
+        settings["start_from"] = checkpoints.fingerprint(start)
     if not args.restart and already_trained(path, KIND, args.category, settings):
         return path
     print(f"teacher of {patch_size} pixels, backbone: {settings['backbone']}, {len(paths)} pictures")
@@ -170,9 +183,13 @@ def train(args: Namespace, patch_size: int) -> Path:
         moments = feature_moments(distillation, learned, args)
     torch.manual_seed(device.seed_of(args.seed, "teacher", patch_size))
     net = AnomalyNet(patch_size, batch_normalisation=args.distillation == "dense").to(where, memory_format=layout)
+    if start:
+        trained = AnomalyNet(patch_size)
+        trained.load_state_dict(start)
+        batch = next(distillation.batches(learned, args.seed, range(1), args.batch_size))
+        net.start_from(trained.to(where), distillation.pixels(batch))
     decoder = Decoder(moments).to(where)
-    parameters = [*net.parameters(), *decoder.parameters()]
-    optimiser = torch.optim.Adam(parameters, args.learning_rate, weight_decay=WEIGHT_DECAY)
+    optimiser = Optimiser((net, decoder), args.optimiser, args.learning_rate)
     if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
         forget(path.with_name(f"teacher_{size}.pt") for size in args.patch_size)
         args.restart = False
@@ -186,7 +203,6 @@ def train(args: Namespace, patch_size: int) -> Path:
     )
     batches = distillation.batches(learned, args.seed, range(training.step, args.steps), args.batch_size)
     for step, batch in zip(training, batches, strict=False):
-        set_learning_rate(optimiser, learning_rate(step, args.steps, args.learning_rate))
         with device.autocast(where, args.precision):
             features = distillation.features(batch)
             answer = distillation.ask(net, batch, triplets=weights["metric"] > 0)
@@ -199,7 +215,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         loss = sum(weights[name] * value for name, value in parts.items())
         optimiser.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimiser.step(learning_rate(step, args.steps))
         training.report(loss.item(), **{name: value.item() for name, value in parts.items()})
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0:
             with device.autocast(where, args.precision):
@@ -272,6 +288,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("--batch-size 1: metric learning and compactness need two patches or more")
     if not (args.distillation_weight or args.metric_weight or args.compactness_weight):
         raise UserError("all weights are 0: leave one of --distillation-weight, --metric-weight, --compactness-weight")
+    if args.start_from and args.distillation == "patches":
+        raise UserError("--start-from goes with --distillation dense: the other trains without batch normalisation")
     for patch_size in sorted(set(args.patch_size)):
         train(args, patch_size)
 

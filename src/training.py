@@ -137,7 +137,7 @@ def already_trained(path: Path, kind: str, category: str, settings: Mapping[str,
     return True
 
 
-def learning_rate(step: int, steps: int, peak: float, warm_up: float = 0.05) -> float:
+def learning_rate(step: int, steps: int, peak: float = 1.0, warm_up: float = 0.05) -> float:
     """Learning rate of a step: linear rise to `peak` over a share `warm_up` of all steps, then half a cosine to 0."""
     rise = max(1.0, warm_up * steps)
     if step < rise:

@@ -1,0 +1,202 @@
+"""A trained detector, from one file: an image in; its anomaly map, score, p-value and decision out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import checkpoints
+import device
+import preprocessing
+import scoring
+from AnomalyDetector import NORMALISATIONS, AnomalyDetector, scale_from_checkpoint
+from command_line import UserError
+from images import load_rgb
+
+IMAGE_SCORES = ("both", *scoring.PLAIN_SCORES)  # the first is the default
+FALSE_ALARM_RATE = 0.05
+QUANTILES = 20_001  # of good pixels, for the pixel threshold
+
+
+class Detection(NamedTuple):
+    """What a Detector says of an image."""
+
+    anomaly_map: np.ndarray  # float32 (H,W) at the image's own size; 0 is usual, in deviations
+    score: float
+    p_value: float | None  # None where the detector was calibrated with other settings
+    anomalous: bool | None
+
+
+class Calibration:
+    """What scores are on anomaly-free images.
+
+    On images that the students learned, the plain scores' mean and deviation, which bring them together in the score
+    "both". On images held back from training, the scores themselves, which make a decision conformal, and quantiles of
+    their pixels.
+    """
+
+    def __init__(self, learned: Sequence[Tensor], held_back: Sequence[Tensor]):
+        """Of anomaly maps, (H,W) each."""
+        plain = {kind: self._plain(learned, kind) for kind in scoring.PLAIN_SCORES}
+        self._moments = {kind: (values.mean().item(), deviation_of(values)) for kind, values in plain.items()}
+        self._held_back = {
+            kind: torch.cat([self.scores(anomaly_map[None], kind) for anomaly_map in held_back]).double().sort().values
+            for kind in IMAGE_SCORES
+        }
+        pixels = np.concatenate([anomaly_map.flatten().numpy() for anomaly_map in held_back])
+        self._pixels = torch.from_numpy(np.quantile(pixels, np.linspace(0, 1, QUANTILES)))
+
+    @staticmethod
+    def _plain(maps, kind):
+        return torch.cat([scoring.image_scores(anomaly_map[None], kind) for anomaly_map in maps]).double()
+
+    def scores(self, anomaly_maps: Tensor, kind: str = IMAGE_SCORES[0]) -> Tensor:
+        """One score for each map (N,H,W) -> (N,).
+
+        "both" is the larger of "top" and "mean", in deviations from what they are on good images: it sees small defects
+        and changes of the whole image. The others are as scoring.image_scores has them.
+        """
+        if kind != "both":
+            return scoring.image_scores(anomaly_maps, kind)
+        return torch.stack(
+            [
+                (scoring.image_scores(anomaly_maps, name) - mean) / deviation
+                for name, (mean, deviation) in self._moments.items()
+                if name != "maximum"
+            ]
+        ).amax(0)
+
+    def p_value(self, score: float, kind: str = IMAGE_SCORES[0]) -> float:
+        """(1 + number of held-back scores >= score) / (n + 1): how usual a score is among good images."""
+        held_back = self._held_back[kind]
+        return (1 + int((held_back >= score).sum())) / (len(held_back) + 1)
+
+    def threshold(self, rate: float, kind: str = IMAGE_SCORES[0]) -> float:
+        """From this score on a p-value is `rate` or less; infinity where no score can be so unusual."""
+        held_back = self._held_back[kind]
+        allowed = int(rate * (len(held_back) + 1) + 1e-9) - 1  # held-back scores that may lie above
+        return float("inf") if allowed < 0 else float(np.nextafter(held_back[-1 - allowed].item(), np.inf))
+
+    @property
+    def smallest_rate(self) -> float:
+        """The smallest false-alarm rate that so many held-back images can promise."""
+        return 1 / (len(self._held_back["top"]) + 1)
+
+    def pixel_threshold(self, rate: float) -> float:
+        """The score that a share `rate` of the pixels of held-back good images exceeds."""
+        return float(self._pixels[round((1 - rate) * (QUANTILES - 1))])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `of_state` makes a Calibration of."""
+        return {"moments": self._moments, "held_back": self._held_back, "pixels": self._pixels}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Calibration":
+        """The Calibration whose `state_dict` that was."""
+        found = cls.__new__(cls)
+        found._moments, found._held_back, found._pixels = state["moments"], state["held_back"], state["pixels"]
+        return found
+
+
+def deviation_of(values: Tensor) -> float:
+    """Standard deviation; 1 where nothing varies, as there is nothing to scale."""
+    return values.std(correction=0).item() or 1.0
+
+
+class Detector:
+    """Networks, sizes and calibration together. `load_detector` makes one.
+
+    detector = load_detector("model/magnetic_tile/detector.pt")
+    found = detector("tile.png")
+    print(found.score, found.p_value, found.anomalous, found.anomaly_map.shape)
+    """
+
+    def __init__(
+        self,
+        networks: AnomalyDetector,
+        size: preprocessing.Size,
+        calibration: Calibration | None,
+        where: torch.device,
+        precision: str = "auto",
+    ):
+        self.networks = networks.to(where, memory_format=device.memory_format(where))
+        self.size, self.calibration = size, calibration
+        self._where, self._precision = where, precision
+        self._transform = preprocessing.image_transform(size)
+
+    def map_of(self, picture: Image.Image) -> Tensor:
+        """The anomaly map of an RGB picture at the size that the networks see: (h,w), on the CPU."""
+        with device.autocast(self._where, self._precision):
+            return self.networks(self._transform(picture)[None].to(self._where))[0].cpu()
+
+    def score_of(self, anomaly_map: Tensor, kind: str | None = None) -> tuple[float, float | None]:
+        """Score and p-value of a map from `map_of`; without calibration the score is "top" and has no p-value."""
+        if self.calibration is None:
+            return scoring.image_scores(anomaly_map[None], kind or "top").item(), None
+        kind = kind or IMAGE_SCORES[0]
+        score = self.calibration.scores(anomaly_map[None], kind).item()
+        return score, self.calibration.p_value(score, kind)
+
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray | str | Path,
+        kind: str | None = None,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+    ) -> Detection:
+        """Look at an image: a picture, an array (H,W,3) or (H,W) of uint8, or a file of any size and mode.
+
+        `kind` is one of IMAGE_SCORES. It is called anomalous where its p-value is `false_alarm_rate` or less.
+        Raises UserError where the file is missing or no image.
+        """
+        if isinstance(image, str | Path):
+            image = load_rgb(image)
+        picture = (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+        anomaly_map = self.map_of(picture)
+        score, p_value = self.score_of(anomaly_map, kind)
+        decision = None if p_value is None else p_value <= false_alarm_rate
+        return Detection(at_own_size(anomaly_map, picture), score, p_value, decision)
+
+
+def at_own_size(anomaly_map: Tensor, picture: Image.Image) -> np.ndarray:
+    """The map (h,w) at the picture's own size: float32 (H,W)."""
+    return np.asarray(preprocessing.resize(Image.fromarray(anomaly_map.numpy()), picture.size[::-1]))
+
+
+def load_detector(
+    path: str | Path,
+    patch_sizes: Sequence[int] | None = None,
+    stride: int | None = None,
+    size: preprocessing.Size | str = "trained",
+    normalisation: str = NORMALISATIONS[0],
+    device_name: str = "auto",
+    precision: str = "auto",
+) -> Detector:
+    """The detector that students_training.py wrote. What is None or "trained" is as in training.
+
+    With some of its `patch_sizes` alone, another `size` or `normalisation`, the calibration does not hold: scores have
+    no p-values then. Raises UserError where the file is missing, broken or has no such patch size.
+    """
+    path = Path(path)
+    content = checkpoints.load(path, "detector")
+    if "calibration" not in content:
+        raise UserError(f"{path} is of an earlier version: run students_training.py {content['category']} --restart")
+    there = {scale["patch_size"]: scale for scale in content["scales"]}
+    wanted = sorted(set(patch_sizes or there))
+    for patch_size in wanted:
+        if patch_size not in there:
+            raise UserError(
+                f"{path} has patch sizes {', '.join(map(str, there))}, not {patch_size}: "
+                f"run students_training.py {content['category']} --patch-size with all that you want"
+            )
+    trained = content["image_size"] and tuple(content["image_size"])
+    size = trained if size == "trained" else size
+    same = wanted == sorted(there) and size == trained and normalisation == NORMALISATIONS[0]
+    networks = AnomalyDetector(
+        [scale_from_checkpoint(there[patch_size]) for patch_size in wanted], stride or content["stride"], normalisation
+    )
+    calibration = Calibration.of_state(content["calibration"]) if same else None
+    return Detector(networks, size, calibration, device.choose(device_name), precision)
