@@ -20,17 +20,13 @@ import measuring
 import numpy as np
 import torch
 from measuring import Timing
-from PIL import Image
 
-import checkpoints
 import device
 import metrics
-import preprocessing
-import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
-from AnomalyDetector import AnomalyDetector, scale_from_checkpoint
 from command_line import ROOT, UserError, run
+from Detector import at_own_size, load_detector
 from prefetch import prefetched
 
 
@@ -53,36 +49,29 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 def measure(args: Namespace) -> list[dict]:
     """A row for each precision and stride."""
     where = device.choose(args.device)
-    content = checkpoints.load(args.model / args.category / "detector.pt", "detector", category=args.category)
-    scales = [scale_from_checkpoint(scale) for scale in content["scales"]]
+    path = args.model / args.category / "detector.pt"
     settings = [(stride, precision) for precision in args.precision for stride in args.stride]
     detectors = {
-        stride: AnomalyDetector(scales, stride).to(where, memory_format=device.memory_format(where))
-        for stride in args.stride
+        (stride, precision): load_detector(path, stride=stride, device_name=args.device, precision=precision)
+        for stride, precision in settings
     }
-    args.image_size = content["image_size"]
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not any(row["gt_name"] for row in dataset.rows):
         raise UserError(f"{args.data / args.category} has no test images with masks: there is nothing to measure")
-    transform = preprocessing.image_transform(stages.image_size(args))
     maps, scores, turns = ({setting: [] for setting in settings} for _ in range(3))
     masks, found = [], {}
     samples = prefetched(dataset.__getitem__, range(len(dataset)))
     for number, sample in enumerate(stages.with_bar(samples, len(dataset), "images")):
-        images = transform(sample["image"])[None].to(where)
         masks.append(np.asarray(sample["mask"]) > 0)
         for setting in settings * (1 + (number == 0)):
-            stride, precision = setting
 
-            def work(stride=stride, precision=precision, images=images):
-                with device.autocast(where, precision):
-                    found["map"] = detectors[stride](images)[0]
+            def work(detector=detectors[setting], picture=sample["image"]):
+                found["map"] = detector.map_of(picture)
 
             turns[setting].append(measuring.seconds(work, where))
-            own = preprocessing.resize(Image.fromarray(found["map"].cpu().numpy()), masks[-1].shape)
             if len(maps[setting]) == number:
-                maps[setting].append(np.asarray(own))
-                scores[setting].append(scoring.image_scores(found["map"][None]).item())
+                maps[setting].append(at_own_size(found["map"], sample["image"]))
+                scores[setting].append(detectors[setting].score_of(found["map"])[0])
     labels = np.array([row["label"] for row in dataset.rows])
     rows = []
     for stride, precision in settings:

@@ -137,9 +137,12 @@ class Detector:
         """Score and p-value of a map from `map_of`; without calibration the score is "top" and has no p-value."""
         if self.calibration is None:
             return scoring.image_scores(anomaly_map[None], kind or "top").item(), None
-        kind = kind or IMAGE_SCORES[0]
-        score = self.calibration.scores(anomaly_map[None], kind).item()
-        return score, self.calibration.p_value(score, kind)
+        score = self.calibration.scores(anomaly_map[None], kind or IMAGE_SCORES[0]).item()
+        return score, self.p_value_of(score, kind)
+
+    def p_value_of(self, score: float, kind: str | None = None) -> float | None:
+        """How usual a score from `score_of` is among good images; None without calibration."""
+        return None if self.calibration is None else self.calibration.p_value(score, kind or IMAGE_SCORES[0])
 
     def __call__(
         self,

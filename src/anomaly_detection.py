@@ -28,11 +28,14 @@ import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyDetector import NORMALISATIONS
 from command_line import UserError, run
-from Detector import IMAGE_SCORES, Detector, at_own_size, load_detector
+from Detector import FALSE_ALARM_RATE, IMAGE_SCORES, Detector, at_own_size, load_detector
 from files import make_folder, write_whole
+from inspection import inspect
 from prefetch import prefetched
 from progress import Progress
 from result_page import ResultPage
+
+BROKEN_IMAGES = 3  # exit status
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -51,8 +54,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--image-score",
         choices=IMAGE_SCORES,
         help="what of the map makes the image's score: top, the mean of its highest hundredth; mean, that of all of "
-        "it, for defects that change the whole image; both, the larger of these two, in deviations from what they are on "
-        "good images; maximum, the paper's (default both; top where the detector was calibrated with other settings)",
+        "it, for defects that change the whole image; both, the larger of these two, in deviations from what they are "
+        "on good images; maximum, the paper's (default both; top where the detector was calibrated otherwise)",
     )
     options.add_argument(
         "--normalisation",
@@ -60,6 +63,32 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         default=NORMALISATIONS[0],
         help="place: by what error is usual at each place of good images; image: by what it is overall, the paper's "
         "(default place)",
+    )
+    options.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="look at these images, and at all in these folders and below, in place of the category's test images: no "
+        "labels, masks or index needed",
+    )
+    options.add_argument(
+        "--output", type=Path, metavar="DIR", help="for what --input gives (default results/CATEGORY/inspection)"
+    )
+    options.add_argument(
+        "--false-alarm-rate",
+        type=stages.share,
+        default=FALSE_ALARM_RATE,
+        metavar="X",
+        help="of good images, this share may be called anomalous: lower misses more defects (default "
+        f"{FALSE_ALARM_RATE})",
+    )
+    options.add_argument(
+        "--pixel-false-alarm-rate",
+        type=stages.share,
+        default=0.001,
+        metavar="X",
+        help="of the pixels of good images, this share may be outlined (default 0.001)",
     )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
     return options.parse_args(arguments)
@@ -76,6 +105,11 @@ def detector_of(args: Namespace) -> Detector:
         if args.image_score == "both":
             raise UserError("--image-score both goes with the detector as it was trained: take top, maximum or mean")
         print("no p-values and no decisions: the detector was calibrated with other settings")
+    elif args.false_alarm_rate < (least := detector.calibration.smallest_rate):
+        print(
+            f"--false-alarm-rate {args.false_alarm_rate:g} is below {least:.3g}, the smallest that so few held-back "
+            "images can promise: no image will be called anomalous"
+        )
     return detector
 
 
@@ -113,13 +147,23 @@ def printable(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 
-def scores_table(dataset: AnomalyDataset, scores: np.ndarray) -> str:
-    """Path, label and image score of every image, as CSV."""
+def scores_table(dataset: AnomalyDataset, scores: np.ndarray, p_values: list[float | None]) -> str:
+    """Path, label, image score and p-value of every image, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "image_score"])
-    writer.writerows((row["image_name"], row["label"], score) for row, score in zip(dataset.rows, scores, strict=True))
+    writer.writerow(["path", "label", "image_score", "p_value"])
+    writer.writerows(
+        (row["image_name"], row["label"], score, "" if p_value is None else p_value)
+        for row, score, p_value in zip(dataset.rows, scores, p_values, strict=True)
+    )
     return text.getvalue()
+
+
+def decisions(p_values: np.ndarray, labels: np.ndarray, rate: float) -> dict[str, float]:
+    """What share of the good test images is called anomalous, beside what was asked, and of the others."""
+    called = p_values <= rate
+    shares = {"observed_false_alarm_rate": called[labels == 0], "found": called[labels == 1]}
+    return {"false_alarm_rate": rate} | {name: float(part.mean()) for name, part in shares.items() if len(part)}
 
 
 def kind_of(row: dict) -> str:
@@ -162,9 +206,13 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, results: Path) -
     return page
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run stage 4."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run stage 4. Returns the exit status: 3 where some images of --input could not be read."""
     args = parse_arguments(arguments)
+    if args.input:
+        output = args.output or args.results / args.category / "inspection"
+        rates = args.false_alarm_rate, args.pixel_false_alarm_rate
+        return BROKEN_IMAGES if inspect(detector_of(args), args.input, output, args.image_score, *rates) else 0
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")
@@ -180,7 +228,10 @@ def main(arguments: list[str] | None = None) -> None:
     measures = evaluation.measures()
     if "image_au_roc" in measures:  # as MVTec AD's evaluation script takes it, from the maps at their own size
         measures["image_au_roc_of_maxima"] = metrics.au_roc(np.array([values.max() for values in maps]), labels)
-    write_whole(results / "scores.csv", scores_table(dataset, scores))
+    p_values = [detector.p_value_of(score, args.image_score) for score in scores]
+    if detector.calibration:
+        measures["decisions"] = decisions(np.array(p_values), labels, args.false_alarm_rate)
+    write_whole(results / "scores.csv", scores_table(dataset, scores, p_values))
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)
     page = write_figures(dataset, maps, scores, masks, results).finish(measures, *curves)
@@ -191,11 +242,14 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name} {measures[name]:.4f}")
         else:
             print(f"{name}: none, {measures['missing'][name]}")
+    for name, value in measures.get("decisions", {}).items():
+        print(f"{name} {value:.4f}")
     print(f"page to look at: {page}")
     print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
     if args.show:
         for name in ("examples.png", "curves.png"):
             Image.open(results / name).show()
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import measuring
 import numpy as np
 import published
 import pytest
+import synthetic_category
 import teacher_neighbours
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ import losses
 import mvtec_dataset
 from AnomalyDetector import AnomalyDetector, Scale
 from AnomalyNet import PATCH_SIZES, AnomalyNet
+from command_line import UserError
 from FDFEAnomalyNet import FDFEAnomalyNet
 
 QUICK = ["--image-size", "12", "--patch-size", "17", "--repeat", "1", "--device", "cpu"]
@@ -156,3 +158,27 @@ def test_a_table_lines_up():
     expected = "| way  |   ms |\n|------|-----:|\n| ours |  1.5 |\n| all  | 20.0 |"
     assert measuring.table(("way", "ms"), (("ours", "1.5"), ("all", "20.0"))) == expected
     assert [measuring.milliseconds(value) for value in (0.0001234, 0.01234, 12.34)] == ["0.123", "12.3", "12,340"]
+
+
+def test_a_synthetic_category_has_held_back_images_with_and_without_defects(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "knit" / "train" / "good"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        pixels = random.integers(90, 160, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    mvtec_dataset.main(["knit", "--data", str(tmp_path)])
+    synthetic_category.main(["knit", "--data", str(tmp_path)])
+    mvtec_dataset.main(["knit_synthetic", "--data", str(tmp_path)])
+    made = tmp_path / "knit_synthetic"
+    good = sorted((made / "test" / "good").iterdir())
+    assert len(good) + len(list((made / "train" / "good").iterdir())) == 12
+    for kind in synthetic_category.KINDS:
+        for path in good:
+            before, after = (np.asarray(Image.open(made / "test" / k / path.name), int) for k in ("good", kind))
+            mask = np.asarray(Image.open(made / "ground_truth" / kind / f"{path.stem}_mask.png")) > 0
+            changed = np.abs(after - before).max(2)
+            assert 0 < mask.mean() < 0.6, kind
+            assert changed[mask].mean() > 5 * changed[~mask].mean(), kind
+    with pytest.raises(UserError, match="already"):
+        synthetic_category.main(["knit", "--data", str(tmp_path)])

@@ -2,10 +2,18 @@ import pytest
 import torch
 
 import scoring
-from AnomalyDetector import PADDING, AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
+from AnomalyDetector import (
+    PADDING,
+    AnomalyDetector,
+    Scale,
+    Statistics,
+    scale_from_checkpoint,
+    scale_to_checkpoint,
+    zoomed,
+)
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
-from moments import Moments
+from preprocessing import normalise
 
 
 def make_scale(patch_size=17, students=3):
@@ -66,23 +74,71 @@ def test_each_score_stays_at_its_own_pixel(stride, size):
     assert torch.allclose(slope, torch.arange(float(size[0])).clamp_max(rows[-1].item()), atol=1e-5)
 
 
+def usual(scale, images):
+    """Statistics of a scale on images, and its error and variance on them."""
+    statistics = Statistics()
+    with torch.no_grad():
+        found = scoring.error_and_variance(*scale.dense(1), zoomed(normalise(images), scale.zoom))
+    statistics.update(*found)
+    return statistics, *found
+
+
 def test_maps_of_good_images_are_zero_on_average_after_calibration():
     scale = make_scale(students=2)
     images = pictures(20, 16, number=3)
-    errors, variances = Moments(), Moments()
-    with torch.no_grad():
-        from preprocessing import normalise
-
-        error, variance = scoring.error_and_variance(*scale.dense(1), normalise(images))
-    errors.update(error.flatten()[:, None])
-    variances.update(variance.flatten()[:, None])
-    scale.calibrate(errors, variances)
+    statistics, error, variance = usual(scale, images)
+    scale.calibrate(statistics)
     normalised = (
         (error - error.mean()) / error.std(correction=0),
         (variance - variance.mean()) / variance.std(correction=0),
     )
-    found = AnomalyDetector([scale])(images)
+    found = AnomalyDetector([scale], normalisation="image")(images)
     assert torch.allclose(found, sum(normalised), atol=1e-3)
+    assert AnomalyDetector([scale])(images).mean().abs() < 0.2
+
+
+def test_error_plus_variance_is_the_students_mean_squared_distance_to_the_teacher():
+    scale = make_scale()
+    images = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        error, variance = scoring.error_and_variance(*scale.dense(1), images)
+        teacher, students = scale.dense(1)
+        distances = [scoring.squared_norm(student(images) - teacher(images)) for student in students]
+    assert torch.allclose(error + variance, torch.stack(distances).mean(0), rtol=1e-4)
+
+
+def test_what_is_usual_at_a_place_is_no_anomaly_there():
+    """Errors of 5 +- 1 on the left, of 1 +- 0.1 on the right: 5 is usual on the left alone."""
+    random = torch.Generator().manual_seed(0)
+    errors = 1 + 0.1 * torch.randn(400, 64, 64, generator=random)
+    errors[:, :, :32] = 5 + torch.randn(400, 64, 32, generator=random)
+    statistics = Statistics()
+    for error in errors:
+        statistics.update(error[None], torch.zeros(1, 64, 64))
+    scale = make_scale(students=1)
+    scale.calibrate(statistics)
+    found = scale.combine(torch.full((1, 64, 64), 5.0), torch.zeros(1, 64, 64))[0]
+    assert found[:, :28].abs().max() < 1 < 5 < found[:, 36:].min()
+
+
+@pytest.mark.parametrize("size", ((24, 32), (23, 30), (21, 17)))
+def test_a_zoomed_scale_sees_the_image_at_half_its_size(size):
+    torch.manual_seed(0)
+    nets = [AnomalyNet(17) for _ in range(2)]
+    scale = Scale(nets[0], nets[1:], torch.zeros(512), torch.ones(512), zoom=2).eval()
+    assert scale.patch_size == 34
+    images = pictures(*size)
+    found = AnomalyDetector([scale], normalisation="image")(images)
+    assert found.shape == (1, *size)
+    half = torch.nn.functional.avg_pool2d(normalise(images), 2, ceil_mode=True)
+    with torch.no_grad():
+        expected, _ = scoring.error_and_variance(*scale.dense(1), half)
+    again = torch.nn.functional.avg_pool2d(found, 2)  # interpolation between four pixels and back
+    assert again.shape[1] in (expected.shape[1], expected.shape[1] - 1)
+    assert (
+        torch.corrcoef(torch.stack([again.flatten(), expected[:, : again.shape[1], : again.shape[2]].flatten()]))[0, 1]
+        > 0.9
+    )
 
 
 def test_several_scales_are_averaged():
@@ -103,6 +159,6 @@ def test_a_scale_survives_its_checkpoint():
 def test_an_image_is_scored_by_its_highest_pixels_its_maximum_or_its_mean():
     maps = torch.arange(400.0).view(1, 20, 20)[:, torch.randperm(20, generator=torch.Generator().manual_seed(0))]
     maps = torch.cat([maps, torch.zeros_like(maps)])
-    scores = {kind: scoring.image_scores(maps, kind).tolist() for kind in scoring.IMAGE_SCORES}
+    scores = {kind: scoring.image_scores(maps, kind).tolist() for kind in scoring.PLAIN_SCORES}
     assert scores == {"top": [397.5, 0], "maximum": [399, 0], "mean": [199.5, 0]}
     assert scoring.image_scores(maps[:, :2, :2], "top").tolist() == [maps[0, :2, :2].max(), 0]  # one pixel at least

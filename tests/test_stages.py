@@ -22,6 +22,7 @@ import resnet18_training
 import students_training
 import teacher_training
 import training
+from AnomalyDetector import AnomalyDetector
 from command_line import ROOT, UserError
 
 CATEGORY = "knit"
@@ -233,7 +234,7 @@ def test_several_strides_and_sizes_of_one_detector(done, tmp_path):
 
 
 def test_a_stopped_detection_goes_on_to_the_same_maps(done, tmp_path, monkeypatch):
-    forward, visited = anomaly_detection.AnomalyDetector.forward, []
+    forward, visited = AnomalyDetector.forward, []
 
     def stopping(detector, images):
         visited.append(len(images))
@@ -241,7 +242,7 @@ def test_a_stopped_detection_goes_on_to_the_same_maps(done, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return forward(detector, images)
 
-    monkeypatch.setattr(anomaly_detection.AnomalyDetector, "forward", stopping)
+    monkeypatch.setattr(AnomalyDetector, "forward", stopping)
     options = [CATEGORY, *done.folders, "--results", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         anomaly_detection.main(options)
@@ -261,7 +262,7 @@ def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
     place = Place(tmp_path, tmp_path / "data")
     place.teacher("--images", str(data / CATEGORY / "train"))
     place.students("--image-size", "native", "--epochs", "1")
-    assert place.load("detector.pt", "detector")["image_size"] == [None]
+    assert place.load("detector.pt", "detector")["image_size"] is None
     with pytest.raises(UserError, match="no images in test/"):
         place.detection()
 

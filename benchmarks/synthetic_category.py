@@ -1,0 +1,149 @@
+"""A category to choose settings on: good images that were held back, with and without defects painted into them.
+
+Settings that are tried on the test images whose results are reported fit those images. So this makes another category,
+CATEGORY_synthetic, of the good training images alone: `train/good` are those that the students learn from,
+`test/good` those that students_training.py holds back, and each of these again with a defect of each kind:
+
+    hole    a small dark or bright spot            rough   the surface broken up
+    line    a thin dark line, as a crack           shade   a soft change of brightness
+    patch   another surface with a frayed outline  break   a dark or bright piece out of an edge
+
+    python3 benchmarks/synthetic_category.py magnetic_tile
+    ./mvtec_dataset.sh magnetic_tile_synthetic
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import device
+import stages
+from AnomalyDataset import AnomalyDataset
+from command_line import ROOT, UserError, category_name, run
+
+SIDE = 256  # of the images that are written, and the unit of all lengths below
+Grey = np.ndarray  # (SIDE,SIDE) float
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
+    options.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
+    options.add_argument("--seed", type=stages.seed, default=0, help="as in students_training.py: what is held back")
+    return options.parse_args(arguments)
+
+
+def noise(random: np.random.Generator, grain: int) -> Grey:
+    """Smooth noise of deviation 1 at most, whose features are `grain` pixels wide."""
+    coarse = random.normal(size=(SIDE // grain + 3,) * 2).astype(np.float32)
+    wide = Image.fromarray(coarse).resize((grain * len(coarse),) * 2, Image.Resampling.BICUBIC)
+    return np.asarray(wide)[grain : grain + SIDE, grain : grain + SIDE]
+
+
+def blob(random: np.random.Generator, radius: float, edge: float, margin: int = 20) -> Grey:
+    """From 0 outside to 1 inside an uneven ellipse; `edge` is the width between."""
+    row, column = np.mgrid[:SIDE, :SIDE] - random.uniform(margin, SIDE - margin, 2)[:, None, None]
+    angle, roundness = random.uniform(0, np.pi), random.uniform(0.5, 1)
+    along = column * np.cos(angle) + row * np.sin(angle)
+    across = (row * np.cos(angle) - column * np.sin(angle)) / roundness
+    distance = np.hypot(along, across) * (1 + 0.25 * noise(random, 16)) - radius
+    return np.clip(0.5 - distance / edge, 0, 1)
+
+
+def hole(image, other, random):
+    inside = blob(random, random.uniform(2.5, 9), 2)[..., None]
+    dark = random.random() < 0.75
+    return image * (1 - inside) + inside * (
+        image * random.uniform(0.1, 0.5) if dark else image + random.uniform(60, 120)
+    ), inside
+
+
+def line(image, other, random):
+    picture = Image.new("L", (2 * SIDE,) * 2)
+    place, angle = random.uniform(40, 2 * SIDE - 40, 2), random.uniform(0, 2 * np.pi)
+    points = [tuple(place)]
+    for _ in range(random.integers(6, 24)):
+        angle += random.normal(0, 0.35)
+        place = place + 12 * np.array([np.cos(angle), np.sin(angle)])
+        points.append(tuple(place))
+    ImageDraw.Draw(picture).line(points, fill=255, width=int(random.integers(2, 6)))
+    inside = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))[..., None] / 255
+    return image * (1 - inside * random.uniform(0.35, 0.75)), inside
+
+
+def patch(image, other, random):
+    inside = blob(random, random.uniform(15, 45), 3)[..., None]
+    return image * (1 - inside) + inside * np.rot90(other) * random.uniform(0.8, 1.2), inside
+
+
+def rough(image, other, random):
+    inside = blob(random, random.uniform(15, 45), 3)[..., None]
+    return image + inside * noise(random, int(random.choice([3, 4, 6])))[..., None] * random.uniform(8, 20), inside
+
+
+def shade(image, other, random):
+    inside = blob(random, random.uniform(25, 80), random.uniform(10, 40))[..., None]
+    factor = random.uniform(0.5, 0.75) if random.random() < 0.5 else random.uniform(1.35, 1.8)
+    return image * (1 + inside * (factor - 1)), inside
+
+
+def broken_edge(image, other, random):
+    row, column = np.mgrid[:SIDE, :SIDE]
+    place = (column - random.uniform(30, SIDE - 30)) / random.uniform(15, 50)
+    distance = (place**2 + (row / random.uniform(10, 30)) ** 2) * (1 + 0.3 * noise(random, 12))
+    inside = np.rot90(np.clip(6 * (1 - distance), 0, 1), random.integers(4))[..., None]
+    surface = random.uniform(20, 220) + 12 * noise(random, 4)[..., None]
+    return image * (1 - inside) + inside * surface, inside
+
+
+Paint = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+KINDS: dict[str, Paint] = {
+    "hole": hole,
+    "line": line,
+    "patch": patch,
+    "rough": rough,
+    "shade": shade,
+    "break": broken_edge,
+}
+
+
+def save(pixels: np.ndarray, path: Path) -> None:
+    """Write (SIDE,SIDE,3) or (SIDE,SIDE) of 0 to 255."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8)).save(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the category."""
+    args = parse_arguments(arguments)
+    good = AnomalyDataset(
+        args.data / args.category, lambda image: image.resize((SIDE, SIDE), Image.Resampling.BILINEAR), type="train"
+    )
+    target = args.data / f"{args.category}_synthetic"
+    if target.exists():
+        raise UserError(f"{target} is there already: remove it to have it made anew")
+    if len(good) < 8:
+        raise UserError(f"{args.data / args.category} has {len(good)} images in train/good: 8 are the least here")
+    learned, held_back = stages.held_back_split(len(good), args.seed)
+    for index in learned:
+        save(np.asarray(good[index]["image"]), target / "train" / "good" / f"{index:04}.png")
+    images = [np.asarray(good[index]["image"], dtype=float) for index in held_back]
+    for number, image in enumerate(stages.with_bar(images, len(images), "defects")):
+        save(image, target / "test" / "good" / f"{number:03}.png")
+        other = images[(number + 7) % len(images)]
+        for kind, paint in KINDS.items():
+            painted, inside = paint(image, other, np.random.default_rng(device.seed_of(args.seed, kind, number)))
+            save(painted, target / "test" / kind / f"{number:03}.png")
+            save(255.0 * (inside[..., 0] > 0.4), target / "ground_truth" / kind / f"{number:03}_mask.png")
+    print(f"{target}: {len(learned)} good to learn from, {len(images)} good and {len(KINDS)} x {len(images)} defective")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,117 @@
+"""New images, without labels: a score, a p-value, a decision, a map and a picture of each."""
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import figures
+import stages
+from command_line import UserError
+from Detector import Detector, at_own_size
+from files import make_folder, write_whole
+from images import is_image, load_rgb
+from prefetch import prefetched
+
+COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
+
+
+def files_in(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Each image among `paths` and in folders below them, with the name under which its results are written.
+
+    Hidden files and what is no image by its ending are passed over in folders; a file that is named is taken as it is.
+    Raises UserError where a path does not exist, or where there is no image at all.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
+            found |= {file: Path(path.resolve().name) / file.relative_to(path) for file in inside}
+        elif path.exists():
+            found[path] = Path(path.name)
+        else:
+            raise UserError(f"{path}: no such file or folder; --input takes images, or folders with images in them")
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))}: no images in there")
+    taken: set[Path] = set()
+    for path, name in found.items():  # two folders of the same name would overwrite each other
+        number = 1
+        while found[path] in taken:
+            number += 1
+            found[path] = name.with_stem(f"{name.stem}-{number}")
+        taken.add(found[path])
+    return list(found.items())
+
+
+def inspect(
+    detector: Detector,
+    paths: Sequence[Path],
+    output: Path,
+    kind: str | None,
+    false_alarm_rate: float,
+    pixel_false_alarm_rate: float,
+) -> int:
+    """Look at all images of `paths`, write what is found under `output`, and return how many could not be read.
+
+    decisions.csv has a line for each image; anomaly_maps/ float32 TIFFs at the images' own size; overlays/ the maps on
+    the images, on one colour scale, pixels above the pixel threshold outlined.
+    """
+    calibration = detector.calibration
+    files = files_in(paths)
+    make_folder(output)
+    pixel_threshold = calibration.pixel_threshold(pixel_false_alarm_rate) if calibration else None
+    # 0 is usual on good images; the colours end well above what their pixels reach.
+    highest = max(1.0, 2 * pixel_threshold) if calibration else 10.0
+    rows, broken = [], []
+    loaded = prefetched(_load, [path for path, _ in files])
+    for (path, name), picture in zip(files, stages.with_bar(loaded, len(files), "images"), strict=True):
+        if isinstance(picture, UserError):
+            broken.append(picture)
+            continue
+        small_map = detector.map_of(picture)
+        score, p_value = detector.score_of(small_map, kind)
+        anomaly_map = at_own_size(small_map, picture)
+        target = output / "anomaly_maps" / name.with_name(f"{name.name}.tiff")
+        write_whole(target, _encoded(Image.fromarray(anomaly_map), "TIFF"))
+        shown = figures.overlay(np.asarray(picture), anomaly_map, 0, highest)
+        row = [str(path), f"{score:.6g}"]
+        if p_value is None:
+            row += ["", "", ""]
+        else:
+            above = anomaly_map >= pixel_threshold
+            shown = figures.outline(shown, above, max(1, max(picture.size) // 200))
+            row += [f"{p_value:.6g}", str(int(p_value <= false_alarm_rate)), str(int(above.sum()))]
+        write_whole(output / "overlays" / name.with_name(f"{name.name}.png"), _encoded(Image.fromarray(shown), "PNG"))
+        rows.append(row)
+    write_whole(output / "decisions.csv", _table(rows))
+    print(f"{len(rows)} images, {output / 'decisions.csv'}")
+    if calibration:
+        flagged = sum(row[3] == "1" for row in rows)
+        print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}")
+    for error in broken:
+        print(f"not inspected: {error}", file=sys.stderr)
+    return len(broken)
+
+
+def _load(path):
+    try:
+        return load_rgb(path)
+    except UserError as error:
+        return error
+
+
+def _encoded(picture, kind):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([COLUMNS, *rows])
+    return text.getvalue()

@@ -1,0 +1,179 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anomaly_detection
+import checkpoints
+import scoring
+from AnomalyDetector import AnomalyDetector, Scale, scale_to_checkpoint
+from AnomalyNet import AnomalyNet
+from command_line import UserError
+from Detector import IMAGE_SCORES, Calibration, load_detector
+from inspection import files_in
+
+CATEGORY = "knit"
+SIZE = (24, 20)
+
+
+def good_maps(number, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return list(torch.randn(number, *SIZE, generator=random) + torch.randn(number, 1, 1, generator=random))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """model/CATEGORY/detector.pt, of random weights, calibrated on 19 held-back random images."""
+    torch.manual_seed(0)
+    nets = [AnomalyNet(17) for _ in range(3)]
+    scale = Scale(nets[0], nets[1:], torch.zeros(512), torch.ones(512))
+    networks = AnomalyDetector([scale], 4)
+    random = np.random.default_rng(0)
+    maps = [networks(torch.from_numpy(random.integers(0, 256, (1, 3, *SIZE), dtype=np.uint8)))[0] for _ in range(25)]
+    content = {
+        "image_size": list(SIZE),
+        "stride": 4,
+        "scales": [scale_to_checkpoint(scale)],
+        "calibration": Calibration(maps[:6], maps[6:]).state_dict(),
+    }
+    path = tmp_path_factory.mktemp("model") / CATEGORY / "detector.pt"
+    checkpoints.save(path, "detector", CATEGORY, content)
+    return path.parent.parent
+
+
+def test_an_image_goes_in_and_map_score_p_value_and_decision_come_out(folder, tmp_path):
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    pixels = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "new.png")
+    found = [detector(image) for image in (tmp_path / "new.png", str(tmp_path / "new.png"), pixels)]
+    found.append(detector(Image.fromarray(pixels), false_alarm_rate=0.999))
+    for result in found:
+        assert result.anomaly_map.shape == (50, 40)
+        assert result.anomaly_map.dtype == np.float32
+        assert np.array_equal(result.anomaly_map, found[0].anomaly_map)
+        assert (result.score, result.p_value) == (found[0].score, found[0].p_value)
+    assert found[0].anomalous == (found[0].p_value <= 0.05)
+    assert found[-1].anomalous
+    assert detector(pixels[:, :, 0]).anomaly_map.shape == (50, 40)  # a grey one
+
+
+def test_p_values_are_conformal():
+    """(1 + number of held-back scores at least as high) / (n + 1), whatever the score's kind."""
+    held_back = good_maps(19)
+    calibration = Calibration(good_maps(10, seed=1), held_back)
+    for kind in IMAGE_SCORES:
+        scores = calibration.scores(torch.stack(held_back), kind)
+        ranks = sorted(calibration.p_value(score, kind) for score in scores.double().tolist())
+        assert ranks == pytest.approx([(number + 2) / 20 for number in range(19)])
+        assert calibration.p_value(1e9, kind) == 1 / 20 == calibration.smallest_rate
+        assert calibration.p_value(-1e9, kind) == 1
+
+
+@pytest.mark.parametrize("rate", (0.05, 0.1, 0.33, 0.5))
+def test_the_threshold_is_where_p_values_reach_the_rate(rate):
+    calibration = Calibration(good_maps(10, seed=1), good_maps(19))
+    threshold = calibration.threshold(rate)
+    assert calibration.p_value(threshold) <= rate < calibration.p_value(np.nextafter(threshold, -np.inf))
+
+
+def test_too_few_images_can_promise_no_small_rate():
+    calibration = Calibration(good_maps(10, seed=1), good_maps(19))
+    assert calibration.threshold(0.04) == np.inf
+
+
+def test_good_images_are_flagged_at_the_rate_that_was_asked():
+    flagged = []
+    for split in range(60):
+        calibration = Calibration(good_maps(10, seed=1), good_maps(39, seed=2 + 2 * split))
+        scores = calibration.scores(torch.stack(good_maps(50, seed=3 + 2 * split)))
+        flagged += [calibration.p_value(score) <= 0.1 for score in scores.double().tolist()]
+    assert np.mean(flagged) == pytest.approx(0.1, abs=0.02)
+
+
+def test_both_sees_a_small_defect_and_a_change_of_the_whole_image():
+    good = good_maps(60)
+    calibration = Calibration(good, good_maps(19, seed=1))
+    spot, shifted = torch.zeros(2, *SIZE)
+    spot[:3, :3] = 20
+    shifted += 3.5
+    usual = calibration.scores(torch.stack(good))
+    assert usual.max() < calibration.scores(torch.stack([spot, shifted])).min()
+
+
+def test_a_share_of_good_pixels_lies_above_the_pixel_threshold():
+    maps = good_maps(19)
+    threshold = Calibration(good_maps(10, seed=1), maps).pixel_threshold(0.01)
+    assert (torch.stack(maps) > threshold).float().mean().item() == pytest.approx(0.01, abs=1e-3)
+
+
+def test_other_settings_than_the_calibrated_have_no_p_values(folder):
+    path = folder / CATEGORY / "detector.pt"
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    for options in ({"size": (30, 30)}, {"size": None}, {"normalisation": "image"}):
+        result = load_detector(path, **options)(pixels)
+        assert result.p_value is None
+        assert result.anomalous is None
+    with pytest.raises(UserError, match="not 65"):
+        load_detector(path, [65])
+
+
+def test_the_detector_knows_the_plain_scores_too(folder):
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    pixels = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    anomaly_map = torch.from_numpy(detector(pixels).anomaly_map)[None]
+    for kind in scoring.PLAIN_SCORES:
+        assert detector(pixels, kind).score == pytest.approx(scoring.image_scores(anomaly_map, kind).item())
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("line/a.png", "line/deep/b.jpg", "other/line/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (30, 22, 3), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "line" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "line" / "notes.txt").write_text("not looked at")
+    return tmp_path
+
+
+def run(folder, results, *options):
+    return anomaly_detection.main([CATEGORY, "--model", str(folder), "--results", str(results), *map(str, options)])
+
+
+def test_new_images_get_decisions_maps_and_overlays(folder, pictures, tmp_path, capsys):
+    assert run(folder, tmp_path / "results", "--input", pictures / "line", pictures / "other" / "line") == 3
+    captured = capsys.readouterr()
+    assert "broken.png" in captured.err
+    output = tmp_path / "results" / CATEGORY / "inspection"
+    with (output / "decisions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [
+        str(pictures / name) for name in ("line/a.png", "line/deep/b.jpg", "other/line/a.png")
+    ]
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    for row, name in zip(rows, ("line/a.png", "line/deep/b.jpg", "line/a-2.png"), strict=True):
+        expected = detector(row["path"])
+        assert float(row["image_score"]) == pytest.approx(expected.score, rel=1e-4)
+        assert float(row["p_value"]) == pytest.approx(expected.p_value, rel=1e-4)
+        assert int(row["anomalous"]) == expected.anomalous
+        assert np.array_equal(np.asarray(Image.open(output / "anomaly_maps" / f"{name}.tiff")), expected.anomaly_map)
+        assert Image.open(output / "overlays" / f"{name}.png").size == (22, 30)
+
+
+def test_readable_images_alone_end_well(folder, pictures, tmp_path):
+    assert run(folder, tmp_path, "--input", pictures / "line" / "a.png", "--output", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "decisions.csv").exists()
+
+
+def test_a_rate_that_can_t_be_promised_is_named(folder, pictures, tmp_path, capsys):
+    run(folder, tmp_path, "--input", pictures / "line" / "a.png", "--false-alarm-rate", "0.01")
+    assert "below 0.05, the smallest" in capsys.readouterr().out
+
+
+def test_what_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        files_in([tmp_path / "missing"])
+    with pytest.raises(UserError, match="no images"):
+        files_in([tmp_path])

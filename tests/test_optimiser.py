@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import nn
+
+from optimiser import ADAM_SHARE, MUON_WEIGHT_DECAY, Optimiser
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(), nn.Conv2d(8, 16, 3), nn.LeakyReLU(), nn.Conv2d(16, 4, 1))
+
+
+def learn(network, optimiser, steps, first=0):
+    for step in range(first, first + steps):
+        random = torch.Generator().manual_seed(step)
+        optimiser.zero_grad()
+        network(torch.randn(4, 3, 8, 8, generator=random)).square().mean().backward()
+        optimiser.step(1 / (step + 1))
+
+
+def test_kernels_move_as_torch_s_muon_moves_matrices():
+    network = net()
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    learn(network, Optimiser([network], "muon", 0.1), 1)
+    for number in (2, 4):
+        kernel = network[number].weight
+        matrix = nn.Parameter(before[f"{number}.weight"].detach().clone().flatten(1))
+        matrix.grad = kernel.grad.flatten(1)
+        torch.optim.Muon([matrix], 0.1, weight_decay=MUON_WEIGHT_DECAY).step()
+        assert torch.equal(kernel.flatten(1), matrix)
+        assert not torch.equal(kernel, before[f"{number}.weight"])
+
+
+def test_the_first_layer_and_biases_are_adam_s():
+    network = net()
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    learn(network, Optimiser([network], "muon", 0.1), 1)
+    for name in ("0.weight", "0.bias", "2.bias"):
+        step = (network.get_parameter(name) - before[name]).abs()
+        assert step.max() == pytest.approx(0.1 * ADAM_SHARE, rel=1e-2), name  # Adam's first step is its rate
+
+
+def test_adam_is_the_paper_s():
+    ours, theirs = net(), net()
+    learn(ours, Optimiser([ours], "adam", 0.01), 1)
+    adam = torch.optim.Adam(theirs.parameters(), 0.01, weight_decay=1e-5)
+    theirs(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))).square().mean().backward()
+    adam.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ("muon", "adam"))
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+def test_it_goes_on_the_same_after_a_stop(kind, layout):
+    whole, halves = net().to(memory_format=layout), net().to(memory_format=layout)
+    learn(whole, Optimiser([whole], kind, 0.1), 4)
+    first = Optimiser([halves], kind, 0.1)
+    learn(halves, first, 2)
+    second = Optimiser([halves], kind, 0.1)
+    second.load_state_dict(first.state_dict())
+    learn(halves, second, 2, first=2)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halves.parameters(), strict=True))
+
+
+def test_another_optimiser_is_refused():
+    with pytest.raises(ValueError, match="sgd"):
+        Optimiser([net()], "sgd", 0.1)
