@@ -57,7 +57,7 @@ def blob(random: np.random.Generator, radius: float, edge: float, margin: int = 
     return np.clip(0.5 - distance / edge, 0, 1)
 
 
-def hole(image, other, random):
+def _hole(image, other, random):
     inside = blob(random, random.uniform(2.5, 9), 2)[..., None]
     dark = random.random() < 0.75
     return image * (1 - inside) + inside * (
@@ -65,7 +65,7 @@ def hole(image, other, random):
     ), inside
 
 
-def line(image, other, random):
+def _line(image, other, random):
     picture = Image.new("L", (2 * SIDE,) * 2)
     place, angle = random.uniform(40, 2 * SIDE - 40, 2), random.uniform(0, 2 * np.pi)
     points = [tuple(place)]
@@ -78,23 +78,23 @@ def line(image, other, random):
     return image * (1 - inside * random.uniform(0.35, 0.75)), inside
 
 
-def patch(image, other, random):
+def _patch(image, other, random):
     inside = blob(random, random.uniform(15, 45), 3)[..., None]
     return image * (1 - inside) + inside * np.rot90(other) * random.uniform(0.8, 1.2), inside
 
 
-def rough(image, other, random):
+def _rough(image, other, random):
     inside = blob(random, random.uniform(15, 45), 3)[..., None]
     return image + inside * noise(random, int(random.choice([3, 4, 6])))[..., None] * random.uniform(8, 20), inside
 
 
-def shade(image, other, random):
+def _shade(image, other, random):
     inside = blob(random, random.uniform(25, 80), random.uniform(10, 40))[..., None]
     factor = random.uniform(0.5, 0.75) if random.random() < 0.5 else random.uniform(1.35, 1.8)
     return image * (1 + inside * (factor - 1)), inside
 
 
-def broken_edge(image, other, random):
+def _broken_edge(image, other, random):
     row, column = np.mgrid[:SIDE, :SIDE]
     place = (column - random.uniform(30, SIDE - 30)) / random.uniform(15, 50)
     distance = (place**2 + (row / random.uniform(10, 30)) ** 2) * (1 + 0.3 * noise(random, 12))
@@ -103,14 +103,15 @@ def broken_edge(image, other, random):
     return image * (1 - inside) + inside * surface, inside
 
 
+# Takes an image (SIDE,SIDE,3) and another one; gives the image with a defect, and how much of each pixel it covers.
 Paint = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 KINDS: dict[str, Paint] = {
-    "hole": hole,
-    "line": line,
-    "patch": patch,
-    "rough": rough,
-    "shade": shade,
-    "break": broken_edge,
+    "hole": _hole,
+    "line": _line,
+    "patch": _patch,
+    "rough": _rough,
+    "shade": _shade,
+    "break": _broken_edge,
 }
 
 
