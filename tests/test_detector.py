@@ -1,4 +1,5 @@
 import csv
+import textwrap
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import checkpoints
 import scoring
 from AnomalyDetector import AnomalyDetector, Scale, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
-from command_line import UserError
+from command_line import ROOT, UserError
 from Detector import IMAGE_SCORES, Calibration, load_detector
 from inspection import files_in
 
@@ -57,6 +58,18 @@ def test_an_image_goes_in_and_map_score_p_value_and_decision_come_out(folder, tm
     assert found[0].anomalous == (found[0].p_value <= 0.05)
     assert found[-1].anomalous
     assert detector(pixels[:, :, 0]).anomaly_map.shape == (50, 40)  # a grey one
+
+
+def test_the_example_in_the_readme_runs(folder, tmp_path, capsys, monkeypatch):
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(
+        tmp_path / "photograph.png"
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model" / "NAME").mkdir(parents=True)
+    (tmp_path / "model" / "NAME" / "detector.pt").write_bytes((folder / CATEGORY / "detector.pt").read_bytes())
+    example = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(textwrap.dedent(example), {})
+    assert "(50, 40)" in capsys.readouterr().out
 
 
 def test_p_values_are_conformal():

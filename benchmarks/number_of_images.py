@@ -1,0 +1,82 @@
+"""How many good images are needed: image AUROC and AU-PRO of detectors that learned from ever more of them.
+
+For each number, that many images of train/good are drawn and students trained on them, each time with as many visits of
+an image; all are tested on the same test images. Options behind `--` go to students_training.py, for all alike.
+
+    python3 benchmarks/number_of_images.py magnetic_tile --numbers 10 30 100 300 762 -- --patch-size 130 --students 1
+"""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import measuring
+import numpy as np
+
+import anomaly_detection
+import device
+import mvtec_dataset
+import stages
+import students_training
+from command_line import ROOT, UserError, category_name, run
+
+
+def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
+    """Read the command line: our own options, and those for students_training.py."""
+    options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
+    options.add_argument("--numbers", type=stages.positive, nargs="+", default=[10, 30, 100, 300], metavar="N")
+    options.add_argument("--visits", type=stages.positive, default=1400, help="of an image by a student (default 1400)")
+    options.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
+    options.add_argument("--seed", type=stages.seed, default=0, help="draws the images (default 0)")
+    options.add_argument(
+        "--folder", type=Path, required=True, metavar="DIR", help="for the data, models and results of all detectors"
+    )
+    options.add_argument("--output", type=Path, help="write the figures here, as JSON")
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return options.parse_args(arguments[:end]), arguments[end + 1 :]
+
+
+def make_category(args: Namespace, number: int) -> str:
+    """A category of `number` good images and all test images, as links. Returns its name."""
+    source = args.data / args.category
+    good = sorted((source / "train" / "good").iterdir())
+    if number > len(good):
+        raise UserError(f"--numbers {number}: {source} has {len(good)} images in train/good")
+    name = f"{args.category}_{number}"
+    target = args.folder / "data" / name
+    folder = target / "train" / "good"
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = np.random.default_rng(device.seed_of(args.seed, "number")).permutation(len(good))[:number]
+    links = {folder / good[index].name: good[index] for index in chosen}
+    links |= {target / part: source / part for part in ("test", "ground_truth")}
+    for link, to in links.items():
+        if not link.exists():
+            link.symlink_to(to.resolve())
+    mvtec_dataset.main([name, "--data", str(target.parent)])
+    return name
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, test, print the table, write JSON."""
+    args, theirs = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    rows = []
+    for number in args.numbers:
+        name = make_category(args, number)
+        learned, _ = stages.held_back_split(number, 0)
+        folders = [f"--{folder}={args.folder / folder}" for folder in ("data", "model")]
+        epochs = max(1, round(args.visits / len(learned)))
+        students_training.main([name, *folders, "--epochs", str(epochs), *theirs])
+        anomaly_detection.main([name, *folders, f"--results={args.folder / 'results'}"])
+        measures = json.loads((args.folder / "results" / name / "metrics.json").read_text())
+        rows.append({"images": number} | {key: measures.get(key) for key in ("image_au_roc", "au_pro")})
+    lines = [(row["images"], f"{row['image_au_roc']:.3f}", f"{row['au_pro']:.3f}") for row in rows]
+    print(measuring.table(("good images", "image AUROC", "AU-PRO"), lines))
+    measuring.write_json(args.output, "number_of_images", args, measuring.machine(device.choose("auto")), rows=rows)
+
+
+if __name__ == "__main__":
+    run(main)
