@@ -45,6 +45,17 @@ def test_folding_batch_normalisation_changes_nothing(patch_size):
         torch.testing.assert_close(folded(patches), net.eval()(patches), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_a_net_with_batch_normalisation_goes_on_from_one_without(patch_size):
+    torch.manual_seed(patch_size)
+    trained = AnomalyNet(patch_size).eval()
+    net = AnomalyNet(patch_size, batch_normalisation=True)
+    images = torch.randn(6, 3, patch_size, patch_size)
+    net.start_from(trained, images)
+    with torch.no_grad():
+        torch.testing.assert_close(net.train()(images), trained(images), rtol=1e-3, atol=1e-3)
+
+
 # views
 
 
@@ -57,9 +68,38 @@ def test_seed_and_step_alone_decide_which_views_are_drawn():
     assert len(torch.cat(drawn).flatten(1).unique(dim=0)) == 12
 
 
-def test_a_view_spans_what_it_says_of_the_shorter_side(monkeypatch):
-    for name, value in (("GREY_SHARE", 0), ("BRIGHTNESS", 0), ("CONTRAST", (1, 1)), ("FLIP_SHARE", 0)):
+def plain(monkeypatch, **others):
+    """Views that are crops and nothing more, but for `others`."""
+    settings = {"GREY_SHARE": 0, "BRIGHTNESS": 0, "CONTRAST": (1, 1), "FLIP_SHARE": 0, "NOISE_SHARE": 0}
+    for name, value in (settings | others).items():
         monkeypatch.setattr(views, name, value)
+
+
+def test_views_are_stretched_both_ways(monkeypatch):
+    plain(monkeypatch)
+    row, column = np.mgrid[:400, :400] * (255 / 400)
+    ramps = Image.fromarray(np.stack([row, column, row], 2).astype(np.uint8))
+    (drawn,) = ViewSampler([ramps], 128, 0).batches(range(1), 200)
+    high = (drawn[:, 0, -1] - drawn[:, 0, 0].float()).mean(1)
+    wide = (drawn[:, 1, :, -1] - drawn[:, 1, :, 0].float()).mean(1)
+    ratios = wide / high
+    assert ratios.min() < 0.75
+    assert ratios.max() > 1.35
+    assert ratios.log().mean().abs() < 0.05
+
+
+def test_half_of_the_views_have_noise_as_fine_as_the_teacher_sees(monkeypatch):
+    plain(monkeypatch, NOISE_SHARE=0.5)
+    (drawn,) = ViewSampler([Image.new("RGB", (300, 300), (120, 130, 140))], 64, 0).batches(range(1), 200)
+    seen = torch.nn.functional.avg_pool2d(drawn.float(), 2)
+    deviations = seen[:, 0].std((1, 2))
+    assert 0.35 < (deviations > 0).float().mean() < 0.65
+    assert 4 < deviations.max() < views.NOISE
+    assert torch.allclose(seen[:, 0] + 10, seen[:, 1], atol=1)  # grey
+
+
+def test_a_view_spans_what_it_says_of_the_shorter_side(monkeypatch):
+    plain(monkeypatch, STRETCH=1)
     ramp = np.broadcast_to(np.linspace(0, 255, 300)[:, None, None], (300, 400, 3)).astype(np.uint8)
     (drawn,) = ViewSampler([Image.fromarray(ramp)], 128, 0).batches(range(1), 200)
     spans = (drawn[:, 0, -1] - drawn[:, 0, 0].float()).mean(1) / 255
