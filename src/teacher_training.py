@@ -21,7 +21,8 @@ import device
 import figures
 import losses
 import stages
-from AnomalyNet import DESCRIPTOR_SIZE, PATCH_SIZES, AnomalyNet
+from AnomalyDetector import SCALES
+from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
 from command_line import UserError, run
 from distillation import DenseDistillation, Distillation, PatchDistillation
 from moments import Moments
@@ -67,10 +68,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--patch-size",
         type=int,
-        choices=PATCH_SIZES,
+        choices=tuple(SCALES),
         nargs="+",
         default=[65],
-        help="side of a patch in pixels; several train several teachers. Small defects want small patches (default 65)",
+        help="side of a patch in pixels; several train several teachers; the one for 65 serves 130 and 260, too. Small "
+        "defects want small patches (default 65)",
     )
     options.add_argument(
         "--distillation",
@@ -121,6 +123,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     for name, value in DEFAULTS[args.distillation].items():
         if getattr(args, name) is None:
             setattr(args, name, value[args.optimiser] if isinstance(value, dict) else value)
+    args.patch_size = sorted({SCALES[patch_size][0] for patch_size in args.patch_size})
     return args
 
 
@@ -290,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("all weights are 0: leave one of --distillation-weight, --metric-weight, --compactness-weight")
     if args.start_from and args.distillation == "patches":
         raise UserError("--start-from goes with --distillation dense: the other trains without batch normalisation")
-    for patch_size in sorted(set(args.patch_size)):
+    for patch_size in args.patch_size:
         train(args, patch_size)
 
 
