@@ -18,7 +18,7 @@ from Detector import IMAGE_SCORES, Detector
 from FDFE import pair
 from FDFEAnomalyNet import FDFEAnomalyNet
 
-OPSET = 18  # ONNX Runtime 1.14 and later
+OPSET = 18  # the first whose Resize, Pad and reductions take axes
 ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)
 
 
