@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./environment.sh
-prepare_environment requirements.txt requirements-dev.txt requirements-backbone.txt
+prepare_environment requirements.txt requirements-dev.txt requirements-backbone.txt requirements-onnx.txt
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 exec "$PYTHON" -m pytest "$@"

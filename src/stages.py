@@ -53,19 +53,21 @@ def side(text: str) -> int | None:
     return _number(int, text, lambda value: value >= 8, "a number of pixels from 8, or native")
 
 
-def parser(description: str, folders: tuple[str, ...] = ("data", "model")) -> ArgumentParser:
-    """A parser with the options of every stage."""
+def parser(description: str, folders: tuple[str, ...] = ("data", "model"), computes: bool = True) -> ArgumentParser:
+    """A parser with the options of every stage; of a script that runs no networks unless it `computes`."""
     options = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument(
         "category", type=category_name, help="name of a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY"
     )
-    options.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 ...")
-    options.add_argument(
-        "--precision",
-        choices=device.PRECISIONS,
-        default="auto",
-        help="auto takes bfloat16 where the hardware computes it faster; float32 where figures shall not hang on that",
-    )
+    if computes:
+        options.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 ...")
+        options.add_argument(
+            "--precision",
+            choices=device.PRECISIONS,
+            default="auto",
+            help="auto takes bfloat16 where the hardware computes it faster; float32 where figures shall not hang on "
+            "that",
+        )
     for folder in folders:
         options.add_argument(
             f"--{folder}",

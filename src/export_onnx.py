@@ -1,0 +1,43 @@
+"""Write a category's detector as one ONNX file, which runs without PyTorch and without Python.
+
+From pixels to anomaly maps and image scores, in float32, for images of every size, several at once. The whole image is
+computed at once: unlike anomaly_detection.py, memory grows with it. What goes in and comes out, and how a score becomes
+a decision: examples/inspect_folder.py. Wants one more package: pip install -r requirements-onnx.txt
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+import stages
+from command_line import UserError, run
+from Detector import load_detector
+from files import write_whole
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    options = stages.parser(__doc__, folders=("model",), computes=False)
+    stages.add_stride(options, default=None)
+    options.add_argument("--output", type=Path, metavar="FILE", help="default: model/CATEGORY/detector.onnx")
+    return options.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the detector, write the model."""
+    args = parse_arguments(arguments)
+    try:
+        import onnx_graph
+    except ImportError:
+        raise UserError("ONNX wants one more package: pip install -r requirements-onnx.txt") from None
+    folder = args.model / args.category
+    if not (folder / "detector.pt").exists():
+        raise UserError(f"{folder / 'detector.pt'} is not there: run students_training.py {args.category} first")
+    detector = load_detector(folder / "detector.pt", stride=args.stride, device_name="cpu")
+    content = onnx_graph.model_of(detector).SerializeToString()
+    output = args.output or folder / "detector.onnx"
+    write_whole(output, content)
+    print(f"{output}: {len(content) / 2**20:.0f} MiB")
+
+
+if __name__ == "__main__":
+    run(main)

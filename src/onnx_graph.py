@@ -1,0 +1,191 @@
+"""A calibrated detector as one ONNX graph: what AnomalyDetector and Calibration compute, in float32.
+
+Written node by node from the same layers and placements, not traced: sizes are computed in the graph, so that it holds
+for images of every size. The graph's parts are named after the functions that they equal.
+"""
+
+import json
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import preprocessing
+import scoring
+from AnomalyDetector import NORMALISATIONS, PADDING, Scale, zoomed_stride
+from Detector import IMAGE_SCORES, Detector
+from FDFE import pair
+from FDFEAnomalyNet import FDFEAnomalyNet
+
+OPSET = 18  # the first whose Resize, Pad and reductions take axes
+ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)
+
+
+class _Graph:
+    """Nodes in the order in which they are called for, and the constants among their inputs."""
+
+    def __init__(self):
+        self.nodes, self.constants = [], []
+
+    def __call__(self, operator: str, *inputs, output: str | None = None, **attributes) -> str:
+        """Add a node and return its output's name. Inputs are names, or numbers and arrays (integers are int64)."""
+        names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
+        output = output or f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, names, [output], name=output, **attributes))
+        return output
+
+    def _constant(self, value):
+        array = np.asarray(value)
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+
+def model_of(detector: Detector) -> onnx.ModelProto:
+    """The detector from pixels to scores, with its weights.
+
+    Input: "images", uint8 (batch,3,height,width), RGB at the size that the networks see. Outputs: "maps", float32
+    (batch,height,width), and "scores", float32 (batch,), of the kind "both". All of these dimensions are free, from 1;
+    the whole image is computed at once, without tiles. The metadata are JSON: `image_size` to resize to (height and
+    width, null for none) and `held_back_scores`, of which p-values are made as in Calibration.p_value.
+    Raises ValueError for a detector without calibration, or of another normalisation than the default.
+    """
+    networks, calibration = detector.networks, detector.calibration
+    if calibration is None or networks.normalisation != NORMALISATIONS[0]:
+        raise ValueError("only a detector as it was calibrated can be written as ONNX")
+    calibrated = calibration.state_dict()
+    graph = _Graph()
+    pixels = _normalise(graph, "images")
+    size = _size(graph, "images")
+    found = [_scale_map(graph, scale, networks.stride, pixels, size) for scale in networks.scales]
+    maps = graph("Squeeze", graph("Mean", *found), [1], output="maps")
+    _both(graph, maps, calibrated["moments"])
+    image_shape = ["batch", 3, "height", "width"]
+    content = helper.make_graph(
+        graph.nodes,
+        "detector",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, image_shape)],
+        [
+            helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["batch", "height", "width"]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch"]),
+        ],
+        graph.constants,
+    )
+    opsets = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(content, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
+    metadata = {"image_size": detector.size, "held_back_scores": calibrated["held_back"][IMAGE_SCORES[0]].tolist()}
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _normalise(graph, images):
+    """preprocessing.normalise."""
+    pixels = graph("Cast", images, to=TensorProto.FLOAT)
+    mean, deviation = (
+        np.float32(values).reshape(3, 1, 1)
+        for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)
+    )
+    return graph("Div", graph("Sub", graph("Div", pixels, np.float32(255)), mean), deviation)
+
+
+def _scale_map(graph, scale: Scale, stride, pixels, size):
+    """One scale's part of AnomalyDetector.forward: the map (N,1,H,W)."""
+    seen, zoom = pixels, scale.zoom
+    if zoom > 1:
+        seen = graph("AveragePool", pixels, kernel_shape=[zoom, zoom], strides=[zoom, zoom], ceil_mode=1)
+    teacher, students = scale.dense(stride)
+    padded = _pad(graph, seen, teacher)
+    target = _describe_padded(graph, teacher, padded)
+    distances = [
+        graph("ReduceSumSquare", graph("Sub", _describe_padded(graph, student, padded), target), [1])
+        for student in students
+    ]
+    distance = graph("Mean", *distances)  # error plus variance
+    mean, deviation = (
+        graph(
+            "Resize",
+            values[None, None].numpy(force=True),
+            "",
+            "",
+            _size(graph, distance),
+            mode="linear",
+            axes=[ROWS, COLUMNS],
+        )
+        for values in (scale.place_mean, scale.place_deviation)
+    )
+    score = graph("Div", graph("Sub", distance, mean), deviation)
+    score = _at_every_pixel(graph, score, zoomed_stride(stride, zoom), _size(graph, seen))
+    if zoom > 1:
+        enlarged = graph("Resize", score, "", np.float32([zoom, zoom]), mode="linear", axes=[ROWS, COLUMNS])
+        score = graph("Slice", enlarged, [0, 0], size, [ROWS, COLUMNS])
+    return score
+
+
+def _size(graph, x):
+    """Height and width of (N,C,H,W)."""
+    return graph("Shape", x, start=ROWS, end=COLUMNS + 1)
+
+
+def _pad(graph, x, net: FDFEAnomalyNet):
+    """FDFEAnomalyNet.pad: mirrored as often as it takes."""
+    if net.padding != PADDING:
+        raise ValueError(f"padding {net.padding} is not written as ONNX")
+    for axis, (before, after) in zip((ROWS, COLUMNS), net.margins(), strict=True):
+        length = graph("Squeeze", graph("Shape", x, start=axis, end=axis + 1))
+        period = graph("Max", graph("Mul", graph("Sub", length, 1), 2), 1)
+        places = graph("Mod", graph("Range", -before, graph("Add", length, after), 1), period)
+        x = graph("Gather", x, graph("Min", places, graph("Sub", period, places)), axis=axis)
+    return x
+
+
+def _describe_padded(graph, net: FDFEAnomalyNet, x):
+    """FDFEAnomalyNet.describe_padded."""
+    if net.pixel_step != (1, 1):
+        x = graph("Slice", x, [0, 0], [np.iinfo(np.int64).max] * 2, [ROWS, COLUMNS], net.pixel_step)
+    for layer, (dilation, stride) in net.placed_layers:
+        if isinstance(layer, nn.Conv2d):
+            weights = (values.numpy(force=True) for values in (layer.weight, layer.bias))
+            x = graph("Conv", x, *weights, dilations=dilation, strides=stride)
+        elif isinstance(layer, nn.MaxPool2d):
+            x = graph("MaxPool", x, kernel_shape=pair(layer.kernel_size), dilations=dilation, strides=stride)
+        elif isinstance(layer, nn.LeakyReLU):
+            x = graph("LeakyRelu", x, alpha=layer.negative_slope)
+        else:
+            raise ValueError(f"{layer} is not written as ONNX")
+    return x
+
+
+def _at_every_pixel(graph, scores, stride, size):
+    """scoring.at_every_pixel, of (N,1,h,w)."""
+    if stride == 1:
+        return scores
+    reached = graph("Add", graph("Mul", graph("Sub", _size(graph, scores), [1, 1]), [stride] * 2), [1, 1])
+    between = graph(
+        "Resize",
+        scores,
+        "",
+        "",
+        reached,
+        mode="linear",
+        axes=[ROWS, COLUMNS],
+        coordinate_transformation_mode="align_corners",
+    )
+    behind = graph("Concat", [0, 0], graph("Sub", size, reached), axis=0)
+    return graph("Pad", between, behind, "", [ROWS, COLUMNS], mode="edge")
+
+
+def _both(graph, maps, moments):
+    """Calibration.scores of the kind "both"."""
+    pixels = graph("Flatten", maps)
+    share = graph("Mul", graph("Cast", graph("Shape", pixels, start=1), to=TensorProto.DOUBLE), scoring.TOP_SHARE)
+    number = graph("Max", graph("Cast", graph("Round", share), to=TensorProto.INT64), 1)
+    top = f"{maps}_top"
+    graph.nodes.append(helper.make_node("TopK", [pixels, number], [top, f"{top}_places"], name=top, sorted=0))
+    standardised = []
+    for kind, values in (("top", top), ("mean", pixels)):
+        mean, deviation = np.float32(moments[kind])
+        score = graph("ReduceMean", values, [1], keepdims=0)
+        standardised.append(graph("Div", graph("Sub", score, mean), deviation))
+    graph("Max", *standardised, output="scores")

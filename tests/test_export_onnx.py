@@ -1,0 +1,182 @@
+"""The ONNX file says what the detector says, on images of every size."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoints
+import export_onnx
+import scoring
+from AnomalyDetector import AnomalyDetector, Scale, Statistics, scale_to_checkpoint
+from AnomalyNet import AnomalyNet
+from command_line import ROOT, UserError
+from Detector import Calibration, load_detector
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="optional: requirements-onnx.txt")
+import onnx_runtime  # noqa: E402
+
+import onnx_graph  # noqa: E402  (imports onnx)
+
+CATEGORY = "knit"
+TOLERANCE = 1e-4  # of the map's range
+
+
+def scale_of(patch_size, zoom=1, students=1):
+    """A scale of random weights, whose places differ."""
+    torch.manual_seed(patch_size)
+    nets = [AnomalyNet(patch_size) for _ in range(students + 1)]
+    scale = Scale(nets[0], nets[1:], torch.randn(512), torch.rand(512) + 0.5, zoom).eval()
+    statistics = Statistics()
+    statistics.update(1000 + 300 * torch.rand(6, 40, 50), 10 * torch.rand(6, 40, 50))
+    scale.calibrate(statistics)
+    return scale
+
+
+def pictures(*size, number=2):
+    return torch.randint(256, (number, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def save_detector(model, scales, stride=4, size=(48, 40)):
+    """detector.pt with a calibration on noise; its path."""
+    images = pictures(48, 40, number=5)
+    maps = AnomalyDetector(scales, stride)(images)
+    content = {
+        "image_size": size,
+        "stride": stride,
+        "scales": [scale_to_checkpoint(scale) for scale in scales],
+        "calibration": Calibration(maps[:2], maps[2:]).state_dict(),
+    }
+    path = model / CATEGORY / "detector.pt"
+    checkpoints.save(path, "detector", CATEGORY, content)
+    return path
+
+
+def exported(path, *options):
+    """The session of a detector as export_onnx.py writes it."""
+    export_onnx.main([CATEGORY, "--model", str(path.parent.parent), *options])
+    return onnxruntime.InferenceSession(path.with_suffix(".onnx"), providers=["CPUExecutionProvider"])
+
+
+def require_same(session, detector, images):
+    expected = detector.networks(images)
+    maps, scores = session.run(["maps", "scores"], {"images": images.numpy()})
+    assert maps.dtype == scores.dtype == np.float32
+    assert maps.shape == expected.shape
+    assert np.abs(maps - expected.numpy()).max() <= TOLERANCE * (expected.max() - expected.min()).item()
+    expected = detector.calibration.scores(torch.from_numpy(maps)).numpy()
+    assert np.allclose(scores, expected, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def two_scales(tmp_path_factory):
+    path = save_detector(tmp_path_factory.mktemp("model"), [scale_of(33, students=2), scale_of(65, zoom=2)])
+    return exported(path), load_detector(path, device_name="cpu", precision="float32")
+
+
+@pytest.mark.parametrize("size", ((64, 64), (48, 80), (67, 89), (33, 35), (5, 14), (1, 3)))
+def test_maps_and_scores_are_the_detectors_at_every_size(two_scales, size):
+    require_same(*two_scales, pictures(*size))
+
+
+@pytest.mark.parametrize("decides", ("top", "mean"))
+def test_the_score_is_the_larger_one(two_scales, decides):
+    _, detector = two_scales
+    moments = detector.calibration.state_dict()["moments"]
+    before = dict(moments)
+    moments.update(top=(0.0, 1.0), mean=(0.0, 1.0)) if decides == "top" else moments.update(mean=(-1e6, 1.0))
+    session = onnxruntime.InferenceSession(onnx_graph.model_of(detector).SerializeToString())
+    for size in ((10, 25), (10, 15), (7, 50), (32, 48)):  # 2.5, 1.5, 3.5 and 15.36 pixels are a hundredth
+        maps, scores = session.run(["maps", "scores"], {"images": pictures(*size).numpy()})
+        expected = scoring.image_scores(torch.from_numpy(maps), decides) + (1e6 if decides == "mean" else 0)
+        assert np.allclose(scores, expected.numpy(), rtol=1e-6)
+    moments.update(before)
+
+
+@pytest.mark.parametrize("patch_size", (17, 65))
+@pytest.mark.parametrize("stride", (1, 2, 8))
+def test_every_stride(tmp_path, patch_size, stride):
+    path = save_detector(tmp_path, [scale_of(patch_size)])
+    detector = load_detector(path, stride=stride, device_name="cpu", precision="float32")
+    require_same(exported(path, "--stride", str(stride)), detector, pictures(23, 18))
+
+
+@pytest.mark.parametrize("size", ((48, 40), None))
+def test_what_a_decision_needs_is_in_the_file(tmp_path, size):
+    path = save_detector(tmp_path, [scale_of(17)], size=size)
+    session = exported(path)
+    metadata = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata["image_size"] == (list(size) if size else None)
+    held_back = load_detector(path, device_name="cpu").calibration.state_dict()["held_back"]["both"]
+    assert metadata["held_back_scores"] == held_back.tolist()
+
+
+@pytest.mark.parametrize("size", ((48, 40), None))
+def test_the_example_says_what_the_detector_says(tmp_path, size):
+    path = save_detector(tmp_path / "model", [scale_of(17)], size=size)
+    exported(path)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 44, 3), np.uint8)).save(folder / "noise.png")
+    Image.new("L", (35, 28), 90).save(folder / "plain.jpg")
+    command = [sys.executable, ROOT / "examples" / "inspect_folder.py", path.with_suffix(".onnx"), folder]
+    command += ["--false-alarm-rate", "0.3"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=os.environ).stdout
+    detector = load_detector(path, device_name="cpu", precision="float32")
+    lines = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    assert list(lines) == ["noise.png", "plain.jpg"]
+    for name, line in lines.items():
+        expected = detector(folder / name, false_alarm_rate=0.3)
+        _, score, _, p_value, decision = line.split()
+        assert float(score) == pytest.approx(expected.score, rel=1e-4, abs=2e-3)
+        assert float(p_value) == pytest.approx(expected.p_value, abs=6e-4)
+        assert decision == ("anomalous" if expected.anomalous else "good")
+        found = np.asarray(Image.open((folder / "anomaly_maps" / name).with_suffix(".tiff")))
+        assert found.dtype == np.float32
+        assert np.abs(found - expected.anomaly_map).max() <= TOLERANCE * np.ptp(expected.anomaly_map)
+
+
+def test_runtimes_are_timed_on_the_same_maps(tmp_path, capsys):
+    save_detector(tmp_path, [scale_of(17)])
+    output = tmp_path / "figures.json"
+    options = ["--model", str(tmp_path), "--image-size", "12", "15", "--batch-size", "2", "--repeat", "1"]
+    onnx_runtime.main([CATEGORY, *options, "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16", "float32"]
+    assert all(len(row["turns"]) == 1 for row in rows)
+    assert "2 x 12 x 15" in capsys.readouterr().out
+
+
+def test_only_a_detector_as_it_was_calibrated_is_written(tmp_path):
+    path = save_detector(tmp_path, [scale_of(17)])
+    with pytest.raises(ValueError, match="as it was calibrated"):
+        onnx_graph.model_of(load_detector(path, normalisation="image", device_name="cpu"))
+
+
+def test_the_file_is_written_where_it_is_wanted(tmp_path, capsys):
+    path = save_detector(tmp_path, [scale_of(17)])
+    output = tmp_path / "elsewhere" / "carpet.onnx"
+    export_onnx.main([CATEGORY, "--model", str(tmp_path), "--output", str(output)])
+    assert str(output) in capsys.readouterr().out
+    assert list(output.parent.iterdir()) == [output]
+    assert not path.with_suffix(".onnx").exists()
+
+
+def test_without_a_detector_one_line_and_status_2(tmp_path):
+    command = [sys.executable, ROOT / "src" / "export_onnx.py", "nonsense", "--model", tmp_path]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=False)
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert "run students_training.py nonsense" in found.stderr
+
+
+def test_without_onnx_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "onnx_graph")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"pip install -r requirements-onnx\.txt"):
+        export_onnx.main([CATEGORY, "--model", str(tmp_path)])
