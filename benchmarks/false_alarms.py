@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import measuring
 import numpy as np
 
-import checkpoints
 import device
+import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
 from command_line import ROOT, UserError, run
-from Detector import IMAGE_SCORES, load_detector
+from Detector import load_detector
 from prefetch import prefetched
 
 
@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument("category", help="a category whose students have been trained")
     options.add_argument("--rates", type=stages.share, nargs="+", default=[0.02, 0.05, 0.1, 0.2], metavar="X")
     options.add_argument("--splits", type=stages.positive, default=20, help="random ones (default 20)")
-    options.add_argument("--image-score", choices=IMAGE_SCORES, default=IMAGE_SCORES[0])
+    options.add_argument("--image-score", choices=scoring.IMAGE_SCORES, default=scoring.IMAGE_SCORES[0])
     options.add_argument("--seed", type=stages.seed, default=0)
     options.add_argument("--device", default="auto")
     for folder in ("data", "model"):
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     path = args.model / args.category / "detector.pt"
     detector = load_detector(path, device_name=args.device)
-    held_back = checkpoints.load(path, "detector")["calibration"]["held_back"][args.image_score].numpy()
+    held_back = detector.calibration.scores(args.image_score).numpy()
     good = AnomalyDataset(args.data / args.category, type="test", label=0)
     if not good.rows:
         raise UserError(f"{args.data / args.category} has no good test images: there is nothing to count on")

@@ -17,7 +17,6 @@ from AnomalyDetector import NORMALISATIONS, AnomalyDetector, scale_from_checkpoi
 from command_line import UserError
 from images import load_rgb
 
-IMAGE_SCORES = ("both", *scoring.PLAIN_SCORES)  # the first is the default
 FALSE_ALARM_RATE = 0.05
 QUANTILES = 20_001  # of good pixels, for the pixel threshold
 
@@ -32,59 +31,42 @@ class Detection(NamedTuple):
 
 
 class Calibration:
-    """What scores are on anomaly-free images.
+    """What is usual on good images that were held back from training.
 
-    On images that the students learned, the plain scores' mean and deviation, which bring them together in the score
-    "both". On images held back from training, the scores themselves, which make a decision conformal, and quantiles of
-    their pixels.
+    Their scores make a decision conformal; quantiles of their pixels give the pixel threshold.
     """
 
-    def __init__(self, learned: Sequence[Tensor], held_back: Sequence[Tensor]):
-        """Of anomaly maps, (H,W) each."""
-        plain = {kind: self._plain(learned, kind) for kind in scoring.PLAIN_SCORES}
-        self._moments = {kind: (values.mean().item(), deviation_of(values)) for kind, values in plain.items()}
-        self._held_back = {
-            kind: torch.cat([self.scores(anomaly_map[None], kind) for anomaly_map in held_back]).double().sort().values
-            for kind in IMAGE_SCORES
+    def __init__(self, anomaly_maps: Sequence[Tensor]):
+        """Of the held-back images' anomaly maps, (H,W) each."""
+        self._scores = {
+            kind: torch.cat([scoring.image_scores(values[None], kind) for values in anomaly_maps])
+            .double()
+            .sort()
+            .values
+            for kind in scoring.IMAGE_SCORES
         }
-        pixels = np.concatenate([anomaly_map.flatten().numpy() for anomaly_map in held_back])
+        pixels = np.concatenate([anomaly_map.flatten().numpy() for anomaly_map in anomaly_maps])
         self._pixels = torch.from_numpy(np.quantile(pixels, np.linspace(0, 1, QUANTILES)))
 
-    @staticmethod
-    def _plain(maps, kind):
-        return torch.cat([scoring.image_scores(anomaly_map[None], kind) for anomaly_map in maps]).double()
+    def scores(self, kind: str = scoring.IMAGE_SCORES[0]) -> Tensor:
+        """The held-back images' scores, rising: float64 (n,)."""
+        return self._scores[kind]
 
-    def scores(self, anomaly_maps: Tensor, kind: str = IMAGE_SCORES[0]) -> Tensor:
-        """One score for each map (N,H,W) -> (N,).
-
-        "both" is the larger of "top" and "mean", in deviations from what they are on good images: it sees small defects
-        and changes of the whole image. The others are as scoring.image_scores has them.
-        """
-        if kind != "both":
-            return scoring.image_scores(anomaly_maps, kind)
-        return torch.stack(
-            [
-                (scoring.image_scores(anomaly_maps, name) - mean) / deviation
-                for name, (mean, deviation) in self._moments.items()
-                if name != "maximum"
-            ]
-        ).amax(0)
-
-    def p_value(self, score: float, kind: str = IMAGE_SCORES[0]) -> float:
+    def p_value(self, score: float, kind: str = scoring.IMAGE_SCORES[0]) -> float:
         """(1 + number of held-back scores >= score) / (n + 1): how usual a score is among good images."""
-        held_back = self._held_back[kind]
+        held_back = self._scores[kind]
         return (1 + int((held_back >= score).sum())) / (len(held_back) + 1)
 
-    def threshold(self, rate: float, kind: str = IMAGE_SCORES[0]) -> float:
+    def threshold(self, rate: float, kind: str = scoring.IMAGE_SCORES[0]) -> float:
         """From this score on a p-value is `rate` or less; infinity where no score can be so unusual."""
-        held_back = self._held_back[kind]
+        held_back = self._scores[kind]
         allowed = int(rate * (len(held_back) + 1) + 1e-9) - 1  # held-back scores that may lie above
         return float("inf") if allowed < 0 else float(np.nextafter(held_back[-1 - allowed].item(), np.inf))
 
     @property
     def smallest_rate(self) -> float:
         """The smallest false-alarm rate that so many held-back images can promise."""
-        return 1 / (len(self._held_back["top"]) + 1)
+        return 1 / (len(self.scores()) + 1)
 
     def pixel_threshold(self, rate: float) -> float:
         """The score that a share `rate` of the pixels of held-back good images exceeds."""
@@ -92,19 +74,14 @@ class Calibration:
 
     def state_dict(self) -> dict[str, Any]:
         """What `of_state` makes a Calibration of."""
-        return {"moments": self._moments, "held_back": self._held_back, "pixels": self._pixels}
+        return {"held_back": self._scores, "pixels": self._pixels}
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Calibration":
         """The Calibration whose `state_dict` that was."""
         found = cls.__new__(cls)
-        found._moments, found._held_back, found._pixels = state["moments"], state["held_back"], state["pixels"]
+        found._scores, found._pixels = state["held_back"], state["pixels"]
         return found
-
-
-def deviation_of(values: Tensor) -> float:
-    """Standard deviation; 1 where nothing varies, as there is nothing to scale."""
-    return values.std(correction=0).item() or 1.0
 
 
 class Detector:
@@ -133,26 +110,24 @@ class Detector:
         with device.autocast(self._where, self._precision):
             return self.networks(self._transform(picture)[None].to(self._where))[0].cpu()
 
-    def score_of(self, anomaly_map: Tensor, kind: str | None = None) -> tuple[float, float | None]:
-        """Score and p-value of a map from `map_of`; without calibration the score is "top" and has no p-value."""
-        if self.calibration is None:
-            return scoring.image_scores(anomaly_map[None], kind or "top").item(), None
-        score = self.calibration.scores(anomaly_map[None], kind or IMAGE_SCORES[0]).item()
+    def score_of(self, anomaly_map: Tensor, kind: str = scoring.IMAGE_SCORES[0]) -> tuple[float, float | None]:
+        """Score and p-value of a map from `map_of`."""
+        score = scoring.image_scores(anomaly_map[None], kind).item()
         return score, self.p_value_of(score, kind)
 
-    def p_value_of(self, score: float, kind: str | None = None) -> float | None:
+    def p_value_of(self, score: float, kind: str = scoring.IMAGE_SCORES[0]) -> float | None:
         """How usual a score from `score_of` is among good images; None without calibration."""
-        return None if self.calibration is None else self.calibration.p_value(score, kind or IMAGE_SCORES[0])
+        return None if self.calibration is None else self.calibration.p_value(score, kind)
 
     def __call__(
         self,
         image: Image.Image | np.ndarray | str | Path,
-        kind: str | None = None,
+        kind: str = scoring.IMAGE_SCORES[0],
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> Detection:
         """Look at an image: a picture, an array (H,W,3) or (H,W) of uint8, or a file of any size and mode.
 
-        `kind` is one of IMAGE_SCORES. It is called anomalous where its p-value is `false_alarm_rate` or less.
+        `kind` is one of scoring.IMAGE_SCORES. It is called anomalous where its p-value is `false_alarm_rate` or less.
         Raises UserError where the file is missing or no image.
         """
         if isinstance(image, str | Path):

@@ -24,11 +24,12 @@ from PIL import Image
 import checkpoints
 import figures
 import metrics
+import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyDetector import NORMALISATIONS
 from command_line import UserError, run
-from Detector import FALSE_ALARM_RATE, IMAGE_SCORES, Detector, at_own_size, load_detector
+from Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
 from files import make_folder, write_whole
 from inspection import inspect
 from prefetch import prefetched
@@ -52,10 +53,10 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     stages.add_image_size(options, default=None)
     options.add_argument(
         "--image-score",
-        choices=IMAGE_SCORES,
-        help="what of the map makes the image's score: top, the mean of its highest hundredth; mean, that of all of "
-        "it, for defects that change the whole image; both, the larger of these two, in deviations from what they are "
-        "on good images; maximum, the paper's (default both; top where the detector was calibrated otherwise)",
+        choices=scoring.IMAGE_SCORES,
+        default=scoring.IMAGE_SCORES[0],
+        help="what of the map makes the image's score: top, the mean of its highest hundredth; maximum, the paper's, "
+        "where defects are tiny and images free of noise; mean, for defects that change the whole image (default top)",
     )
     options.add_argument(
         "--normalisation",
@@ -102,8 +103,6 @@ def detector_of(args: Namespace) -> Detector:
     size = "trained" if args.image_size is None else stages.image_size(args)
     detector = load_detector(path, args.patch_size, args.stride, size, args.normalisation, args.device, args.precision)
     if detector.calibration is None:
-        if args.image_score == "both":
-            raise UserError("--image-score both goes with the detector as it was trained: take top, maximum or mean")
         print("no p-values and no decisions: the detector was calibrated with other settings")
     elif args.false_alarm_rate < (least := detector.calibration.smallest_rate):
         print(

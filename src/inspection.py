@@ -51,7 +51,7 @@ def inspect(
     detector: Detector,
     paths: Sequence[Path],
     output: Path,
-    kind: str | None,
+    kind: str,
     false_alarm_rate: float,
     pixel_false_alarm_rate: float,
 ) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 import preprocessing
 import scoring
 from AnomalyDetector import NORMALISATIONS, PADDING, Scale, zoomed_stride
-from Detector import IMAGE_SCORES, Detector
+from Detector import Detector
 from FDFE import pair
 from FDFEAnomalyNet import FDFEAnomalyNet
 
@@ -46,7 +46,7 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     """The detector from pixels to scores, with its weights.
 
     Input: "images", uint8 (batch,3,height,width), RGB at the size that the networks see. Outputs: "maps", float32
-    (batch,height,width), and "scores", float32 (batch,), of the kind "both". All of these dimensions are free, from 1;
+    (batch,height,width), and "scores", float32 (batch,), of the kind "top". All of these dimensions are free, from 1;
     the whole image is computed at once, without tiles. The metadata are JSON: `image_size` to resize to (height and
     width, null for none) and `held_back_scores`, of which p-values are made as in Calibration.p_value.
     Raises ValueError for a detector without calibration, or of another normalisation than the default.
@@ -54,13 +54,12 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     networks, calibration = detector.networks, detector.calibration
     if calibration is None or networks.normalisation != NORMALISATIONS[0]:
         raise ValueError("only a detector as it was calibrated can be written as ONNX")
-    calibrated = calibration.state_dict()
     graph = _Graph()
     pixels = _normalise(graph, "images")
     size = _size(graph, "images")
     found = [_scale_map(graph, scale, networks.stride, pixels, size) for scale in networks.scales]
     maps = graph("Squeeze", graph("Mean", *found), [1], output="maps")
-    _both(graph, maps, calibrated["moments"])
+    _top(graph, maps)
     image_shape = ["batch", 3, "height", "width"]
     content = helper.make_graph(
         graph.nodes,
@@ -74,7 +73,7 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     )
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(content, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
-    metadata = {"image_size": detector.size, "held_back_scores": calibrated["held_back"][IMAGE_SCORES[0]].tolist()}
+    metadata = {"image_size": detector.size, "held_back_scores": calibration.scores().tolist()}
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -176,16 +175,11 @@ def _at_every_pixel(graph, scores, stride, size):
     return graph("Pad", between, behind, "", [ROWS, COLUMNS], mode="edge")
 
 
-def _both(graph, maps, moments):
-    """Calibration.scores of the kind "both"."""
+def _top(graph, maps):
+    """scoring.image_scores of the kind "top"."""
     pixels = graph("Flatten", maps)
     share = graph("Mul", graph("Cast", graph("Shape", pixels, start=1), to=TensorProto.DOUBLE), scoring.TOP_SHARE)
     number = graph("Max", graph("Cast", graph("Round", share), to=TensorProto.INT64), 1)
     top = f"{maps}_top"
     graph.nodes.append(helper.make_node("TopK", [pixels, number], [top, f"{top}_places"], name=top, sorted=0))
-    standardised = []
-    for kind, values in (("top", top), ("mean", pixels)):
-        mean, deviation = np.float32(moments[kind])
-        score = graph("ReduceMean", values, [1], keepdims=0)
-        standardised.append(graph("Div", graph("Sub", score, mean), deviation))
-    graph("Max", *standardised, output="scores")
+    graph("ReduceMean", top, [1], keepdims=0, output="scores")

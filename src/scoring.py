@@ -8,7 +8,7 @@ from torch import Tensor
 
 from FDFEAnomalyNet import FDFEAnomalyNet
 
-PLAIN_SCORES = ("top", "maximum", "mean")
+IMAGE_SCORES = ("top", "maximum", "mean")  # the first is the default
 TOP_SHARE = 0.01  # of an image's pixels
 TILE_DESCRIPTORS, TILE_PIXELS = 256, 512  # along each side, in memory at once: the less of both
 
@@ -79,8 +79,8 @@ def enlarged(scores: Tensor, zoom: int, size: tuple[int, int]) -> Tensor:
     return F.interpolate(scores[:, None], (rows, columns), mode="bilinear")[:, 0, : size[0], : size[1]]
 
 
-def image_scores(anomaly_maps: Tensor, kind: str) -> Tensor:
-    """One score for each map (N,H,W) -> (N,), by a name of PLAIN_SCORES.
+def image_scores(anomaly_maps: Tensor, kind: str = IMAGE_SCORES[0]) -> Tensor:
+    """One score for each map (N,H,W) -> (N,), by a name of IMAGE_SCORES.
 
     "maximum" is the paper's: one pixel decides, and with it the noise of the image. "top" is the mean of the highest
     hundredth of the pixels. "mean" is that of all pixels: for defects that change the whole image.

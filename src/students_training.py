@@ -149,18 +149,17 @@ def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespa
 
 
 def usual_scores(networks: AnomalyDetector, args: Namespace) -> Calibration:
-    """Measure the scores of good images, learned and held back."""
+    """Measure the scores of the images that were held back."""
     dataset = stages.good_images(args, stages.image_size(args))
     where = device.choose(args.device)
     networks.to(where, memory_format=device.memory_format(where))
-    learned, held_back = stages.held_back_split(len(dataset), args.seed)
-    learned = evenly(learned, CALIBRATED_IMAGES)
+    _, held_back = stages.held_back_split(len(dataset), args.seed)
     maps = []
-    samples = prefetched(lambda index: dataset[index]["image"], learned + held_back)
-    for image in stages.with_bar(samples, len(learned) + len(held_back), "usual scores"):
+    samples = prefetched(lambda index: dataset[index]["image"], held_back)
+    for image in stages.with_bar(samples, len(held_back), "usual scores"):
         with device.autocast(where, args.precision):
             maps.append(networks(image[None].to(where))[0].cpu())
-    return Calibration(maps[: len(learned)], maps[len(learned) :])
+    return Calibration(maps)
 
 
 def evenly(indices: list[int], number: int) -> list[int]:

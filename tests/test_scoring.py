@@ -159,6 +159,6 @@ def test_a_scale_survives_its_checkpoint():
 def test_an_image_is_scored_by_its_highest_pixels_its_maximum_or_its_mean():
     maps = torch.arange(400.0).view(1, 20, 20)[:, torch.randperm(20, generator=torch.Generator().manual_seed(0))]
     maps = torch.cat([maps, torch.zeros_like(maps)])
-    scores = {kind: scoring.image_scores(maps, kind).tolist() for kind in scoring.PLAIN_SCORES}
+    scores = {kind: scoring.image_scores(maps, kind).tolist() for kind in scoring.IMAGE_SCORES}
     assert scores == {"top": [397.5, 0], "maximum": [399, 0], "mean": [199.5, 0]}
     assert scoring.image_scores(maps[:, :2, :2], "top").tolist() == [maps[0, :2, :2].max(), 0]  # one pixel at least
