@@ -50,7 +50,7 @@ def save_detector(model, scales, stride=4, size=(48, 40)):
         "image_size": size,
         "stride": stride,
         "scales": [scale_to_checkpoint(scale) for scale in scales],
-        "calibration": Calibration(maps[:2], maps[2:]).state_dict(),
+        "calibration": Calibration(maps[2:]).state_dict(),
     }
     path = model / CATEGORY / "detector.pt"
     checkpoints.save(path, "detector", CATEGORY, content)

@@ -37,7 +37,7 @@ def test_the_first_layer_and_biases_are_adam_s():
     learn(network, Optimiser([network], "muon", 0.1), 1)
     for name in ("0.weight", "0.bias", "2.bias"):
         step = (network.get_parameter(name) - before[name]).abs()
-        assert step.max() == pytest.approx(0.1 * ADAM_SHARE, rel=1e-2), name  # Adam's first step is its rate
+        assert step.max().item() == pytest.approx(0.1 * ADAM_SHARE, rel=1e-2), name  # Adam's first step is its rate
 
 
 def test_adam_is_the_paper_s():
