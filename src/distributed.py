@@ -1,0 +1,158 @@
+"""Several processes that work as one, started by PyTorch's launcher: torchrun --nproc-per-node N SCRIPT ...
+
+Each process takes its share of the images, and what they find is merged: the results are those of one process. Without
+torchrun every function here gives what a single process needs, and nothing waits for anything.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from command_line import UserError
+
+Item = TypeVar("Item")
+
+
+def active() -> bool:
+    """Whether there are several processes."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process among all, from 0."""
+    return dist.get_rank() if active() else 0
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine, from 0: also that of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if active() else 0
+
+
+def processes() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if active() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes files."""
+    return rank() == 0
+
+
+def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
+    """`main` as one of several processes where torchrun started it; where it didn't, `main` itself.
+
+    The first process alone prints. Where several fail, the first to fail says why, in command_line.run's one line.
+    """
+    if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        return main
+
+    @wraps(main)
+    def one_of_several() -> int | None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's, when another process has ended
+        store, number, total = next(rendezvous("env://"))
+        # What lies on a GPU goes through NCCL, the rest through Gloo, without waiting for the GPU.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=total)
+        try:
+            with contextlib.ExitStack() as quiet:
+                if not is_first():
+                    nowhere = quiet.enter_context(Path(os.devnull).open("w"))
+                    quiet.enter_context(contextlib.redirect_stdout(nowhere))
+                    quiet.enter_context(contextlib.redirect_stderr(nowhere))
+                status = main()
+        except (UserError, OSError, KeyboardInterrupt) as error:
+            for each in (signal.SIGINT, signal.SIGTERM):  # torchrun's, which would come before the line is out
+                signal.signal(each, signal.SIG_IGN)
+            if _said_already(store):
+                sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+            raise
+        dist.destroy_process_group()
+        return status
+
+    return one_of_several
+
+
+def _said_already(store: dist.Store) -> bool:
+    try:
+        return store.add("failed", 1) > 1
+    except RuntimeError:  # the machine that kept the store is gone
+        return False
+
+
+def _collective(operation: Callable, *arguments: Any) -> Any:
+    try:
+        return operation(*arguments)
+    except RuntimeError as error:
+        raise UserError(
+            "another process has ended or can't be reached: the same command, without --restart, goes on from the last "
+            "checkpoint"
+        ) from error
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """What of `items` this process takes: every n-th of them. May be empty."""
+    return items[rank() :: processes()]
+
+
+def gathered(value: Item) -> list[Item]:
+    """The `value` of each process. They are pickled; tensors shall lie on the CPU."""
+    if not active():
+        return [value]
+    found: list[Any] = [None] * processes()
+    _collective(dist.all_gather_object, found, value)
+    return found
+
+
+def in_order(found: Sequence[Item]) -> list[Item]:
+    """What all processes found, each for the items of its `share`, in the order of the items."""
+    parts = gathered(found)
+    return [parts[place % len(parts)][place // len(parts)] for place in range(sum(map(len, parts)))]
+
+
+def summed(value: float) -> float:
+    """The sum of the values of all processes, the same on each."""
+    return all_reduce(torch.tensor(value, dtype=torch.float64)).item() if active() else value
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """For each flag, whether it is set in any process."""
+    if not active():
+        return flags
+    return tuple(all_reduce(torch.tensor(flags, dtype=torch.uint8), dist.ReduceOp.MAX).bool().tolist())
+
+
+def wait_for_all() -> None:
+    """Go on when all processes have come here."""
+    any_of(False)
+
+
+def all_reduce(values: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
+    """Combine `values`, in place, with those of the other processes. Returns them."""
+    if active():
+        _collective(dist.all_reduce, values, operation)
+    return values
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Make each gradient the sum of those of all processes.
+
+    In one all-reduce of all numbers, and not by DistributedDataParallel: that hooks into one forward and backward of a
+    module that is called, while our networks are run through FDFEAnomalyNet, and several backward passes, one for each
+    size of image, add up to the gradient of a step.
+    """
+    if not active():
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))
