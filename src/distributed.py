@@ -9,15 +9,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+import command_line
 from command_line import UserError
 
 Item = TypeVar("Item")
@@ -48,38 +49,44 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def together(main: Callable[[], int | None]) -> Callable[[], int | None]:
-    """`main` as one of several processes where torchrun started it; where it didn't, `main` itself.
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main()` and exit as command_line.run does, as one of several processes where torchrun started it.
 
-    The first process alone prints. Where several fail, the first to fail says why, in command_line.run's one line.
+    The first process alone prints. Where several fail, the first to fail says why.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        return main
+        command_line.run(main)
+    try:
+        command_line.run(lambda: _as_one_of_several(main))
+    except SystemExit as ending:
+        # Not by way of the interpreter's own end: a thread of Gloo that comes to free a tensor then aborts the process.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(ending.code or 0)
 
-    @wraps(main)
-    def one_of_several() -> int | None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's, when another process has ended
-        store, number, total = next(rendezvous("env://"))
-        # What lies on a GPU goes through NCCL, the rest through Gloo, without waiting for the GPU.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=total)
-        try:
-            with contextlib.ExitStack() as quiet:
-                if not is_first():
-                    nowhere = quiet.enter_context(Path(os.devnull).open("w"))
-                    quiet.enter_context(contextlib.redirect_stdout(nowhere))
-                    quiet.enter_context(contextlib.redirect_stderr(nowhere))
-                status = main()
-        except (UserError, OSError, KeyboardInterrupt) as error:
-            for each in (signal.SIGINT, signal.SIGTERM):  # torchrun's, which would come before the line is out
-                signal.signal(each, signal.SIG_IGN)
-            if _said_already(store):
-                sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
-            raise
-        dist.destroy_process_group()
-        return status
 
-    return one_of_several
+def _as_one_of_several(main: Callable[[], int | None]) -> int | None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's, when another process has ended
+    store, number, total = next(rendezvous("env://"))
+    # What lies on a GPU goes through NCCL, the rest through Gloo, without waiting for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        with contextlib.ExitStack() as quiet:
+            if number:
+                nowhere = quiet.enter_context(Path(os.devnull).open("w"))
+                quiet.enter_context(contextlib.redirect_stdout(nowhere))
+                quiet.enter_context(contextlib.redirect_stderr(nowhere))
+            _collective(partial(dist.init_process_group, backend, store=store, rank=number, world_size=total))
+            status = main()
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        for each in (signal.SIGINT, signal.SIGTERM):  # torchrun's, which would come before the line is out
+            signal.signal(each, signal.SIG_IGN)
+        if _said_already(store):
+            sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+        raise
+    dist.destroy_process_group()
+    return status
 
 
 def _said_already(store: dist.Store) -> bool:

@@ -33,7 +33,7 @@ from AnomalyDetector import (
     zoomed_stride,
 )
 from AnomalyNet import AnomalyNet
-from command_line import ROOT, UserError, run
+from command_line import ROOT, UserError
 from Detector import Calibration
 from FDFEAnomalyNet import FDFEAnomalyNet
 from image_store import ImageStore
@@ -303,4 +303,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(distributed.together(main))
+    distributed.run(main)
