@@ -150,6 +150,29 @@ def all_reduce(values: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> 
     return values
 
 
+def rows_of_all(rows: Tensor) -> Tensor:
+    """The rows (n,C) of all processes, which may have different n: (N,C), the same on each.
+
+    For losses between rows, which every process computes whole: the gradient goes back to this process's rows alone.
+    """
+    return _RowsOfAll.apply(rows) if active() else rows
+
+
+class _RowsOfAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows):
+        counts = gathered(len(rows))
+        start = sum(counts[: rank()])
+        ctx.own = slice(start, start + len(rows))
+        whole = rows.new_zeros(sum(counts), rows.shape[1])
+        whole[ctx.own] = rows
+        return all_reduce(whole)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient[ctx.own]
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Make each gradient the sum of those of all processes.
 
