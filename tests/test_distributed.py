@@ -77,7 +77,6 @@ def weights_of(content):
 def test_students_of_two_processes_are_those_of_one(trained):
     one, two = (students(trained, processes) for processes in (1, 2))
     assert largest_difference(weights_of(two), weights_of(one)) < 1e-4
-    torch.manual_seed(0)
     for content in (one, two):
         state = content["scale"]["state"]
         assert torch.allclose(state["mean"], one["scale"]["state"]["mean"], rtol=1e-12)
@@ -177,7 +176,7 @@ def main():
         pairs += zip(two.buffers(), one.buffers())
         for a, b in pairs:
             assert torch.allclose(a, b, atol=2e-5), (first, a, b)
-        assert torch.equal(one.eval()(x), two.eval()(x)) or torch.allclose(one(x), two(x), atol=1e-5)
+        assert torch.allclose(one.eval()(x), two.eval()(x), atol=2e-5)
     print("equal")
 
 distributed.run(main)
