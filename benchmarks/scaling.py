@@ -139,7 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
         speed_up = ESTIMATED * step / (step + ring)
         estimates.append({"of": what, "ring_seconds": ring, "speed_up": speed_up})
         print(
-            f"estimate, were the step of each as here: {ESTIMATED} {what} at {bandwidth:g} GB/s, {size / 1e6:.1f} MB of gradients: "
+            f"estimate, were the step of each as here: {ESTIMATED} {what} at {bandwidth:g} GB/s, "
+            f"{size / 1e6:.1f} MB of gradients: "
             f"{1e3 * ring:.2f} ms beside a step of {measuring.milliseconds(step)} ms, "
             f"{speed_up:.2f} times the visits of one"
         )
