@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import distributed
 import preprocessing
 import scoring
 from AnomalyNet import AnomalyNet
@@ -107,6 +108,13 @@ class Statistics:
         self._images += len(both)
         self._sum = self._sum + F.adaptive_avg_pool2d(both, PLACES).sum(0)
         self._squares = self._squares + F.adaptive_avg_pool2d(both.square(), PLACES).sum(0)
+
+    def gather(self) -> None:
+        """Take in what the other processes have taken in."""
+        self.errors.gather()
+        self.variances.gather()
+        parts = distributed.gathered((self._images, self._sum, self._squares))
+        self._images, self._sum, self._squares = (sum(values) for values in zip(*parts, strict=True))
 
     def of_places(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation (PLACES,PLACES) of error plus variance: smooth, and drawn to the overall ones if few."""

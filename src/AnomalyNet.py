@@ -112,7 +112,7 @@ class AnomalyNet(nn.Module):
         """
         normalised = copy.deepcopy(self)
         decode = normalised.layers[-1]
-        mean, deviation = mean.double(), deviation.double()
+        mean, deviation = (values.to(decode.weight.device).double() for values in (mean, deviation))
         decode.weight.copy_(decode.weight.double() / deviation[:, None, None, None])
         decode.bias.copy_((decode.bias.double() - mean) / deviation)
         return normalised

@@ -22,13 +22,14 @@ import numpy as np
 from PIL import Image
 
 import checkpoints
+import distributed
 import figures
 import metrics
 import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyDetector import NORMALISATIONS
-from command_line import UserError, run
+from command_line import UserError
 from Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
 from files import make_folder, write_whole
 from inspection import inspect
@@ -115,16 +116,20 @@ def detector_of(args: Namespace) -> Detector:
 def detect(
     detector: Detector, dataset: AnomalyDataset, args: Namespace, results: Path
 ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
-    """Map (H,W), score and mask (None for a good one) of each image. Writes the maps; goes on after a stop."""
+    """Map (H,W), score and mask (None for a good one) of each image. Writes the maps; goes on after a stop.
+
+    Each of several processes maps its share of the images; the first alone is given the maps of all.
+    """
     images = stages.digest_of(stages.image_paths(dataset))
     networks = detector.networks
     options = f"{detector.size} {networks.stride} {networks.normalisation} {args.precision} {args.image_score}"
     key = f"{checkpoints.fingerprint(networks.state_dict())} {images} {options}"
     progress = Progress(results / "detection.unfinished", key)
     maps, scores, masks = [], [], []
-    samples = prefetched(dataset.__getitem__, range(len(dataset)))
-    for row, sample in zip(dataset.rows, stages.with_bar(samples, len(dataset), "anomaly maps"), strict=True):
-        path = results / "anomaly_maps" / args.category / Path(row["image_name"]).with_suffix(".tiff")
+    rows = distributed.share(dataset.rows)
+    paths = [results / "anomaly_maps" / args.category / Path(row["image_name"]).with_suffix(".tiff") for row in rows]
+    samples = prefetched(dataset.__getitem__, distributed.share(range(len(dataset))))
+    for row, path, sample in zip(rows, paths, stages.with_bar(samples, len(rows), "anomaly maps"), strict=True):
         score = progress.get(row["image_name"])
         if score is not None and path.exists():
             maps.append(np.asarray(Image.open(path)))
@@ -138,6 +143,9 @@ def detect(
         scores.append(score)
         masks.append(np.asarray(sample["mask"]) > 0 if row["gt_name"] else None)
     progress.finish()
+    if distributed.active():
+        scores, masks, paths = (distributed.in_order(found) for found in (scores, masks, paths))
+        maps = [np.asarray(Image.open(path)) for path in paths] if distributed.is_first() else []
     return maps, np.array(scores), masks
 
 
@@ -209,6 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run stage 4. Returns the exit status: 3 where some images of --input could not be read."""
     args = parse_arguments(arguments)
     if args.input:
+        if distributed.processes() > 1:
+            raise UserError("--input works in one process: call it without torchrun, for a part of the images each")
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
         return BROKEN_IMAGES if inspect(detector_of(args), args.input, output, args.image_score, *rates) else 0
@@ -219,6 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
     results = args.results / args.category
     make_folder(results)
     maps, scores, masks = detect(detector, dataset, args, results)
+    if not distributed.is_first():
+        return 0
 
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
     kinds = [kind_of(row) for row in dataset.rows]
@@ -252,4 +264,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    distributed.run(main)

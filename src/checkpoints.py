@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import distributed
 from command_line import UserError
 from files import write_whole
 
@@ -19,11 +20,14 @@ VERSION = 1
 def save(path: Path, kind: str, category: str, content: Mapping[str, Any]) -> None:
     """Write `content` (tensors, numbers, texts, lists, dicts) to `path`, labelled with its kind and category.
 
-    The file appears under its name whole or not at all. Raises UserError where it can't be written.
+    The file appears under its name whole or not at all. Raises UserError where it can't be written. Of several
+    processes the first alone writes, and the others wait until it has.
     """
-    buffer = io.BytesIO()
-    torch.save({"version": VERSION, "kind": kind, "category": category, **content}, buffer)
-    write_whole(path, buffer.getvalue())
+    if distributed.is_first():
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, "kind": kind, "category": category, **content}, buffer)
+        write_whole(path, buffer.getvalue())
+    distributed.wait_for_all()
 
 
 def load(path: Path, kind: str, **expected: Any) -> dict[str, Any]:

@@ -5,15 +5,21 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+import distributed
 from command_line import UserError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first CUDA device, else the CPU. Raises UserError if it is not there."""
+    """The device called `name`; "auto" is the first CUDA device, else the CPU. Raises UserError if it is not there.
+
+    Of several processes on a machine each takes a CUDA device of its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and distributed.active():
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # the device "meta" can't give it back

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import backbones
 import device
+import distributed
 import preprocessing
 from AnomalyNet import AnomalyNet
 from backbones import Backbone
@@ -105,7 +106,9 @@ class DenseDistillation:
         seed, _ = batch
         pixels = self.pixels(batch)[:, :, self._start :, self._start :]
         dense = FDFEAnomalyNet(net, DENSE_STRIDE).describe_padded(pixels).float().permute(0, 2, 3, 1)
-        chosen, beside = places_beside(dense.shape[:3], torch.Generator().manual_seed(seed))
+        views = round(distributed.summed(len(dense)))
+        drawn = places_beside((views, *dense.shape[1:3]), torch.Generator().manual_seed(seed))
+        chosen, beside = map(in_own_share, drawn)
         return Answer(dense.flatten(0, 2), dense[chosen], dense[beside] if triplets else None)
 
 
@@ -123,3 +126,10 @@ def places_beside(shape: tuple[int, int, int], random: torch.Generator) -> tuple
     view, row, column = grid[torch.randperm(len(grid), generator=random)[:TRIPLETS]].unbind(1)
     down = torch.randint(2, view.shape, generator=random)
     return (view, row, column), (view, row + down, column + 1 - down)
+
+
+def in_own_share(places: Places) -> Places:
+    """Of places in the views of all processes, those in this one's; views are counted among its own."""
+    number = distributed.processes()
+    view, row, column = (values[places[0] % number == distributed.rank()] for values in places)
+    return view // number, row, column

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+import distributed
+
 
 class Moments:
     """Running mean and variance per channel, in float64.
@@ -29,6 +31,16 @@ class Moments:
         self._squares = self._squares + squares + difference.square() * (self.count * count / total)
         self.mean = self.mean + difference * (count / total)
         self.count = total
+
+    def gather(self) -> None:
+        """Take in what the other processes have taken in; mean and deviation lie on the CPU then."""
+        if not distributed.active():
+            return
+        parts = distributed.gathered([torch.as_tensor(value).cpu() for value in (self.count, self.mean, self._squares)])
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+        for count, mean, squares in parts:
+            if count:
+                self.merge(count.item(), mean, squares)
 
     @property
     def deviation(self) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import distributed
+
 OPTIMISERS = ("muon", "adam")
 WEIGHT_DECAY = 1e-5  # the paper, section 4
 MUON_WEIGHT_DECAY = 1e-2
@@ -28,6 +30,7 @@ class Optimiser:
             raise ValueError(f"optimiser {kind}: choose one of {', '.join(OPTIMISERS)}")
         parameters = [parameter for module in modules for parameter in module.parameters()]
         self._kernels = [p for p in parameters if kind == "muon" and p.ndim == 4 and p.shape[1] > 3]
+        self._parameters = parameters
         taken = {id(parameter) for parameter in self._kernels}
         rest = [parameter for parameter in parameters if id(parameter) not in taken]
         share = ADAM_SHARE if kind == "muon" else 1
@@ -48,7 +51,11 @@ class Optimiser:
 
     @torch.no_grad()
     def step(self, share: float) -> None:
-        """Move the weights along their gradients, at `share` of the peak's learning rate."""
+        """Move the weights along their gradients, at `share` of the peak's learning rate.
+
+        Gradients of several processes are summed: each has the gradient of its part of the loss.
+        """
+        distributed.sum_gradients(self._parameters)
         for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
             matrix.copy_(kernel.flatten(1))
             matrix.grad = kernel.grad.flatten(1)

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 import device
+import distributed
 import preprocessing
 from prefetch import prefetched
 
@@ -29,12 +30,14 @@ class PatchSampler:
     def batches(self, steps: range, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each step, patches and partners: two of (size,3,p,p), as preprocessing.normalise gives them.
 
-        Seed and step alone decide what is drawn.
+        Seed and step alone decide what is drawn. Each of several processes draws its share of them.
         """
         return prefetched(lambda step: self._batch(step, size), steps)
 
     def _batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        drawn = [self._draw(device.seed_of(self._seed, "patch", step, number)) for number in range(size)]
+        drawn = [
+            self._draw(device.seed_of(self._seed, "patch", step, number)) for number in distributed.share(range(size))
+        ]
         patches, partners = (preprocessing.normalise(torch.stack(pixels)) for pixels in zip(*drawn, strict=True))
         return patches, partners
 

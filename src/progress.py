@@ -1,27 +1,34 @@
 """What a long job has done so far, so that it goes on after a stop."""
 
+import glob
 import json
 from pathlib import Path
+
+import distributed
 
 
 class Progress:
     """Named numbers, kept in a file from one run to the next until `finish`.
 
-    `key` says what they hang on: with another key than the file's, the job starts anew.
+    `key` says what they hang on: with another key than the file's, the job starts anew. Of several processes each has a
+    file of its own beside `path`, reads those of all, and comes to `finish` when its share is done.
     """
 
     def __init__(self, path: Path, key: str):
         self._path = path
         self._found: dict[str, float] = {}
-        lines = path.read_text().splitlines() if path.exists() else []
-        if lines[:1] == [json.dumps(key)]:
-            for line in lines[1:]:
+        for file in self._files():
+            lines = file.read_text().splitlines()
+            for line in lines[1:] if lines[:1] == [json.dumps(key)] else []:
                 try:
                     name, value = json.loads(line)
                 except ValueError:  # the stop came while it was being written
                     continue
                 self._found[name] = value
+        distributed.wait_for_all()  # until they have read, too
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not distributed.is_first():
+            path = path.with_name(f"{path.name}.{distributed.rank()}")
         entries = [json.dumps(key), *map(json.dumps, self._found.items())]
         path.write_text("\n".join(entries) + "\n")
         self._file = path.open("a")
@@ -38,4 +45,10 @@ class Progress:
     def finish(self) -> None:
         """The job is done: the next one starts anew."""
         self._file.close()
-        self._path.unlink()
+        distributed.wait_for_all()
+        if distributed.is_first():
+            for file in self._files():
+                file.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(self._path.parent.glob(f"{glob.escape(self._path.name)}*"))

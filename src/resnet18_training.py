@@ -17,12 +17,13 @@ from torch import Tensor
 import backbone_weights
 import checkpoints
 import device
+import distributed
 import figures
 import preprocessing
 import stages
 import synthetic_defects
 from AnomalyResnet18 import AnomalyResnet18
-from command_line import run
+from command_line import UserError
 from image_store import ImageStore
 from training import Training, already_trained, forget, learning_rate, set_learning_rate
 
@@ -143,8 +144,11 @@ def train(args: Namespace) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run stage 1."""
-    train(parse_arguments(arguments))
+    args = parse_arguments(arguments)
+    if distributed.active():
+        raise UserError("this stage is quick and takes one process: start it without torchrun")
+    train(args)
 
 
 if __name__ == "__main__":
-    run(main)
+    distributed.run(main)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import checkpoints
 import device
+import distributed
 import figures
 import losses
 import preprocessing
@@ -32,13 +33,14 @@ from AnomalyDetector import (
     zoomed_stride,
 )
 from AnomalyNet import AnomalyNet
-from command_line import ROOT, UserError, run
+from command_line import ROOT, UserError
 from Detector import Calibration
 from FDFEAnomalyNet import FDFEAnomalyNet
 from image_store import ImageStore
 from moments import Moments
 from optimiser import Optimiser
 from prefetch import prefetched
+from SyncBatchNorm2d import SyncBatchNorm2d
 from training import Training, already_trained, forget, learning_rate
 
 See = Callable[[Tensor], Tensor]  # uint8 images (N,3,H,W) -> what the networks take
@@ -105,10 +107,12 @@ def descriptor_moments(
 ) -> Moments:
     """Mean and deviation of the teacher's descriptors over all pixels that `teacher` visits."""
     found = Moments()
+    indices = distributed.share(indices)
     for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "teacher's descriptors"):
         with device.autocast(where, args.precision):
             descriptors = teacher(seen(groups[0]))
         found.update(descriptors.permute(0, 2, 3, 1).flatten(0, 2))
+    found.gather()
     return found
 
 
@@ -126,14 +130,14 @@ def held_back_loss(
     total = 0.0
     for student in students:
         student.eval()
-    for groups in store.batches([index] for index in indices):
+    for groups in store.batches([index] for index in distributed.share(indices)):
         with device.autocast(where, args.precision):
             images = seen(groups[0])
             target = teacher(images).float()
             total += sum(losses.regression(student(images).float(), target).item() for student in students)
     for student in students:
         student.train()
-    return total / (len(indices) * len(students))
+    return distributed.summed(total) / (len(indices) * len(students))
 
 
 @torch.inference_mode()
@@ -141,10 +145,12 @@ def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespa
     """Measure error and variance on good images, so that maps are normalised by them."""
     teacher, students = scale.dense(args.stride)
     statistics = Statistics()
+    indices = distributed.share(indices)
     for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "usual errors"):
         with device.autocast(where, args.precision):
             images = zoomed(preprocessing.normalise(groups[0].to(where)), scale.zoom)
             statistics.update(*scoring.error_and_variance(teacher, students, images))
+    statistics.gather()
     scale.calibrate(statistics)
 
 
@@ -155,11 +161,12 @@ def usual_scores(networks: AnomalyDetector, args: Namespace) -> Calibration:
     networks.to(where, memory_format=device.memory_format(where))
     _, held_back = stages.held_back_split(len(dataset), args.seed)
     maps = []
-    samples = prefetched(lambda index: dataset[index]["image"], held_back)
-    for image in stages.with_bar(samples, len(held_back), "usual scores"):
+    indices = distributed.share(held_back)
+    samples = prefetched(lambda index: dataset[index]["image"], indices)
+    for image in stages.with_bar(samples, len(indices), "usual scores"):
         with device.autocast(where, args.precision):
             maps.append(networks(image[None].to(where))[0].cpu())
-    return Calibration(maps)
+    return Calibration(distributed.in_order(maps))
 
 
 def evenly(indices: list[int], number: int) -> list[int]:
@@ -207,6 +214,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         torch.manual_seed(device.seed_of(args.seed, "student", patch_size, number))
         student_nets.append(AnomalyNet(net_size, batch_normalisation=True))
     student_nets.to(where, memory_format=device.memory_format(where))
+    SyncBatchNorm2d.convert(student_nets)
     students = [dense(net) for net in student_nets]
 
     optimiser = Optimiser(student_nets, args.optimiser, args.learning_rate)
@@ -229,7 +237,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         random = device.generator(args.seed, "offset", patch_size, step)
         offset = tuple(torch.randint(stride, (2,), generator=random).tolist())
         total = 0.0
-        for images in groups:
+        for images in map(distributed.share, groups):  # even where none is left: the batch's statistics are of all
             share = len(images) / (len(wanted[step]) * args.students)
             pixels = teacher.pad(seen(images), offset)
             with device.autocast(where, args.precision), torch.no_grad():
@@ -239,9 +247,9 @@ def train(args: Namespace, patch_size: int) -> Path:
                     descriptors = student.describe_padded(pixels)
                 loss = losses.regression(descriptors.float(), target)
                 (loss * len(images) / len(wanted[step])).backward()
-                total += loss.item() * share
+                total += loss.item() * share if len(images) else 0.0
         optimiser.step(learning_rate(step, len(wanted)))
-        training.report(total)
+        training.report(distributed.summed(total))
         if (step + 1) % per_epoch == 0:
             shown = held_back[:REPORTED_IMAGES]
             training.note(held_back=held_back_loss(teacher, students, seen, store, shown, args, where))
@@ -251,7 +259,8 @@ def train(args: Namespace, patch_size: int) -> Path:
     left = held_back_loss(teacher, students, seen, store, held_back, args, where)
     content = {"patch_size": patch_size, "settings": settings, "scale": scale_to_checkpoint(scale.cpu())}
     checkpoints.save(path, KIND, args.category, content | {"held_back_loss": left})
-    figures.save_training_curve(path.with_name(f"students_{patch_size}_training.png"), *training.curve("loss"))
+    if distributed.is_first():
+        figures.save_training_curve(path.with_name(f"students_{patch_size}_training.png"), *training.curve("loss"))
     training.finish()
     print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(held_back)} held-back images")
     print(f"saved {path}")
@@ -292,4 +301,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    distributed.run(main)

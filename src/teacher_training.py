@@ -18,16 +18,18 @@ from torch import Tensor, nn
 import backbone_weights
 import checkpoints
 import device
+import distributed
 import figures
 import losses
 import stages
 from AnomalyDetector import SCALES
 from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
-from command_line import UserError, run
+from command_line import UserError
 from distillation import DenseDistillation, Distillation, PatchDistillation
 from moments import Moments
 from optimiser import Optimiser
 from pictures import Pictures
+from SyncBatchNorm2d import SyncBatchNorm2d
 from training import Training, already_trained, forget, learning_rate
 
 KIND = "teacher"
@@ -190,7 +192,9 @@ def train(args: Namespace, patch_size: int) -> Path:
         trained = AnomalyNet(patch_size)
         trained.load_state_dict(start)
         batch = next(distillation.batches(learned, args.seed, range(1), args.batch_size))
-        net.start_from(trained.to(where), distillation.pixels(batch))
+        pixels = torch.cat(distributed.gathered(distillation.pixels(batch).cpu()))
+        net.start_from(trained.to(where), pixels.to(where, memory_format=layout))
+    SyncBatchNorm2d.convert(net)
     decoder = Decoder(moments).to(where)
     optimiser = Optimiser((net, decoder), args.optimiser, args.learning_rate)
     if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
@@ -210,15 +214,19 @@ def train(args: Namespace, patch_size: int) -> Path:
             features = distillation.features(batch)
             answer = distillation.ask(net, batch, triplets=weights["metric"] > 0)
         decoded, target = decoder(answer.descriptors), decoder.normalise(features)
-        parts = {"distillation": losses.knowledge_distillation(decoded, target)}
+        parts = {"distillation": losses.knowledge_distillation(decoded, target) * portion(args)}
+        if weights["metric"] or weights["compactness"]:
+            anchors = distributed.rows_of_all(answer.anchors)
         if weights["metric"]:
-            parts["metric"] = losses.metric_learning(answer.anchors, answer.positives)
+            parts["metric"] = losses.metric_learning(anchors, distributed.rows_of_all(answer.positives))
         if weights["compactness"]:
-            parts["compactness"] = losses.compactness(answer.anchors)
+            parts["compactness"] = losses.compactness(anchors)
         loss = sum(weights[name] * value for name, value in parts.items())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step(learning_rate(step, args.steps))
+        parts["distillation"] = distributed.all_reduce(parts["distillation"].detach())
+        loss = sum(weights[name] * value.detach() for name, value in parts.items())
         training.report(loss.item(), **{name: value.item() for name, value in parts.items()})
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0:
             with device.autocast(where, args.precision):
@@ -234,11 +242,17 @@ def train(args: Namespace, patch_size: int) -> Path:
         "unexplained_variance": unexplained,
     }
     checkpoints.save(path, KIND, args.category, content)
-    figures.save_training_curve(path.with_name(f"teacher_{patch_size}_training.png"), *training.curve("loss"))
+    if distributed.is_first():
+        figures.save_training_curve(path.with_name(f"teacher_{patch_size}_training.png"), *training.curve("loss"))
     training.finish()
     print(f"{unexplained:.3f} of the variance of the backbone's features is left unexplained on held-back pictures")
     print(f"saved {path}")
     return path
+
+
+def portion(args: Namespace) -> float:
+    """How much of a batch is this process's."""
+    return len(distributed.share(range(args.batch_size))) / args.batch_size
 
 
 class Decoder(nn.Module):
@@ -265,6 +279,7 @@ def feature_moments(distillation: Distillation, pictures: Pictures, args: Namesp
     seed = device.seed_of(args.seed, "measured")
     for batch in distillation.batches(pictures, seed, range(BATCHES_MEASURED), args.batch_size):
         found.update(distillation.features(batch))
+    found.gather()
     return found
 
 
@@ -281,7 +296,7 @@ def unexplained_variance(
         target = decoder.normalise(distillation.features(batch))
         found.append(losses.knowledge_distillation(decoded, target).item())
     net.train()
-    return sum(found) / len(found)
+    return distributed.summed(sum(found) / len(found) * portion(args))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -293,9 +308,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("all weights are 0: leave one of --distillation-weight, --metric-weight, --compactness-weight")
     if args.start_from and args.distillation == "patches":
         raise UserError("--start-from goes with --distillation dense: the other trains without batch normalisation")
+    if args.batch_size < distributed.processes():
+        raise UserError(f"--batch-size {args.batch_size}: the {distributed.processes()} processes need one each")
     for patch_size in args.patch_size:
         train(args, patch_size)
 
 
 if __name__ == "__main__":
-    run(main)
+    distributed.run(main)

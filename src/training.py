@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 import checkpoints
+import distributed
 from command_line import UserError
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
@@ -51,12 +52,16 @@ class Training:
                 part.load_state_dict(content["parts"][name])
             self.step = content["step"]
             self.history = [tuple(entry) for entry in content["history"]]
+        if len(set(distributed.gathered(self.step))) > 1:
+            raise UserError(f"{self._path} is not the same for all processes: all machines need the same model folder")
 
     def __iter__(self) -> Iterator[int]:
         stopped: list[int] = []
 
         def stop(number, _):
-            if stopped:  # asked twice: at once, from the checkpoint of the last minute
+            if (
+                stopped and not distributed.active()
+            ):  # asked twice (by torchrun, each time): at once, from the checkpoint of the last minute
                 raise KeyboardInterrupt
             stopped.append(number)
 
@@ -69,10 +74,12 @@ class Training:
                     yield self.step
                     self.step += 1
                     bar.update()
-                    if stopped or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    due = time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
+                    stop_now, due = distributed.any_of(bool(stopped), due)
+                    if stop_now or due:
                         self.save()
                         saved = time.monotonic()
-                    if stopped:
+                    if stop_now:
                         raise KeyboardInterrupt
         finally:
             for number, handler in before.items():

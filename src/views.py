@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 import device
+import distributed
 import preprocessing
 from prefetch import prefetched
 
@@ -33,11 +34,16 @@ class ViewSampler:
         self._pictures, self._side, self._seed = pictures, side, seed
 
     def batches(self, steps: range, size: int) -> Iterator[Tensor]:
-        """For each step, views: uint8 (size,3,2*side,2*side). Seed and step alone decide what is drawn."""
+        """For each step, views: uint8 (size,3,2*side,2*side). Seed and step alone decide what is drawn.
+
+        Each of several processes draws its share of them.
+        """
         return prefetched(lambda step: self._batch(step, size), steps)
 
     def _batch(self, step: int, size: int) -> Tensor:
-        return torch.stack([self._draw(device.seed_of(self._seed, "view", step, number)) for number in range(size)])
+        return torch.stack(
+            [self._draw(device.seed_of(self._seed, "view", step, number)) for number in distributed.share(range(size))]
+        )
 
     def _draw(self, seed: int) -> Tensor:
         random = np.random.default_rng(seed)

@@ -7,6 +7,7 @@ import measuring
 import numpy as np
 import published
 import pytest
+import scaling
 import synthetic_category
 import teacher_neighbours
 import torch
@@ -144,6 +145,11 @@ def test_neighbours_of_a_teacher_see_what_is_new(tmp_path):
     for row in rows.values():
         assert row["image_au_roc_maximum"] == 1
         assert row["au_pro"] > 0.5
+
+
+def test_a_ring_brings_each_gradient_round_twice():
+    assert scaling.ring_seconds(1, 100, 1.0) == 0
+    assert scaling.ring_seconds(8, 800, 100.0) == pytest.approx(14)
 
 
 def test_works_take_turns_and_the_first_does_not_count():

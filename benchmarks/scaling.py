@@ -1,0 +1,153 @@
+"""How many images a second the students learn in several processes, and on paper on eight GPUs or machines.
+
+Measured is the step of src/students_training.py with Muon, its batch shared by the processes as under torchrun; each
+gets an equal part of the cores. The paper estimate takes the step that one process measured for the step of each of
+eight, with a batch eight times as large, and adds the time in which a ring all-reduce brings the gradients together:
+2 (n - 1) / n x bytes / bandwidth. It leaves out latency and the small all-reduces of batch normalisation.
+
+    python3 benchmarks/scaling.py --batch-size 4 --processes 1 2 --gpu-bandwidth 300 --network-bandwidth 1.25
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import measuring
+import torch
+from measuring import Timing
+from torch import nn
+
+import device
+import distributed
+import losses
+import preprocessing
+import stages
+from AnomalyDetector import PADDING
+from AnomalyNet import AnomalyNet
+from FDFEAnomalyNet import FDFEAnomalyNet
+from optimiser import Optimiser
+from SyncBatchNorm2d import SyncBatchNorm2d
+
+ESTIMATED = 8  # GPUs, or machines
+WORKER = "SCALING_WORKER"  # the variable that names the file a worker writes
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    options = measuring.parser(__doc__, repeat=5)
+    options.set_defaults(patch_size=[65])
+    options.add_argument("--stride", type=int, choices=measuring.STRIDES, default=4, help="as in training (default 4)")
+    options.add_argument("--batch-size", type=stages.positive, default=4, help="images a step, of all processes")
+    options.add_argument("--students", type=stages.positive, default=3, help="the paper takes 3 (default 3)")
+    options.add_argument("--processes", type=stages.positive, nargs="+", default=[1, 2], help="default 1 2")
+    for name, default, what in (("gpu", 300, "GPUs of a machine"), ("network", 1.25, "machines")):
+        options.add_argument(
+            f"--{name}-bandwidth",
+            type=stages.positive_real,
+            default=default,
+            metavar="GB/S",
+            help=f"between {what}, each way, for the estimate (default {default})",
+        )
+    return measuring.read(options, arguments)
+
+
+def measure_steps(args: Namespace) -> dict:
+    """Seconds of each step, as one of the processes, and the bytes of the gradients."""
+    where, precision = args.device, args.precision[-1]
+    size = args.patch_size[0]
+    torch.manual_seed(0)
+    students = nn.ModuleList(AnomalyNet(size, batch_normalisation=True) for _ in range(args.students))
+    SyncBatchNorm2d.convert(students)
+    teacher = AnomalyNet(size).eval().requires_grad_(False)
+    teacher, *dense = (
+        FDFEAnomalyNet(net.to(where, memory_format=device.memory_format(where)), args.stride, padding=PADDING)
+        for net in (teacher, *students)
+    )
+    optimiser = Optimiser(students, "muon", 0.01)
+    images = distributed.share(measuring.random_images(args, args.batch_size))
+
+    def step():
+        optimiser.zero_grad()
+        pixels = teacher.pad(preprocessing.normalise(images))
+        with device.autocast(where, precision), torch.no_grad():
+            target = teacher.describe_padded(pixels).float()
+        for student in dense:
+            with device.autocast(where, precision):
+                descriptors = student.describe_padded(pixels)
+            (losses.regression(descriptors.float(), target) * len(images) / args.batch_size).backward()
+        optimiser.step(1.0)
+
+    turns = measuring.interleaved({"step": step}, args.repeat, where)["step"].turns
+    return {"turns": turns, "gradient_bytes": sum(4 * weights.numel() for weights in students.parameters())}
+
+
+def work() -> None:
+    """Be one of the processes that `main` starts."""
+    found = measure_steps(parse_arguments())
+    if distributed.is_first():
+        Path(os.environ[WORKER]).write_text(json.dumps(found))
+
+
+def measured(processes: int, arguments: list[str]) -> dict:
+    """What so many processes measure."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "steps.json"
+        variables = {"OMP_NUM_THREADS": str(max(1, cores // processes)), WORKER: str(file)}
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        subprocess.run([sys.executable, *launcher, __file__, *arguments], env=os.environ | variables, check=True)
+        return json.loads(file.read_text())
+
+
+def ring_seconds(processes: int, size: int, bandwidth: float) -> float:
+    """How long a ring all-reduce of `size` bytes takes at `bandwidth` bytes a second."""
+    return 2 * (processes - 1) / processes * size / bandwidth
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the tables, write JSON."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parse_arguments(arguments)
+    machine = measuring.machine(args.device)
+    print(f"{measuring.machine_line(machine)}\n")
+    rows = []
+    for processes in args.processes:
+        found = measured(processes, arguments)
+        visits = args.batch_size / Timing(found["turns"]).median
+        rows.append({"processes": processes, "visits_per_second": visits} | found)
+    first = rows[0]["visits_per_second"]
+    lines = [
+        (
+            row["processes"],
+            Timing(row["turns"]).rounded,
+            f"{row['visits_per_second']:.3g}",
+            measuring.ratio(row["visits_per_second"] / first),
+        )
+        for row in rows
+    ]
+    print(measuring.table(("processes", "ms a step: median (spread)", "visits/s", "to the first"), lines))
+    step, size = Timing(rows[0]["turns"]).median, rows[0]["gradient_bytes"]
+    estimates = []
+    for what, bandwidth in (("GPUs", args.gpu_bandwidth), ("machines", args.network_bandwidth)):
+        ring = ring_seconds(ESTIMATED, size, bandwidth * 1e9)
+        speed_up = ESTIMATED * step / (step + ring)
+        estimates.append({"of": what, "ring_seconds": ring, "speed_up": speed_up})
+        print(
+            f"estimate, were the step of each as here: {ESTIMATED} {what} at {bandwidth:g} GB/s, "
+            f"{size / 1e6:.1f} MB of gradients: "
+            f"{1e3 * ring:.2f} ms beside a step of {measuring.milliseconds(step)} ms, "
+            f"{speed_up:.2f} times the visits of one"
+        )
+    measuring.write_json(args.output, "scaling", args, machine, rows=rows, estimates=estimates)
+
+
+if __name__ == "__main__":
+    if WORKER in os.environ:
+        distributed.run(work)
+    main()

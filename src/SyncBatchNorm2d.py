@@ -1,0 +1,67 @@
+"""Batch normalisation over the batches of all processes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import distributed
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Normalises (N,C,H,W) by mean and variance over all processes, whose N, H and W may differ; N may be 0.
+
+    Equals nn.BatchNorm2d on the whole batch, gradients too, where the processes' losses add up to the whole batch's;
+    the gradients of weight and bias are this process's part. nn.SyncBatchNorm does the same on GPUs alone and is no
+    nn.BatchNorm2d, by which the networks know it.
+    """
+
+    @classmethod
+    def convert(cls, module: nn.Module) -> None:
+        """Let every nn.BatchNorm2d in `module` see all processes; of one process it stays as it is."""
+        if distributed.active():
+            for layer in module.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.__class__ = cls  # the same tensors under the same names: only what it computes is new
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        normalised, mean, squares, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(squares / (count - 1), self.momentum)
+        return normalised
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        count = x.numel() // x.shape[1]
+        if count:
+            variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        else:
+            variance, mean = torch.zeros_like(weight), torch.zeros_like(weight)
+        # Two sums, that of squares about the common mean: no difference of large numbers.
+        sums = distributed.all_reduce(torch.cat([mean * count, mean.new_tensor([count])]).double())
+        total = sums[-1]
+        common = sums[:-1] / total
+        squares = distributed.all_reduce((variance.double() + (mean - common).square()) * count)
+        mean, variance = common.float(), (squares / total).float()
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), total)
+        squares, total = squares.float(), total.float()
+        ctx.mark_non_differentiable(mean, squares, total)
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps), mean, squares, total
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        x, weight, mean, scale, total = ctx.saved_tensors
+        shape = 1, -1, 1, 1
+        gradient = gradient.float()
+        centred = (x.float() - mean.view(shape)) * scale.view(shape)
+        for_bias, for_weight = gradient.sum((0, 2, 3)), (gradient * centred).sum((0, 2, 3))
+        sums = distributed.all_reduce(torch.cat([for_bias, for_weight]).double())
+        means = (sums / total).float().chunk(2)
+        inner = gradient - means[0].view(shape) - centred * means[1].view(shape)
+        found = inner * (weight * scale).view(shape)
+        return found.to(x.dtype), for_weight, for_bias, None
