@@ -25,6 +25,7 @@ from measuring import Timing
 
 import device
 import onnx_graph
+import scoring
 import stages
 from command_line import ROOT, UserError, run
 from Detector import Detector, load_detector
@@ -59,7 +60,7 @@ def detect(detector: Detector, images: torch.Tensor, precision: str) -> tuple[to
     """Maps and scores by PyTorch."""
     with device.autocast(images.device, precision):
         maps = detector.networks(images)
-    return maps, detector.calibration.scores(maps)
+    return maps, scoring.image_scores(maps)
 
 
 def measure(args: Namespace) -> list[dict]:
