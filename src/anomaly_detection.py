@@ -88,9 +88,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--pixel-false-alarm-rate",
         type=stages.share,
-        default=0.001,
+        default=0.01,
         metavar="X",
-        help="of the pixels of good images, this share may be outlined (default 0.001)",
+        help="of the pixels of good images, this share may be outlined (default 0.01)",
     )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
     return options.parse_args(arguments)
