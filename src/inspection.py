@@ -91,7 +91,8 @@ def inspect(
     print(f"{len(rows)} images, {output / 'decisions.csv'}")
     if calibration:
         flagged = sum(row[3] == "1" for row in rows)
-        print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}")
+        threshold = calibration.threshold(false_alarm_rate, kind)
+        print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {threshold:.4g}")
     for error in broken:
         print(f"not inspected: {error}", file=sys.stderr)
     return len(broken)
