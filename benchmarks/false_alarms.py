@@ -8,19 +8,21 @@ and again: one part calibrates, and the rates are counted on the other, as detec
 
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import measuring
 import numpy as np
+import torch
 
 import device
 import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
 from command_line import ROOT, UserError, run
-from Detector import load_detector
+from Detector import conformal_p_value, load_detector
 from prefetch import prefetched
 
 
@@ -39,14 +41,18 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     return options.parse_args(arguments)
 
 
+def rate_on(held_back: torch.Tensor, tested: Sequence[float], rate: float) -> float:
+    """Share of the tested scores whose conformal p-value is `rate` or less."""
+    return np.mean([conformal_p_value(held_back, score) <= rate for score in tested])
+
+
 def observed_rates(scores: np.ndarray, calibrating: int, rate: float, splits: int, seed: int) -> np.ndarray:
     """Share of good images whose conformal p-value is `rate` or less, for each random split of their scores (n,)."""
     found = []
     for split in range(splits):
         order = np.random.default_rng(device.seed_of(seed, "split", split)).permutation(scores)
         held_back, tested = order[:calibrating], order[calibrating:]
-        p_values = (1 + (held_back[None] >= tested[:, None]).sum(1)) / (calibrating + 1)
-        found.append((p_values <= rate).mean())
+        found.append(rate_on(torch.from_numpy(held_back), tested, rate))
     return np.array(found)
 
 
@@ -64,13 +70,12 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for rate in args.rates:
         observed = observed_rates(np.concatenate([held_back, tested]), len(held_back), rate, args.splits, args.seed)
-        p_values = (1 + (held_back[None] >= np.array(tested)[:, None]).sum(1)) / (len(held_back) + 1)
         rows.append(
             {
                 "asked": rate,
                 "observed_mean": observed.mean(),
                 "observed_deviation": observed.std(),
-                "on_test_images": (p_values <= rate).mean(),
+                "on_test_images": rate_on(torch.from_numpy(held_back), tested, rate),
             }
         )
     print(f"{len(held_back)} held-back and {len(tested)} test images, {args.splits} random splits")

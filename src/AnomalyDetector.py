@@ -15,8 +15,6 @@ from FDFEAnomalyNet import FDFEAnomalyNet
 from moments import Moments
 
 PADDING = "reflect"  # a mirrored border looks as the image does; the paper's zeros would be strange to every net
-
-
 # A patch of 130 pixels is described by the network for 65 on the image at half its size: wide context at a low price.
 SCALES = {17: (17, 1), 33: (33, 1), 65: (65, 1), 130: (65, 2), 260: (65, 4)}  # patch size: the network's, and the zoom
 NORMALISATIONS = ("place", "image")  # the first is the default

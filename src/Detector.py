@@ -30,6 +30,11 @@ class Detection(NamedTuple):
     anomalous: bool | None
 
 
+def conformal_p_value(held_back: Tensor, score: float) -> float:
+    """(1 + number of held-back scores (n,) at least as high) / (n + 1)."""
+    return (1 + int((held_back >= score).sum())) / (len(held_back) + 1)
+
+
 class Calibration:
     """What is usual on good images that were held back from training.
 
@@ -53,9 +58,8 @@ class Calibration:
         return self._scores[kind]
 
     def p_value(self, score: float, kind: str = scoring.IMAGE_SCORES[0]) -> float:
-        """(1 + number of held-back scores >= score) / (n + 1): how usual a score is among good images."""
-        held_back = self._scores[kind]
-        return (1 + int((held_back >= score).sum())) / (len(held_back) + 1)
+        """How usual a score is among good images."""
+        return conformal_p_value(self._scores[kind], score)
 
     def threshold(self, rate: float, kind: str = scoring.IMAGE_SCORES[0]) -> float:
         """From this score on a p-value is `rate` or less; infinity where no score can be so unusual."""
@@ -159,6 +163,8 @@ def load_detector(
     no p-values then. Raises UserError where the file is missing, broken or has no such patch size.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} is not there: run students_training.py {path.parent.name} first")
     content = checkpoints.load(path, "detector")
     if "calibration" not in content:
         raise UserError(f"{path} is of an earlier version: run students_training.py {content['category']} --restart")

@@ -99,8 +99,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 def detector_of(args: Namespace) -> Detector:
     """The category's detector, as the command line wants it."""
     path = args.model / args.category / "detector.pt"
-    if not path.exists():
-        raise UserError(f"{path} is not there: run students_training.py {args.category} first")
     size = "trained" if args.image_size is None else stages.image_size(args)
     detector = load_detector(path, args.patch_size, args.stride, size, args.normalisation, args.device, args.precision)
     if detector.calibration is None:

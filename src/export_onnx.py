@@ -30,8 +30,6 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError:
         raise UserError("ONNX wants one more package: pip install -r requirements-onnx.txt") from None
     folder = args.model / args.category
-    if not (folder / "detector.pt").exists():
-        raise UserError(f"{folder / 'detector.pt'} is not there: run students_training.py {args.category} first")
     detector = load_detector(folder / "detector.pt", stride=args.stride, device_name="cpu")
     content = onnx_graph.model_of(detector).SerializeToString()
     output = args.output or folder / "detector.onnx"

@@ -59,9 +59,8 @@ class Training:
         stopped: list[int] = []
 
         def stop(number, _):
-            if (
-                stopped and not distributed.active()
-            ):  # asked twice (by torchrun, each time): at once, from the checkpoint of the last minute
+            # Asked twice: at once, from the checkpoint of the last minute. torchrun asks twice each time.
+            if stopped and not distributed.active():
                 raise KeyboardInterrupt
             stopped.append(number)
 
