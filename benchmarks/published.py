@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 import losses
 import preprocessing
-from AnomalyDetector import PADDING, Scale
+from AnomalyDetector import Scale
 from AnomalyNet import AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
+from scales import PADDING
 
 TOLERANCE = 1e-5  # descriptors, relative to the largest
 MAP_TOLERANCE = 1e-4  # maps: sums of squares of differences

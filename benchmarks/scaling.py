@@ -28,10 +28,10 @@ import distributed
 import losses
 import preprocessing
 import stages
-from AnomalyDetector import PADDING
 from AnomalyNet import AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 from optimiser import Optimiser
+from scales import PADDING
 from SyncBatchNorm2d import SyncBatchNorm2d
 
 ESTIMATED = 8  # GPUs, or machines

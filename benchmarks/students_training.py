@@ -31,10 +31,10 @@ import device
 import losses
 import preprocessing
 import stages
-from AnomalyDetector import PADDING
 from AnomalyNet import AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 from optimiser import Optimiser
+from scales import PADDING
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-5  # the paper's
 MUON_LEARNING_RATE = 0.05

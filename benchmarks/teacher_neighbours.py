@@ -31,13 +31,13 @@ import preprocessing
 import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
-from AnomalyDetector import PADDING
 from AnomalyNet import AnomalyNet
 from backbones import BACKBONES
 from command_line import ROOT, run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from padding import pad
 from prefetch import prefetched
+from scales import PADDING
 
 Describe = Callable[[Tensor], Tensor]  # normalised images (N,3,H,W) -> (N,C,h,w)
 STRIDE = 8  # the backbones' as well

@@ -116,3 +116,14 @@ class AnomalyNet(nn.Module):
         decode.weight.copy_(decode.weight.double() / deviation[:, None, None, None])
         decode.bias.copy_((decode.bias.double() - mean) / deviation)
         return normalised
+
+    @torch.no_grad()
+    def projected(self, projection: Tensor) -> Self:
+        """Return a copy whose descriptors are `projection` (K,512) times the descriptor: K numbers."""
+        found = copy.deepcopy(self)
+        decode = found.layers[-1]
+        projection = projection.to(decode.weight.device).double()
+        found.layers[-1] = nn.Conv2d(decode.in_channels, len(projection), 1).to(decode.weight.device)
+        found.layers[-1].weight.copy_((projection @ decode.weight.double().flatten(1))[..., None, None])
+        found.layers[-1].bias.copy_(projection @ decode.bias.double())
+        return found

@@ -156,11 +156,13 @@ def load_detector(
     normalisation: str = NORMALISATIONS[0],
     device_name: str = "auto",
     precision: str = "auto",
+    global_students: bool = True,
 ) -> Detector:
     """The detector that students_training.py wrote. What is None or "trained" is as in training.
 
-    With some of its `patch_sizes` alone, another `size` or `normalisation`, the calibration does not hold: scores have
-    no p-values then. Raises UserError where the file is missing, broken or has no such patch size.
+    With some of its `patch_sizes` alone, another `size` or `normalisation`, or without the `global_students` that it
+    has, the calibration does not hold: scores have no p-values then. Raises UserError where the file is missing, broken
+    or has no such patch size.
     """
     path = Path(path)
     if not path.exists():
@@ -179,8 +181,8 @@ def load_detector(
     trained = content["image_size"] and tuple(content["image_size"])
     size = trained if size == "trained" else size
     same = wanted == sorted(there) and size == trained and normalisation == NORMALISATIONS[0]
-    networks = AnomalyDetector(
-        [scale_from_checkpoint(there[patch_size]) for patch_size in wanted], stride or content["stride"], normalisation
-    )
+    scales = [scale_from_checkpoint(there[patch_size]) for patch_size in wanted]
+    same = same and (global_students or not any(scale.global_student for scale in scales))
+    networks = AnomalyDetector(scales, stride or content["stride"], normalisation, global_students)
     calibration = Calibration.of_state(content["calibration"]) if same else None
     return Detector(networks, size, calibration, device.choose(device_name), precision)

@@ -15,7 +15,7 @@ Students"); the image score sums it up at the size that the networks see. Writte
 import csv
 import io
 import json
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "(default place)",
     )
     options.add_argument(
+        "--global-student",
+        action=BooleanOptionalAction,
+        default=True,
+        help="ask the detector's students of whole images, too, where it has some (default: yes; the paper has none)",
+    )
+    options.add_argument(
         "--input",
         type=Path,
         nargs="+",
@@ -100,7 +106,16 @@ def detector_of(args: Namespace) -> Detector:
     """The category's detector, as the command line wants it."""
     path = args.model / args.category / "detector.pt"
     size = "trained" if args.image_size is None else stages.image_size(args)
-    detector = load_detector(path, args.patch_size, args.stride, size, args.normalisation, args.device, args.precision)
+    detector = load_detector(
+        path,
+        args.patch_size,
+        args.stride,
+        size,
+        args.normalisation,
+        args.device,
+        args.precision,
+        args.global_student,
+    )
     if detector.calibration is None:
         print("no p-values and no decisions: the detector was calibrated with other settings")
     elif args.false_alarm_rate < (least := detector.calibration.smallest_rate):
@@ -120,7 +135,8 @@ def detect(
     """
     images = stages.digest_of(stages.image_paths(dataset))
     networks = detector.networks
-    options = f"{detector.size} {networks.stride} {networks.normalisation} {args.precision} {args.image_score}"
+    form = f"{networks.stride} {networks.normalisation} {networks.global_students}"
+    options = f"{detector.size} {form} {args.precision} {args.image_score}"
     key = f"{checkpoints.fingerprint(networks.state_dict())} {images} {options}"
     progress = Progress(results / "detection.unfinished", key)
     maps, scores, masks = [], [], []

@@ -63,5 +63,5 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     """Digest of a network's weights: what was learned from one network must not meet another."""
     digest = hashlib.sha256()
     for value in state.values():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

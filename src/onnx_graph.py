@@ -13,10 +13,11 @@ from torch import nn
 
 import preprocessing
 import scoring
-from AnomalyDetector import NORMALISATIONS, PADDING, Scale, zoomed_stride
+from AnomalyDetector import NORMALISATIONS, Scale
 from Detector import Detector
 from FDFE import pair
 from FDFEAnomalyNet import FDFEAnomalyNet
+from scales import PADDING, zoomed_stride
 
 OPSET = 18  # the first whose Resize, Pad and reductions take axes
 ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)

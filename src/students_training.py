@@ -5,8 +5,8 @@ train/good is held back: it shows how well they learn, and what error and varian
 model/CATEGORY/detector.pt, holds all that detection needs.
 """
 
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from argparse import BooleanOptionalAction, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,27 +21,20 @@ import losses
 import preprocessing
 import scoring
 import stages
-from AnomalyDetector import (
-    PADDING,
-    SCALES,
-    AnomalyDetector,
-    Scale,
-    Statistics,
-    scale_from_checkpoint,
-    scale_to_checkpoint,
-    zoomed,
-    zoomed_stride,
-)
+from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
 from command_line import ROOT, UserError
 from Detector import Calibration
 from FDFEAnomalyNet import FDFEAnomalyNet
+from GlobalStudent import FEWEST_IMAGES, GlobalStudent, seen_image, size_seen
 from image_store import ImageStore
 from moments import Moments
 from optimiser import Optimiser
 from prefetch import prefetched
+from scales import PADDING, SCALES, zoomed, zoomed_stride
 from SyncBatchNorm2d import SyncBatchNorm2d
 from training import Training, already_trained, forget, learning_rate
+from usual import Statistics
 
 See = Callable[[Tensor], Tensor]  # uint8 images (N,3,H,W) -> what the networks take
 KIND = "students"
@@ -81,6 +74,13 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "units)",
     )
     stages.add_stride(options, default=4)
+    options.add_argument(
+        "--global-student",
+        action=BooleanOptionalAction,
+        default=True,
+        help="also a student of whole images, fitted in closed form within a minute: for parts that are alike and lie "
+        "alike (default: yes; the paper has none)",
+    )
     args = options.parse_args(arguments)
     args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimiser]
     return args
@@ -152,6 +152,33 @@ def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespa
             statistics.update(*scoring.error_and_variance(teacher, students, images))
     statistics.gather()
     scale.calibrate(statistics)
+
+
+def global_student(scale: Scale, args: Namespace) -> GlobalStudent | None:
+    """Fit a student of whole images to those that the others learned from; None where they are too few.
+
+    Of several processes each does all of it: they get the same in less time than it takes to share it.
+    """
+    size = stages.image_size(args)
+    dataset = stages.good_images(args, size)
+    where = device.choose(args.device)
+    learned, _ = stages.held_back_split(len(dataset), args.seed)
+    if len(learned) < FEWEST_IMAGES:
+        print(f"no global student: it wants {FEWEST_IMAGES} images to learn from, here are {len(learned)}")
+        return None
+    size = size_seen(size)
+
+    def describe(net: FDFEAnomalyNet, number: int) -> Iterator[Tensor]:
+        indices = evenly(learned, number)
+        samples = prefetched(lambda index: dataset[index]["image"], indices)
+        for image in stages.with_bar(samples, len(indices), f"global student, {scale.patch_size} pixels"):
+            with device.autocast(where, args.precision):
+                pixels = preprocessing.normalise(image[None].to(where))
+                yield net(seen_image(pixels, size, scale.zoom))
+
+    teacher = scale.teacher.with_normalised_descriptors(scale.mean, scale.deviation)
+    teacher.to(where, memory_format=device.memory_format(where))
+    return GlobalStudent.fit(teacher, scale.zoom, size, describe).cpu()
 
 
 def usual_scores(networks: AnomalyDetector, args: Namespace) -> Calibration:
@@ -275,13 +302,19 @@ def main(arguments: list[str] | None = None) -> None:
     contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]
     detector = args.model / args.category / "detector.pt"
     made_from = [
-        content["settings"] | {"weights": checkpoints.fingerprint(content["scale"]["state"])} for content in contents
+        content["settings"]
+        | {"weights": checkpoints.fingerprint(content["scale"]["state"]), "global_student": args.global_student}
+        for content in contents
     ]
     if detector.exists():
         there = checkpoints.load(detector, "detector", category=args.category)
         if there["made_from"] == made_from:
             return
-    networks = AnomalyDetector([scale_from_checkpoint(content["scale"]) for content in contents], args.stride)
+    scales = [scale_from_checkpoint(content["scale"]) for content in contents]
+    if args.global_student:
+        for scale in scales:
+            scale.global_student = global_student(scale, args)
+    networks = AnomalyDetector(scales, args.stride)
     calibration = usual_scores(networks, args)
     size = stages.image_size(args)
     checkpoints.save(
@@ -292,7 +325,7 @@ def main(arguments: list[str] | None = None) -> None:
             "image_size": size and list(size),
             "stride": args.stride,
             "made_from": made_from,
-            "scales": [content["scale"] for content in contents],
+            "scales": [scale_to_checkpoint(scale.cpu()) for scale in scales],
             "calibration": calibration.state_dict(),
         },
     )

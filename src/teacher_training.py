@@ -22,13 +22,13 @@ import distributed
 import figures
 import losses
 import stages
-from AnomalyDetector import SCALES
 from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
 from command_line import UserError
 from distillation import DenseDistillation, Distillation, PatchDistillation
 from moments import Moments
 from optimiser import Optimiser
 from pictures import Pictures
+from scales import SCALES
 from SyncBatchNorm2d import SyncBatchNorm2d
 from training import Training, already_trained, forget, learning_rate
 

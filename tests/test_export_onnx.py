@@ -13,10 +13,11 @@ from PIL import Image
 import checkpoints
 import export_onnx
 import scoring
-from AnomalyDetector import AnomalyDetector, Scale, Statistics, scale_to_checkpoint
+from AnomalyDetector import AnomalyDetector, Scale, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
 from command_line import ROOT, UserError
 from Detector import Calibration, load_detector
+from usual import Statistics
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="optional: requirements-onnx.txt")
 import onnx_runtime  # noqa: E402

@@ -2,18 +2,12 @@ import pytest
 import torch
 
 import scoring
-from AnomalyDetector import (
-    PADDING,
-    AnomalyDetector,
-    Scale,
-    Statistics,
-    scale_from_checkpoint,
-    scale_to_checkpoint,
-    zoomed,
-)
+from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 from preprocessing import normalise
+from scales import PADDING, zoomed
+from usual import Statistics
 
 
 def make_scale(patch_size=17, students=3):
