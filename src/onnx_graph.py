@@ -8,8 +8,9 @@ import json
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 import preprocessing
 import scoring
@@ -35,6 +36,13 @@ class _Graph:
         output = output or f"{operator}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, names, [output], name=output, **attributes))
         return output
+
+    def bfloat16_constant(self, value: Tensor) -> str:
+        """The name of a constant of bfloat16, which NumPy does not know."""
+        name = f"constant_{len(self.constants)}"
+        content = value.contiguous().view(torch.int16).numpy(force=True).tobytes()
+        self.constants.append(helper.make_tensor(name, TensorProto.BFLOAT16, value.shape, content, raw=True))
+        return name
 
     def _constant(self, value):
         array = np.asarray(value)
@@ -92,9 +100,8 @@ def _normalise(graph, images):
 
 def _scale_map(graph, scale: Scale, stride, pixels, size):
     """One scale's part of AnomalyDetector.forward: the map (N,1,H,W)."""
-    seen, zoom = pixels, scale.zoom
-    if zoom > 1:
-        seen = graph("AveragePool", pixels, kernel_shape=[zoom, zoom], strides=[zoom, zoom], ceil_mode=1)
+    zoom = scale.zoom
+    seen = _zoomed(graph, pixels, zoom)
     teacher, students = scale.dense(stride)
     padded = _pad(graph, seen, teacher)
     target = _describe_padded(graph, teacher, padded)
@@ -103,24 +110,81 @@ def _scale_map(graph, scale: Scale, stride, pixels, size):
         for student in students
     ]
     distance = graph("Mean", *distances)  # error plus variance
+    score = _by_place(graph, distance, scale.place_mean, scale.place_deviation)
+    score = _at_every_pixel(graph, score, zoomed_stride(stride, zoom), _size(graph, seen))
+    score = _enlarged(graph, score, zoom, size)
+    if scale.global_student is None:
+        return score
+    share = scale.global_student.explained.numpy(force=True)
+    return graph("Add", graph("Mul", score, 1 - share), graph("Mul", _global_map(graph, scale, pixels, size), share))
+
+
+def _global_map(graph, scale: Scale, pixels, size):
+    """GlobalStudent.forward: the map (N,1,H,W)."""
+    student, zoom = scale.global_student, scale.zoom
+    describing = scale.dense_global()
+    seen = _zoomed(graph, _resized(graph, pixels, student.size), zoom)
+    descriptors = _describe_padded(graph, describing, _pad(graph, seen, describing))
+    maps = graph("Flatten", graph("Sub", descriptors, student.mean.numpy(force=True)))
+    basis = graph("Cast", graph.bfloat16_constant(student.basis), to=TensorProto.FLOAT)
+    weights = graph("Mul", graph("MatMul", maps, graph("Transpose", basis)), student.shrinkage.numpy(force=True))
+    residual = graph("Reshape", graph("Sub", maps, graph("MatMul", weights, basis)), [-1, *student.mean.shape])
+    error = graph("ReduceSumSquare", residual, [1])
+    score = _by_place(graph, error, student.place_mean, student.place_deviation)
+    inner = [-(-length // zoom) for length in student.size]
+    score = _enlarged(graph, _at_every_pixel(graph, score, describing.stride, inner), zoom, student.size)
+    return graph("Resize", score, "", "", size, mode="linear", axes=[ROWS, COLUMNS])
+
+
+def _resized(graph, pixels, size):
+    """Bilinear without aliasing, to a fixed size, as PyTorch does it: ONNX Runtime's own weighs otherwise."""
+    rows, columns = (
+        _triangles(graph, graph("Cast", graph("Shape", pixels, start=axis, end=axis + 1), to=TensorProto.FLOAT), length)
+        for axis, length in zip((ROWS, COLUMNS), size, strict=True)
+    )
+    return graph("MatMul", graph("MatMul", rows, pixels), graph("Transpose", columns))
+
+
+def _triangles(graph, length, wanted):
+    """Weights (wanted,length) that resize an axis of `length`."""
+    ratio = graph("Div", length, np.float32(wanted))
+    centres = graph("Mul", np.arange(0.5, wanted, dtype=np.float32)[:, None], ratio)
+    places = graph("Add", graph("Range", np.float32(0), graph("Squeeze", length), np.float32(1)), np.float32(0.5))
+    distance = graph("Div", graph("Abs", graph("Sub", places, centres)), graph("Max", ratio, np.float32(1)))
+    weights = graph("Relu", graph("Sub", np.float32(1), distance))
+    return graph("Div", weights, graph("ReduceSum", weights, [1]))
+
+
+def _zoomed(graph, pixels, zoom):
+    """scales.zoomed."""
+    if zoom == 1:
+        return pixels
+    return graph("AveragePool", pixels, kernel_shape=[zoom, zoom], strides=[zoom, zoom], ceil_mode=1)
+
+
+def _enlarged(graph, scores, zoom, size):
+    """scoring.enlarged, of (N,1,h,w)."""
+    if zoom == 1:
+        return scores
+    enlarged = graph("Resize", scores, "", np.float32([zoom, zoom]), mode="linear", axes=[ROWS, COLUMNS])
+    return graph("Slice", enlarged, [0, 0], size, [ROWS, COLUMNS])
+
+
+def _by_place(graph, scores, *usual):
+    """usual.by_place, of (N,1,h,w)."""
     mean, deviation = (
         graph(
             "Resize",
             values[None, None].numpy(force=True),
             "",
             "",
-            _size(graph, distance),
+            _size(graph, scores),
             mode="linear",
             axes=[ROWS, COLUMNS],
         )
-        for values in (scale.place_mean, scale.place_deviation)
+        for values in usual
     )
-    score = graph("Div", graph("Sub", distance, mean), deviation)
-    score = _at_every_pixel(graph, score, zoomed_stride(stride, zoom), _size(graph, seen))
-    if zoom > 1:
-        enlarged = graph("Resize", score, "", np.float32([zoom, zoom]), mode="linear", axes=[ROWS, COLUMNS])
-        score = graph("Slice", enlarged, [0, 0], size, [ROWS, COLUMNS])
-    return score
+    return graph("Div", graph("Sub", scores, mean), deviation)
 
 
 def _size(graph, x):

@@ -17,6 +17,8 @@ from AnomalyDetector import AnomalyDetector, Scale, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
 from command_line import ROOT, UserError
 from Detector import Calibration, load_detector
+from GlobalStudent import GlobalStudent, seen_image
+from preprocessing import normalise
 from usual import Statistics
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="optional: requirements-onnx.txt")
@@ -36,6 +38,18 @@ def scale_of(patch_size, zoom=1, students=1):
     statistics = Statistics()
     statistics.update(1000 + 300 * torch.rand(6, 40, 50), 10 * torch.rand(6, 40, 50))
     scale.calibrate(statistics)
+    return scale
+
+
+def with_global_student(scale, size=(48, 40)):
+    """The scale, and a student of whole images fitted to random ones."""
+    teacher = scale.teacher.with_normalised_descriptors(scale.mean, scale.deviation)
+    images = normalise(pictures(*size, number=12))
+
+    def describe(net, number):
+        return net(seen_image(images, size, scale.zoom)).split(1)
+
+    scale.global_student = GlobalStudent.fit(teacher, scale.zoom, size, describe)
     return scale
 
 
@@ -76,7 +90,8 @@ def require_same(session, detector, images):
 
 @pytest.fixture(scope="module")
 def two_scales(tmp_path_factory):
-    path = save_detector(tmp_path_factory.mktemp("model"), [scale_of(33, students=2), scale_of(65, zoom=2)])
+    scales = [with_global_student(scale_of(33, students=2)), with_global_student(scale_of(65, zoom=2))]
+    path = save_detector(tmp_path_factory.mktemp("model"), scales)
     return exported(path), load_detector(path, device_name="cpu", precision="float32")
 
 
