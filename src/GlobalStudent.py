@@ -84,24 +84,22 @@ class GlobalStudent(nn.Module):
         return (maps - predicted).view(-1, *self.mean.shape).square().sum(1)
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()
     def fit(cls, teacher: AnomalyNet, zoom: int, size: tuple[int, int], describe: Describe) -> Self:
         """Fit to the good images that `describe` describes, FEWEST_IMAGES at least. `teacher`: as in `described_by`."""
         projection = principal_components(describe(dense(teacher, zoom), PROJECTED_IMAGES))
         maps = torch.cat([found.half() for found in describe(dense(teacher.projected(projection), zoom), MOST_IMAGES)])
-        number, mean = len(maps), torch.stack([channel.float().mean(0) for channel in maps.unbind(1)])
+        mean = torch.stack([channel.float().mean(0) for channel in maps.unbind(1)])
         # A channel at a time, here and below: the maps of all images in float32 would take a gigabyte at once.
         channels = [(channel - usual).half().flatten(1) for channel, usual in zip(maps.unbind(1), mean, strict=True)]
         del maps
         gram = sum((channel.float() @ channel.float().T).double() for channel in channels)
         penalty = PENALTY * gram.diagonal().mean() + 1e-12
         values, vectors = (found.flip(-1) for found in torch.linalg.eigh(gram))
-        # Residuals of each image from a fit without it, with the mean among what is fitted.
-        inverse = (vectors / (values + penalty)) @ vectors.T
-        left_out = (inverse / (inverse.diagonal() - 1 / (number * penalty))[:, None]).float()
+        left_out = leave_one_out(values, vectors, penalty).float()
         errors = sum((left_out @ channel.float()).square() for channel in channels).view(-1, *mean.shape[1:])
         variance = gram.diagonal().mean() / errors[0].numel()
-        explained = (1 - errors.mean() / variance.clamp_min(1e-12)).clamp(0, 1).float()
+        explained = (1 - (errors.mean() + 1e-12) / (variance + 1e-12)).clamp(0, 1).float()
         statistics = Statistics()
         statistics.update(errors, torch.zeros_like(errors))
         kept = min(COMPONENTS, int((values > 1e-6 * values[0]).sum()))
@@ -119,6 +117,16 @@ class GlobalStudent(nn.Module):
     def of_checkpoint(cls, content: dict[str, Any]) -> Self:
         """The GlobalStudent whose `to_checkpoint` that was."""
         return cls(content["size"], **content["state"])
+
+
+def leave_one_out(values: Tensor, vectors: Tensor, penalty: Tensor) -> Tensor:
+    """Weights (N,N) that make of N centred maps the residual of each from a fit of mean and ridge to the others alone.
+
+    Exact, from the eigenvalues and eigenvectors of the maps' Gram matrix: the residual with all of them over 1 minus
+    its leverage (Allen, 1974: PRESS).
+    """
+    inverse = (vectors / (values + penalty)) @ vectors.T
+    return inverse / (inverse.diagonal() - 1 / (len(values) * penalty))[:, None]
 
 
 def dense(net: AnomalyNet, zoom: int) -> FDFEAnomalyNet:

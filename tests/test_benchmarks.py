@@ -8,6 +8,7 @@ import numpy as np
 import published
 import pytest
 import scaling
+import seen_before
 import synthetic_category
 import teacher_neighbours
 import torch
@@ -188,3 +189,25 @@ def test_a_synthetic_category_has_held_back_images_with_and_without_defects(tmp_
             assert changed[mask].mean() > 5 * changed[~mask].mean(), kind
     with pytest.raises(UserError, match="already"):
         synthetic_category.main(["knit", "--data", str(tmp_path)])
+
+
+def test_parts_seen_before_are_known_by_their_thumbnails(tmp_path):
+    """Good test images are other photographs of training's parts, moved a little; the defective show parts of their own."""
+    random = np.random.default_rng(0)
+    parts = random.integers(0, 256, (6, 26, 26), dtype=np.uint8)
+    for number, part in enumerate(parts):
+        picture = Image.fromarray(part).resize((104, 104))
+        folders = ("train/good", "test/good") if number < 4 else ("test/hole",)
+        for left, folder in zip((0, 8), folders, strict=False):
+            (tmp_path / "knit" / folder).mkdir(parents=True, exist_ok=True)
+            picture.crop((left, 4, left + 96, 100)).save(tmp_path / "knit" / folder / f"{number}.png")
+    masks = tmp_path / "knit" / "ground_truth" / "hole"
+    masks.mkdir(parents=True)
+    for number in (4, 5):
+        Image.fromarray(np.full((96, 96), 255, np.uint8)).save(masks / f"{number}_mask.png")
+    mvtec_dataset.main(["knit", "--data", str(tmp_path)])
+    seen_before.main(["knit", "--data", str(tmp_path), "--output", str(tmp_path / "seen.json")])
+    rows = {row["kind"]: row for row in json.loads((tmp_path / "seen.json").read_text())["rows"]}
+    assert rows["good"]["seen_before"] == 1
+    assert rows["hole"]["seen_before"] == 0
+    assert rows["all"]["image_au_roc"] == rows["hole"]["image_au_roc"] == 1
