@@ -192,7 +192,7 @@ def test_a_synthetic_category_has_held_back_images_with_and_without_defects(tmp_
 
 
 def test_parts_seen_before_are_known_by_their_thumbnails(tmp_path):
-    """Good test images are other photographs of training's parts, moved a little; the defective show parts of their own."""
+    """Good test images show the parts of training, moved a little; the defective ones parts of their own."""
     random = np.random.default_rng(0)
     parts = random.integers(0, 256, (6, 26, 26), dtype=np.uint8)
     for number, part in enumerate(parts):
