@@ -19,6 +19,7 @@ import measuring
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import metrics
@@ -41,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def thumbnails(dataset: AnomalyDataset) -> Tensor:
-    """Grey, without coarse shades, of mean 0 and norm 1: (N,THUMBNAIL,THUMBNAIL)."""
+    """Of a dataset of `grey_thumbnail`s, without coarse shades, of mean 0 and norm 1: (N,THUMBNAIL,THUMBNAIL)."""
     samples = prefetched(dataset.__getitem__, range(len(dataset)))
     grey = [sample["image"] for sample in stages.with_bar(samples, len(dataset), "images")]
     half = SHADES // 2
@@ -52,29 +53,30 @@ def thumbnails(dataset: AnomalyDataset) -> Tensor:
 
 
 def correlations(tested: Tensor, good: Tensor) -> Tensor:
-    """The highest correlation of each tested thumbnail with any good one: (N,)."""
+    """Of each tested thumbnail (N,h,w) with each good one (M,h,w), at the shift where it is highest: (N,M)."""
     size = (2 * THUMBNAIL,) * 2
     spectra = torch.fft.rfft2(good, s=size)
-    highest = []
+    found = []
     for spectrum in torch.fft.rfft2(tested, s=size):
         shifted = torch.fft.irfft2(spectrum.conj() * spectra, s=size).roll((SHIFT, SHIFT), (1, 2))
-        highest.append(shifted[:, : 2 * SHIFT + 1, : 2 * SHIFT + 1].max())
-    return torch.stack(highest)
+        found.append(shifted[:, : 2 * SHIFT + 1, : 2 * SHIFT + 1].amax((1, 2)))
+    return torch.stack(found)
+
+
+def grey_thumbnail(image: Image.Image) -> Tensor:
+    """(1,THUMBNAIL,THUMBNAIL), from 0 to 255."""
+    pixels = np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL)), dtype=np.float32)
+    return torch.from_numpy(pixels)[None]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     args = parse_arguments(arguments)
-
-    def transform(image):
-        pixels = np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL)), dtype=np.float32)
-        return torch.from_numpy(pixels)[None]
-
-    good, test = (AnomalyDataset(args.data / args.category, transform, type=part) for part in ("train", "test"))
+    good, test = (AnomalyDataset(args.data / args.category, grey_thumbnail, type=part) for part in ("train", "test"))
     labels = np.array([row["label"] for row in test.rows])
     if len(set(labels)) < 2:
         raise UserError(f"{args.data / args.category} wants good and defective test images")
-    highest = correlations(thumbnails(test), thumbnails(good)).numpy()
+    highest = correlations(thumbnails(test), thumbnails(good)).amax(1).numpy()
     kinds = np.array([Path(row["image_name"]).parent.name for row in test.rows])
     rows = []
     for kind in ("all", *sorted(set(kinds))):

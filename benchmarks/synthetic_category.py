@@ -10,6 +10,9 @@ CATEGORY_synthetic, of the good training images alone: `train/good` are those th
 
     python3 benchmarks/synthetic_category.py magnetic_tile
     ./mvtec_dataset.sh magnetic_tile_synthetic
+
+With --unseen it makes CATEGORY_unseen: held back are as many images, but all photographs of each part that they show
+(groups of those whose thumbnails correlate, see seen_before.py), so that none of these parts is learned from.
 """
 
 import sys
@@ -20,6 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import numpy as np
+import seen_before
+import torch
 from PIL import Image, ImageDraw
 
 import device
@@ -37,7 +42,24 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
     options.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
     options.add_argument("--seed", type=stages.seed, default=0, help="as in students_training.py: what is held back")
+    options.add_argument("--unseen", action="store_true", help="hold back all photographs of some parts")
     return options.parse_args(arguments)
+
+
+def unseen_split(good: AnomalyDataset, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to learn from and to hold back: as many as stages.held_back_split, but whole groups that are alike."""
+    pixels = seen_before.thumbnails(good)
+    alike = seen_before.correlations(pixels, pixels) > seen_before.ALIKE
+    group = torch.arange(len(alike))
+    while not torch.equal(spread := torch.where(alike | alike.T, group, len(alike)).amin(1).minimum(group), group):
+        group = spread
+    wanted = len(stages.held_back_split(len(alike), seed)[1])
+    held_back: list[int] = []
+    sizes = group.bincount(minlength=len(alike))
+    for number in np.random.default_rng(device.seed_of(seed, "unseen")).permutation(len(alike)):
+        if 0 < sizes[number] <= wanted - len(held_back):
+            held_back += (group == number).nonzero()[:, 0].tolist()
+    return sorted(set(range(len(alike))) - set(held_back)), sorted(held_back)
 
 
 def noise(random: np.random.Generator, grain: int) -> Grey:
@@ -127,12 +149,16 @@ def main(arguments: list[str] | None = None) -> None:
     good = AnomalyDataset(
         args.data / args.category, lambda image: image.resize((SIDE, SIDE), Image.Resampling.BILINEAR), type="train"
     )
-    target = args.data / f"{args.category}_synthetic"
+    target = args.data / f"{args.category}_{'unseen' if args.unseen else 'synthetic'}"
     if target.exists():
         raise UserError(f"{target} is there already: remove it to have it made anew")
     if len(good) < 8:
         raise UserError(f"{args.data / args.category} has {len(good)} images in train/good: 8 are the least here")
-    learned, held_back = stages.held_back_split(len(good), args.seed)
+    if args.unseen:
+        small = AnomalyDataset(args.data / args.category, seen_before.grey_thumbnail, type="train")
+        learned, held_back = unseen_split(small, args.seed)
+    else:
+        learned, held_back = stages.held_back_split(len(good), args.seed)
     for index in learned:
         save(np.asarray(good[index]["image"]), target / "train" / "good" / f"{index:04}.png")
     images = [np.asarray(good[index]["image"], dtype=float) for index in held_back]

@@ -191,6 +191,23 @@ def test_a_synthetic_category_has_held_back_images_with_and_without_defects(tmp_
         synthetic_category.main(["knit", "--data", str(tmp_path)])
 
 
+def test_of_unseen_parts_no_photograph_is_learned_from(tmp_path):
+    """Ten parts, three photographs of each: whole parts are held back, a quarter of the images at most."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "knit" / "train" / "good"
+    folder.mkdir(parents=True)
+    for part in range(10):
+        picture = Image.fromarray(random.integers(0, 256, (26, 26), dtype=np.uint8)).resize((104, 104))
+        for shot in range(3):
+            picture.crop((4 * shot, 4, 4 * shot + 96, 100)).save(folder / f"{part}_{shot}.png")
+    mvtec_dataset.main(["knit", "--data", str(tmp_path)])
+    synthetic_category.main(["knit", "--data", str(tmp_path), "--unseen"])
+    learned = {int(path.stem) // 3 for path in (tmp_path / "knit_unseen" / "train" / "good").iterdir()}
+    good = list((tmp_path / "knit_unseen" / "test" / "good").iterdir())
+    assert 3 * len(learned) + len(good) == 30
+    assert len(good) % 3 == 0 < len(good)
+
+
 def test_parts_seen_before_are_known_by_their_thumbnails(tmp_path):
     """Good test images show the parts of training, moved a little; the defective ones parts of their own."""
     random = np.random.default_rng(0)
