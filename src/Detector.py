@@ -109,6 +109,13 @@ class Detector:
         self._where, self._precision = where, precision
         self._transform = preprocessing.image_transform(size)
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that its maps hang on."""
+        nets = self.networks
+        form = f"{self.size} {nets.stride} {nets.normalisation} {nets.global_students} {self._precision}"
+        return f"{checkpoints.fingerprint(nets.state_dict())} {form}"
+
     def map_of(self, picture: Image.Image) -> Tensor:
         """The anomaly map of an RGB picture at the size that the networks see: (h,w), on the CPU."""
         with device.autocast(self._where, self._precision):

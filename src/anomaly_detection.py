@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import checkpoints
 import distributed
 import figures
 import metrics
@@ -134,10 +133,7 @@ def detect(
     Each of several processes maps its share of the images; the first alone is given the maps of all.
     """
     images = stages.digest_of(stages.image_paths(dataset))
-    networks = detector.networks
-    form = f"{networks.stride} {networks.normalisation} {networks.global_students}"
-    options = f"{detector.size} {form} {args.precision} {args.image_score}"
-    key = f"{checkpoints.fingerprint(networks.state_dict())} {images} {options}"
+    key = f"{detector.fingerprint} {images} {args.image_score}"
     progress = Progress(results / "detection.unfinished", key)
     maps, scores, masks = [], [], []
     rows = distributed.share(dataset.rows)
@@ -231,8 +227,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run stage 4. Returns the exit status: 3 where some images of --input could not be read."""
     args = parse_arguments(arguments)
     if args.input:
-        if distributed.processes() > 1:
-            raise UserError("--input works in one process: call it without torchrun, for a part of the images each")
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
         return BROKEN_IMAGES if inspect(detector_of(args), args.input, output, args.image_score, *rates) else 0

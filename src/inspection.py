@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import distributed
 import figures
 import stages
 from command_line import UserError
@@ -16,6 +17,7 @@ from Detector import Detector, at_own_size
 from files import make_folder, write_whole
 from images import is_image, load_rgb
 from prefetch import prefetched
+from progress import Progress
 
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
 
@@ -58,7 +60,8 @@ def inspect(
     """Look at all images of `paths`, write what is found under `output`, and return how many could not be read.
 
     decisions.csv has a line for each image; anomaly_maps/ float32 TIFFs at the images' own size; overlays/ the maps on
-    the images, on one colour scale, pixels above the pixel threshold outlined.
+    the images, on one colour scale, pixels above the pixel threshold outlined. Goes on after a stop. Each of several
+    processes looks at its share of the images, and the first writes the table.
     """
     calibration = detector.calibration
     files = files_in(paths)
@@ -66,19 +69,15 @@ def inspect(
     pixel_threshold = calibration.pixel_threshold(pixel_false_alarm_rate) if calibration else None
     # 0 is usual on good images; the colours end well above what their pixels reach.
     highest = max(1.0, 2 * pixel_threshold) if calibration else 10.0
-    rows, broken = [], []
-    loaded = prefetched(_load, [path for path, _ in files])
-    for (path, name), picture in zip(files, stages.with_bar(loaded, len(files), "images"), strict=True):
-        if isinstance(picture, UserError):
-            broken.append(picture)
-            continue
+
+    def look_at(picture: Image.Image, name: Path) -> list[str]:
         small_map = detector.map_of(picture)
         score, p_value = detector.score_of(small_map, kind)
         anomaly_map = at_own_size(small_map, picture)
         target = output / "anomaly_maps" / name.with_name(f"{name.name}.tiff")
         write_whole(target, _encoded(Image.fromarray(anomaly_map), "TIFF"))
         shown = figures.overlay(np.asarray(picture), anomaly_map, 0, highest)
-        row = [str(path), f"{score:.6g}"]
+        row = [f"{score:.6g}"]
         if p_value is None:
             row += ["", "", ""]
         else:
@@ -86,15 +85,35 @@ def inspect(
             shown = figures.outline(shown, above, max(1, max(picture.size) // 200))
             row += [f"{p_value:.6g}", str(int(p_value <= false_alarm_rate)), str(int(above.sum()))]
         write_whole(output / "overlays" / name.with_name(f"{name.name}.png"), _encoded(Image.fromarray(shown), "PNG"))
-        rows.append(row)
-    write_whole(output / "decisions.csv", _table(rows))
-    print(f"{len(rows)} images, {output / 'decisions.csv'}")
-    if calibration:
-        flagged = sum(row[3] == "1" for row in rows)
-        threshold = calibration.threshold(false_alarm_rate, kind)
-        print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {threshold:.4g}")
-    for error in broken:
-        print(f"not inspected: {error}", file=sys.stderr)
+        return row
+
+    options = f"{detector.fingerprint} {kind} {false_alarm_rate} {pixel_false_alarm_rate}"
+    progress = Progress(output / "inspection.unfinished", f"{options} {stages.digest_of(path for path, _ in files)}")
+    rows = {name: row for _, name in files if (row := progress.get(str(name)))}
+    broken = {}
+    wanted = distributed.share([(path, name) for path, name in files if name not in rows])
+    loaded = prefetched(_load, [path for path, _ in wanted])
+    for (_, name), picture in zip(wanted, stages.with_bar(loaded, len(wanted), "images"), strict=True):
+        if isinstance(picture, UserError):
+            broken[name] = str(picture)
+        else:
+            rows[name] = look_at(picture, name)
+            progress.put(str(name), rows[name])
+    for others in distributed.gathered((rows, broken)):
+        for found, theirs in zip((rows, broken), others, strict=True):
+            found |= theirs
+    if distributed.is_first():
+        table = _table([[str(path), *rows[name]] for path, name in files if name in rows])
+        write_whole(output / "decisions.csv", table)
+        print(f"{len(rows)} images, {output / 'decisions.csv'}")
+        if calibration:
+            flagged = sum(row[2] == "1" for row in rows.values())
+            least = calibration.threshold(false_alarm_rate, kind)
+            print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
+        for _, name in files:
+            if name in broken:
+                print(f"not inspected: {broken[name]}", file=sys.stderr)
+    progress.finish()
     return len(broken)
 
 

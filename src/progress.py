@@ -3,12 +3,13 @@
 import glob
 import json
 from pathlib import Path
+from typing import Any
 
 import distributed
 
 
 class Progress:
-    """Named numbers, kept in a file from one run to the next until `finish`.
+    """Named numbers, texts or lists of them, kept in a file from one run to the next until `finish`.
 
     `key` says what they hang on: with another key than the file's, the job starts anew. Of several processes each has a
     file of its own beside `path`, reads those of all, and comes to `finish` when its share is done.
@@ -16,7 +17,7 @@ class Progress:
 
     def __init__(self, path: Path, key: str):
         self._path = path
-        self._found: dict[str, float] = {}
+        self._found: dict[str, Any] = {}
         for file in self._files():
             lines = file.read_text().splitlines()
             for line in lines[1:] if lines[:1] == [json.dumps(key)] else []:
@@ -33,12 +34,12 @@ class Progress:
         path.write_text("\n".join(entries) + "\n")
         self._file = path.open("a")
 
-    def get(self, name: str) -> float | None:
+    def get(self, name: str) -> Any:
         """What was put under this name, None if nothing was."""
         return self._found.get(name)
 
-    def put(self, name: str, value: float) -> None:
-        """Keep a number."""
+    def put(self, name: str, value: Any) -> None:
+        """Keep it."""
         self._file.write(json.dumps([name, value]) + "\n")
         self._file.flush()
 

@@ -12,7 +12,7 @@ import scoring
 from AnomalyDetector import AnomalyDetector, Scale, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
 from command_line import ROOT, UserError
-from Detector import Calibration, load_detector
+from Detector import Calibration, Detector, load_detector
 from inspection import files_in
 
 CATEGORY = "knit"
@@ -168,6 +168,29 @@ def test_new_images_get_decisions_maps_and_overlays(folder, pictures, tmp_path, 
 def test_readable_images_alone_end_well(folder, pictures, tmp_path):
     assert run(folder, tmp_path, "--input", pictures / "line" / "a.png", "--output", tmp_path / "out") == 0
     assert (tmp_path / "out" / "decisions.csv").exists()
+
+
+def test_after_a_stop_it_goes_on_with_the_images_that_are_left(folder, pictures, tmp_path, monkeypatch):
+    seen = []
+    map_of = Detector.map_of
+
+    def stopped(detector, picture):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(picture.size)
+        return map_of(detector, picture)
+
+    monkeypatch.setattr(Detector, "map_of", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
+    assert not (tmp_path / "out" / "decisions.csv").exists()
+    monkeypatch.setattr(Detector, "map_of", lambda *given: seen.append(1) or map_of(*given))
+    run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
+    assert len(seen) == 2  # one before the stop, one behind it
+    run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "anew")
+    assert len(seen) == 4
+    assert (tmp_path / "out" / "decisions.csv").read_text() == (tmp_path / "anew" / "decisions.csv").read_text()
+    assert not list((tmp_path / "out").glob("*.unfinished"))
 
 
 def test_a_rate_that_can_t_be_promised_is_named(folder, pictures, tmp_path, capsys):

@@ -111,6 +111,22 @@ def test_detection_of_two_processes_writes_the_same_bytes(trained, tmp_path):
     ] == []
 
 
+def test_two_processes_inspect_as_one(trained, tmp_path):
+    model(trained, 2, "detector.pt").write_bytes(model(trained, 1, "detector.pt").read_bytes())
+    images = sorted((trained / "data").rglob("test/*/*.png"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        found = stage(processes, "anomaly_detection", trained, "--input", *images, broken, "--output", output)
+        assert found.stdout.count("called anomalous, at") == 1
+        assert found.stderr.count("not inspected") == 1
+    folders = tmp_path / "1", tmp_path / "2"
+    one, two = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*.*")} for root in folders)
+    assert one == two
+    assert len(one) == 1 + 2 * len(images)
+
+
 def test_a_killed_process_ends_all_and_the_same_command_goes_on(tmp_path):
     root = make_place(tmp_path)
     options = ("--patch-size", "17", "--image-size", "16", "--epochs", "2", "--students", "1", "--optimiser", "adam")
