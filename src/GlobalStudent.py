@@ -18,7 +18,8 @@ STRIDE = 8  # of these between descriptors
 EXPLAINED = 0.95  # of the descriptors' variance: the rest tells apart images, not defects
 COMPONENTS = 512  # of whole maps, at most: half a megabyte or less for each
 PENALTY = 0.05  # of ridge regression, beside the mean squared norm of a map
-FEWEST_IMAGES, PROJECTED_IMAGES, MOST_IMAGES = 8, 100, 1_000  # to fit to; for the descriptor's components; to fit to
+FEWEST_IMAGES, MOST_IMAGES = 8, 1_000  # to fit to
+PROJECTED_IMAGES = 100  # at most, to find the descriptors' components
 
 # What a net says of good images, so many at most: (1,C,rows,columns) each.
 Describe = Callable[[FDFEAnomalyNet, int], Iterable[Tensor]]

@@ -174,7 +174,8 @@ def global_student(scale: Scale, args: Namespace) -> GlobalStudent | None:
         for image in stages.with_bar(samples, len(indices), f"global student, {scale.patch_size} pixels"):
             with device.autocast(where, args.precision):
                 pixels = preprocessing.normalise(image[None].to(where))
-                yield net(seen_image(pixels, size, scale.zoom))
+                found = net(seen_image(pixels, size, scale.zoom))
+            yield found  # not from within: the fit would be computed in that precision, too
 
     teacher = scale.teacher.with_normalised_descriptors(scale.mean, scale.deviation)
     teacher.to(where, memory_format=device.memory_format(where))
