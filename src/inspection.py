@@ -1,6 +1,7 @@
 """New images, without labels: a score, a p-value, a decision, a map and a picture of each."""
 
 import csv
+import hashlib
 import io
 import sys
 from collections.abc import Sequence
@@ -87,8 +88,11 @@ def inspect(
         write_whole(output / "overlays" / name.with_name(f"{name.name}.png"), _encoded(Image.fromarray(shown), "PNG"))
         return row
 
+    # Not by the files' contents: one that can't be read shall not stop the others.
+    stamps = [(str(name), (found := path.stat()).st_size, found.st_mtime_ns) for path, name in files]
+    digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
     options = f"{detector.fingerprint} {kind} {false_alarm_rate} {pixel_false_alarm_rate}"
-    progress = Progress(output / "inspection.unfinished", f"{options} {stages.digest_of(path for path, _ in files)}")
+    progress = Progress(output / "inspection.unfinished", f"{options} {digest}")
     rows = {name: row for _, name in files if (row := progress.get(str(name)))}
     broken = {}
     wanted = distributed.share([(path, name) for path, name in files if name not in rows])
