@@ -50,17 +50,19 @@ class Scale(nn.Module):
         self.register_buffer("place_mean", torch.zeros(PLACES, PLACES))
         self.register_buffer("place_deviation", torch.ones(PLACES, PLACES))
 
+    def normalised_teacher(self) -> AnomalyNet:
+        """The teacher as it describes in normalised form: what students learn to say."""
+        return self.teacher.with_normalised_descriptors(self.mean, self.deviation)
+
     def dense(self, stride: int) -> tuple[FDFEAnomalyNet, list[FDFEAnomalyNet]]:
         """The normalised teacher and the students, describing every `stride`-th pixel of the image."""
-        teacher = self.teacher.with_normalised_descriptors(self.mean, self.deviation)
-        nets = teacher, *self.students
+        nets = self.normalised_teacher(), *self.students
         dense, *students = (FDFEAnomalyNet(net, zoomed_stride(stride, self.zoom), padding=PADDING) for net in nets)
         return dense, students
 
     def dense_global(self) -> FDFEAnomalyNet:
         """The teacher as the global student wants it."""
-        teacher = self.teacher.with_normalised_descriptors(self.mean, self.deviation)
-        return self.global_student.described_by(teacher, self.zoom)
+        return self.global_student.described_by(self.normalised_teacher(), self.zoom)
 
     def calibrate(self, statistics: Statistics) -> None:
         """Take what is usual from anomaly-free images."""

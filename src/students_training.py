@@ -177,8 +177,7 @@ def global_student(scale: Scale, args: Namespace) -> GlobalStudent | None:
                 found = net(seen_image(pixels, size, scale.zoom))
             yield found  # not from within: the fit would be computed in that precision, too
 
-    teacher = scale.teacher.with_normalised_descriptors(scale.mean, scale.deviation)
-    teacher.to(where, memory_format=device.memory_format(where))
+    teacher = scale.normalised_teacher().to(where, memory_format=device.memory_format(where))
     return GlobalStudent.fit(teacher, scale.zoom, size, describe).cpu()
 
 

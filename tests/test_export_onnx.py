@@ -43,13 +43,12 @@ def scale_of(patch_size, zoom=1, students=1):
 
 def with_global_student(scale, size=(48, 40)):
     """The scale, and a student of whole images fitted to random ones."""
-    teacher = scale.teacher.with_normalised_descriptors(scale.mean, scale.deviation)
     images = normalise(pictures(*size, number=12))
 
     def describe(net, number):
         return net(seen_image(images, size, scale.zoom)).split(1)
 
-    scale.global_student = GlobalStudent.fit(teacher, scale.zoom, size, describe)
+    scale.global_student = GlobalStudent.fit(scale.normalised_teacher(), scale.zoom, size, describe)
     return scale
 
 

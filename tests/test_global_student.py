@@ -23,12 +23,11 @@ def fitted(images, zoom=1):
     with torch.inference_mode():
         found = nets[0](torch.randn(500, 3, 33, 33))
     scale = Scale(nets[0], nets[1:], found.mean(0), found.std(0), zoom).eval()
-    teacher = scale.teacher.with_normalised_descriptors(scale.mean, scale.deviation)
 
     def describe(net, number):
         return net(seen_image(preprocessing.normalise(images[:number]), SIZE, zoom)).split(1)
 
-    scale.global_student = GlobalStudent.fit(teacher, zoom, SIZE, describe)
+    scale.global_student = GlobalStudent.fit(scale.normalised_teacher(), zoom, SIZE, describe)
     return scale
 
 
