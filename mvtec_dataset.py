@@ -6,9 +6,6 @@ mvtec_anomaly_detection.tar.xz in the data folder.
 """
 
 import argparse
-import csv
-import io
-import os
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +17,10 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from archives import unpack_category  # noqa: E402
+from category_index import COLUMNS, write_index  # noqa: E402
 from command_line import UserError, category_name, run  # noqa: E402
-from files import write_whole  # noqa: E402
 from images import IMAGE_SUFFIXES, is_image, load_mask, load_rgb  # noqa: E402
 
-COLUMNS = ("image_name", "gt_name", "label", "type")
 WHOLE_ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 
 
@@ -152,25 +148,6 @@ def check_images(category: Path, rows: list[dict[str, str | int]]) -> tuple[list
             problems += errors
             unmarked += [row["gt_name"]] * empty
     return problems, unmarked
-
-
-def write_index(path: Path, rows: list[dict[str, str | int]]) -> None:
-    """Write the index, whole or not at all; leave it alone where it says the same already.
-
-    Raises:
-        UserError: the folder takes no files.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    content = os.fsencode(text.getvalue())
-    if path.is_file() and path.read_bytes() == content:
-        return
-    try:
-        write_whole(path, content)
-    except UserError as error:
-        raise UserError(f"{error}; make the folder writable, or copy the category to data/") from None
 
 
 def summary(category: Path, rows: list[dict[str, str | int]]) -> str:

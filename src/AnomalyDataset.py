@@ -1,16 +1,13 @@
 """The images of one category, by its index."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
-from command_line import UserError
+from category_index import COLUMNS, read_index
 from images import load_mask, load_rgb
-
-COLUMNS = ("image_name", "gt_name", "label", "type")
 
 
 class AnomalyDataset(Dataset):
@@ -66,23 +63,3 @@ class AnomalyDataset(Dataset):
             "label": row["label"],
             "path": row["image_name"],
         }
-
-
-def read_index(path: Path) -> list[dict[str, str | int]]:
-    """Read a category's index: a dict of COLUMNS for each image, `label` an int.
-
-    Raises:
-        UserError: the file is missing, or is no index.
-    """
-    command = f"run ./mvtec_dataset.sh {path.parent.name}"
-    try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-        return [{**{column: row[column] for column in COLUMNS}, "label": int(row["label"])} for row in rows]
-    except FileNotFoundError:
-        missing = "the category has no index yet" if path.parent.is_dir() else "no such category"
-        raise UserError(f"{path}: {missing}; {command}") from None
-    except (KeyError, ValueError, TypeError, csv.Error):
-        raise UserError(f"{path}: no index of a category; {command}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

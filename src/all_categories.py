@@ -9,7 +9,6 @@ results/, after every category:
   summary.html    the same to look at, with the way to each category's pictures
 """
 
-import csv
 import errno
 import json
 import os
@@ -23,9 +22,11 @@ import termios
 import time
 import tty
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 
 import summary
+from category_index import read_index
 from command_line import ROOT, UserError, category_name, run
 from summary import Record
 
@@ -274,8 +275,7 @@ def index_of(category: str, args: Namespace) -> Path:
 
 def has_test_images(index: Path) -> bool:
     """Whether there is anything to test; a category of training images alone is fine, too."""
-    with index.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return any(row["type"] == "test" for row in csv.DictReader(file))
+    return any(row["type"] == "test" for row in read_index(index))
 
 
 class Work:
@@ -287,29 +287,42 @@ class Work:
         self._checked = False
         self._runner = Runner()
 
+    def mark(self, categories: Sequence[str]) -> None:
+        """With --restart, note that these are to be trained anew, for the run that goes on after a stop."""
+        if self._commands == self._lasting:
+            return
+        self._check()
+        for category in categories:
+            folder = self._args.results / category
+            if (self._args.data / category).is_dir() or folder.is_dir():
+                Record(commands=self._commands).write(folder)
+
     def do(self, category: str, title: str) -> str:
         """Train and test a category unless that is done. Return what it failed of, or nothing."""
-        restart = self._commands != self._lasting
-        if not restart and is_done(category, self._lasting, self._args):
+        folder = self._args.results / category
+        before = Record.read(folder)
+        commands = self._commands
+        if before and without_restart(before.commands) == self._lasting:
+            commands = before.commands  # with --restart where a run that was stopped had not come to it
+        if is_done(category, self._lasting, self._args):
             print(f"{title}: done already", flush=True)
             return ""
         started = time.monotonic()
         print(f"{title}: mvtec_dataset.py", flush=True)
         error = self._run(ROOT / "mvtec_dataset.py", category, ["--data", str(self._args.data)])
-        folder = self._args.results / category
         if error and not (self._args.data / category).is_dir():
             return error  # and no record: a mistyped name shall leave no trace
         if not error:
             self._check()
 
-        record, before = Record(commands=self._lasting), Record.read(folder)
-        if before and before.status != "done" and before.commands == self._lasting and not restart:
+        record = Record(commands=self._lasting)
+        if before and before.status != "done" and before.commands == self._lasting:
             record.seconds = before.seconds
         record.write(folder)
         try:
             if not error:
                 record.tested = has_test_images(index_of(category, self._args))
-                error = self._run_stages(category, title, record.tested)
+                error = self._run_stages(commands, category, title, record.tested)
             record.status, record.error = ("failed", error) if error else ("done", "")
         finally:
             record.seconds += time.monotonic() - started
@@ -321,8 +334,8 @@ class Work:
             check(self._commands, self._runner)
             self._checked = True
 
-    def _run_stages(self, category: str, title: str, tested: bool) -> str:
-        for stage, options in self._commands.items():
+    def _run_stages(self, commands: Commands, category: str, title: str, tested: bool) -> str:
+        for stage, options in commands.items():
             if stage == "anomaly_detection" and not tested:
                 print(f"{title}: no images in test/, so there is nothing to measure", flush=True)
                 continue
@@ -340,6 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     categories = chosen_categories(args)
     work, failures = Work(args), {}
+    work.mark(categories)
     for number, category in enumerate(categories, 1):
         title = f"[{number}/{len(categories)}] {category}"
         if error := work.do(category, title):

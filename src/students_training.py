@@ -41,7 +41,7 @@ KIND = "students"
 PRETRAINED = "pretrained"  # the folder in model/ of the teachers that ship
 LEARNING_RATES = {"muon": 0.05, "adam": 1e-3}
 VISITS = 1_400  # of images by each student, where --epochs doesn't say how many passes; more by those that zoom out
-CALIBRATED_IMAGES = 200  # learned ones that tell what is usual, at most
+CALIBRATED_IMAGES = 200  # learned ones that tell what descriptors and errors are usual, at most
 REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
 
 
@@ -234,7 +234,7 @@ def train(args: Namespace, patch_size: int) -> Path:
 
     teacher_net.to(where, memory_format=device.memory_format(where))
     dense = partial(FDFEAnomalyNet, stride=stride, padding=PADDING)
-    found = descriptor_moments(dense(teacher_net), seen, store, learned, args, where)
+    found = descriptor_moments(dense(teacher_net), seen, store, evenly(learned, CALIBRATED_IMAGES), args, where)
     teacher = dense(teacher_net.with_normalised_descriptors(found.mean, found.deviation))
     student_nets = nn.ModuleList()
     for number in range(args.students):

@@ -54,7 +54,7 @@ class Record:
         error: the failure's last line, empty unless `status` is "failed".
         tested: whether there was anything to test.
         seconds: time that training and test took, without what was done before.
-        commands: every stage with its options.
+        commands: every stage with its options; with --restart among them while none has begun.
     """
 
     status: str = "unfinished"

@@ -223,7 +223,8 @@ if not category.is_dir():
     sys.exit(f"mvtec_dataset.py: {category}: no such category")
 index = category / f"{category.name}.csv"
 if not index.exists():
-    index.write_text("type\\ntrain\\n" + "test\\n" * (category / "test").is_dir())
+    rows = ["image_name,gt_name,label,type", "a.png,,0,train"] + ["b.png,,0,test"] * (category / "test").is_dir()
+    index.write_text("\\n".join(rows) + "\\n")
 """
 
 
@@ -233,7 +234,7 @@ class House:
     def __init__(self, root):
         self.root, self.data, self.results = root, root / "data", root / "results"
         (root / "src").mkdir()
-        for name in ("all_categories.py", "summary.py", "command_line.py", "files.py"):
+        for name in ("all_categories.py", "category_index.py", "summary.py", "command_line.py", "files.py"):
             shutil.copy(ROOT / "src" / name, root / "src")
         (root / "src/result_page.py").write_text("def write_summary_page(path, rows): path.touch()\n")
         for stage in ("resnet18_training", "teacher_training", "students_training", "anomaly_detection"):
@@ -336,6 +337,30 @@ def test_a_stop_reaches_the_stage_once_and_the_same_command_goes_on(house, send,
     assert stages_of(log) == [*of("slow"), *of("zoo")]
     assert list(read_rows(house.results)) == ["carpet", "slow", "zoo", "mean"]
     assert house.run("--seed", "3") == (0, [])
+
+
+def test_a_stopped_restart_trains_the_others_anew_too(house):
+    house.add("carpet", "slow", "zoo")
+    (house.root / "model/slow").mkdir(parents=True)
+    (house.root / "model/slow/stopped").touch()
+    assert house.run()[0] == 0
+    (house.root / "model/slow/stopped").unlink()
+    process = subprocess.Popen(house.command("--restart"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ready = house.root / "model/slow/ready"
+    wait_for(lambda: ready.exists() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    house.log()
+
+    status, log = house.run()
+    assert status == 0
+    assert [line.removesuffix(f" --results {house.results}") for line in log] == [
+        "slow students_training",  # begun anew before the stop: goes on
+        "slow anomaly_detection",
+        "zoo students_training --restart",
+        "zoo anomaly_detection",
+    ]
+    assert house.run() == (0, [])
 
 
 def test_what_has_changed_is_done_again(house):
