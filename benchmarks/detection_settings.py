@@ -66,12 +66,12 @@ def measure(args: Namespace) -> list[dict]:
         for setting in settings * (1 + (number == 0)):
 
             def work(detector=detectors[setting], picture=sample["image"]):
-                found["map"] = detector.map_of(picture)
+                found["map"], found["score"] = detector.look_at(picture)
 
             turns[setting].append(measuring.seconds(work, where))
             if len(maps[setting]) == number:
                 maps[setting].append(at_own_size(found["map"], sample["image"]))
-                scores[setting].append(detectors[setting].score_of(found["map"])[0])
+                scores[setting].append(found["score"])
     labels = np.array([row["label"] for row in dataset.rows])
     rows = []
     for stride, precision in settings:

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not good.rows:
         raise UserError(f"{args.data / args.category} has no good test images: there is nothing to count on")
     samples = stages.with_bar(prefetched(good.__getitem__, range(len(good))), len(good), "good images")
-    tested = [detector.score_of(detector.map_of(sample["image"]), args.image_score)[0] for sample in samples]
+    tested = [detector.look_at(sample["image"], args.image_score)[1] for sample in samples]
     rows = []
     for rate in args.rates:
         observed = observed_rates(np.concatenate([held_back, tested]), len(held_back), rate, args.splits, args.seed)

@@ -59,8 +59,8 @@ def session_of(detector: Detector) -> onnxruntime.InferenceSession:
 def detect(detector: Detector, images: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps and scores by PyTorch."""
     with device.autocast(images.device, precision):
-        maps = detector.networks(images)
-    return maps, scoring.image_scores(maps)
+        found = detector.networks.find(images)
+    return found.anomaly_maps, scoring.image_scores(found.unlevelled)
 
 
 def measure(args: Namespace) -> list[dict]:

@@ -1,7 +1,7 @@
 """Teacher and students together: images in, anomaly maps out."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -87,12 +87,21 @@ class Scale(nn.Module):
         return by_place(error + variance, self.place_mean, self.place_deviation)
 
 
+class Found(NamedTuple):
+    """What an AnomalyDetector finds in images. Without global students both are the same."""
+
+    anomaly_maps: Tensor  # float32 (N,H,W): where something is
+    unlevelled: Tensor  # the same shape, before levelling: image scores are of these
+
+
 class AnomalyDetector(nn.Module):
-    """One Scale or several: uint8 images (N,3,H,W) -> anomaly maps (N,H,W), float32.
+    """One Scale or several: uint8 images (N,3,H,W) -> anomaly maps (N,H,W), float32; `find` gives image scores, too.
 
     Scores of several scales are normalised each by itself and averaged (section 3.3). A scale's global student has a
-    part in its scores, as large as the share of variance that it explains, unless `global_students` is False. `stride`:
-    a descriptor at every `stride`-th pixel, interpolated between. `normalisation` is one of NORMALISATIONS, for the
+    part in its scores, as large as the share of variance that it explains, unless `global_students` is False. On a
+    part that it has never seen it errs everywhere, and as much more at some places as at others: so in the anomaly map
+    its scores are levelled, divided by 1 + their level, while the image's score counts them as they are. `stride`: a
+    descriptor at every `stride`-th pixel, interpolated between. `normalisation` is one of NORMALISATIONS, for the
     students of patches.
     """
 
@@ -116,19 +125,27 @@ class AnomalyDetector(nn.Module):
             scale.dense_global() if self.global_students and scale.global_student else None for scale in self.scales
         ]
 
-    @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
+        return self.find(images).anomaly_maps
+
+    @torch.inference_mode()
+    def find(self, images: Tensor) -> Found:
+        """Anomaly maps of uint8 images (N,3,H,W), and what their image scores are of."""
         pixels = preprocessing.normalise(images)
-        maps = []
+        parts = []
         for scale, (teacher, students), whole in zip(self.scales, self._dense, self._globals, strict=True):
             seen = zoomed(pixels, scale.zoom)
             found = scale.combine(*scoring.error_and_variance(teacher, students, seen), self.normalisation)
             found = scoring.at_every_pixel(found, zoomed_stride(self.stride, scale.zoom), seen.shape[2:])
             found = scoring.enlarged(found, scale.zoom, images.shape[2:])
             if whole:
-                found = found.lerp(scale.global_student(whole, pixels, scale.zoom), scale.global_student.explained)
-            maps.append(found)
-        return sum(maps) / len(maps)
+                scores, level = scale.global_student(whole, pixels, scale.zoom)
+                levelled = scores / (1 + level[:, None, None])
+                share = scale.global_student.explained
+                parts.append(Found(found.lerp(levelled, share), found.lerp(scores, share)))
+            else:
+                parts.append(Found(found, found))
+        return Found(*(sum(maps) / len(parts) for maps in zip(*parts, strict=True)))
 
     def _apply(self, fn, *args, **kwargs) -> Self:
         super()._apply(fn, *args, **kwargs)

@@ -13,10 +13,11 @@ import checkpoints
 import device
 import preprocessing
 import scoring
-from AnomalyDetector import NORMALISATIONS, AnomalyDetector, scale_from_checkpoint
+from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_checkpoint
 from command_line import UserError
 from images import load_rgb
 
+VERSION = 2  # of the file: what it says is right for these networks and scores alone
 FALSE_ALARM_RATE = 0.05
 QUANTILES = 20_001  # of good pixels, for the pixel threshold
 
@@ -41,16 +42,13 @@ class Calibration:
     Their scores make a decision conformal; quantiles of their pixels give the pixel threshold.
     """
 
-    def __init__(self, anomaly_maps: Sequence[Tensor]):
-        """Of the held-back images' anomaly maps, (H,W) each."""
+    def __init__(self, found: Sequence[Found]):
+        """Of what was found in the held-back images, on the CPU."""
         self._scores = {
-            kind: torch.cat([scoring.image_scores(values[None], kind) for values in anomaly_maps])
-            .double()
-            .sort()
-            .values
+            kind: torch.cat([scoring.image_scores(image.unlevelled, kind) for image in found]).double().sort().values
             for kind in scoring.IMAGE_SCORES
         }
-        pixels = np.concatenate([anomaly_map.flatten().numpy() for anomaly_map in anomaly_maps])
+        pixels = np.concatenate([image.anomaly_maps.flatten().numpy() for image in found])
         self._pixels = torch.from_numpy(np.quantile(pixels, np.linspace(0, 1, QUANTILES)))
 
     def scores(self, kind: str = scoring.IMAGE_SCORES[0]) -> Tensor:
@@ -116,18 +114,14 @@ class Detector:
         form = f"{self.size} {nets.stride} {nets.normalisation} {nets.global_students} {self._precision}"
         return f"{checkpoints.fingerprint(nets.state_dict())} {form}"
 
-    def map_of(self, picture: Image.Image) -> Tensor:
-        """The anomaly map of an RGB picture at the size that the networks see: (h,w), on the CPU."""
+    def look_at(self, picture: Image.Image, kind: str = scoring.IMAGE_SCORES[0]) -> tuple[Tensor, float]:
+        """Anomaly map of an RGB picture at the size that the networks see, (h,w), on the CPU, and its image score."""
         with device.autocast(self._where, self._precision):
-            return self.networks(self._transform(picture)[None].to(self._where))[0].cpu()
-
-    def score_of(self, anomaly_map: Tensor, kind: str = scoring.IMAGE_SCORES[0]) -> tuple[float, float | None]:
-        """Score and p-value of a map from `map_of`."""
-        score = scoring.image_scores(anomaly_map[None], kind).item()
-        return score, self.p_value_of(score, kind)
+            found = self.networks.find(self._transform(picture)[None].to(self._where))
+        return found.anomaly_maps[0].cpu(), scoring.image_scores(found.unlevelled, kind).item()
 
     def p_value_of(self, score: float, kind: str = scoring.IMAGE_SCORES[0]) -> float | None:
-        """How usual a score from `score_of` is among good images; None without calibration."""
+        """How usual a score from `look_at` is among good images; None without calibration."""
         return None if self.calibration is None else self.calibration.p_value(score, kind)
 
     def __call__(
@@ -144,8 +138,8 @@ class Detector:
         if isinstance(image, str | Path):
             image = load_rgb(image)
         picture = (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
-        anomaly_map = self.map_of(picture)
-        score, p_value = self.score_of(anomaly_map, kind)
+        anomaly_map, score = self.look_at(picture, kind)
+        p_value = self.p_value_of(score, kind)
         decision = None if p_value is None else p_value <= false_alarm_rate
         return Detection(at_own_size(anomaly_map, picture), score, p_value, decision)
 
@@ -175,7 +169,7 @@ def load_detector(
     if not path.exists():
         raise UserError(f"{path} is not there: run students_training.py {path.parent.name} first")
     content = checkpoints.load(path, "detector")
-    if "calibration" not in content:
+    if content.get("detector_version") != VERSION:
         raise UserError(f"{path} is of an earlier version: run students_training.py {content['category']} --restart")
     there = {scale["patch_size"]: scale for scale in content["scales"]}
     wanted = sorted(set(patch_sizes or there))

@@ -20,6 +20,7 @@ COMPONENTS = 512  # of whole maps, at most: half a megabyte or less for each
 PENALTY = 0.05  # of ridge regression, beside the mean squared norm of a map
 FEWEST_IMAGES, MOST_IMAGES = 8, 1_000  # to fit to
 PROJECTED_IMAGES = 100  # at most, to find the descriptors' components
+SURELY_GOOD = 0.25  # of any image: what its least anomalous part scores tells how unknown the whole is
 
 # What a net says of good images, so many at most: (1,C,rows,columns) each.
 Describe = Callable[[FDFEAnomalyNet, int], Iterable[Tensor]]
@@ -32,7 +33,7 @@ class GlobalStudent(nn.Module):
     WACV 2024), and fitted in closed form: ridge regression on the maps of good images. The other students see a patch
     and know what is usual anywhere; this one knows what goes with what, and where. Its anomaly score is its error by
     place, as it is usual on good images that are left out of the fit. So a part unlike all that it remembers is
-    somewhat anomalous everywhere.
+    somewhat anomalous everywhere: `level` says how much.
 
     For maps of K components of the descriptor, R of the whole map: `projection` (K,512) of normalised descriptors,
     `mean` (K,rows,columns), `basis` (R,K rows columns), orthonormal, and `shrinkage` (R,), from 0 to 1. `size` is
@@ -61,13 +62,16 @@ class GlobalStudent(nn.Module):
         self.register_buffer("place_mean", place_mean)
         self.register_buffer("place_deviation", place_deviation)
 
-    def forward(self, describing: FDFEAnomalyNet, pixels: Tensor, zoom: int) -> Tensor:
-        """Anomaly scores (N,H,W) of normalised images (N,3,H,W); `describing` comes from `described_by`."""
+    def forward(self, describing: FDFEAnomalyNet, pixels: Tensor, zoom: int) -> tuple[Tensor, Tensor]:
+        """Anomaly scores (N,H,W) and levels (N,) of normalised images (N,3,H,W); `describing`: see `described_by`."""
         error = self.error(describing(seen_image(pixels, self.size, zoom)))
         scores = by_place(error, self.place_mean, self.place_deviation)
+        return self._of_pixels(scores, describing.stride, pixels, zoom), level(scores)
+
+    def _of_pixels(self, scores, stride, pixels, zoom):
         height, width = self.size
         inner = -(-height // zoom), -(-width // zoom)
-        scores = enlarged(at_every_pixel(scores, describing.stride, inner), zoom, self.size)
+        scores = enlarged(at_every_pixel(scores, stride, inner), zoom, self.size)
         if self.size == pixels.shape[2:]:
             return scores
         return F.interpolate(scores[:, None], pixels.shape[2:], mode="bilinear")[:, 0]
@@ -118,6 +122,12 @@ class GlobalStudent(nn.Module):
     def of_checkpoint(cls, content: dict[str, Any]) -> Self:
         """The GlobalStudent whose `to_checkpoint` that was."""
         return cls(content["size"], **content["state"])
+
+
+def level(scores: Tensor) -> Tensor:
+    """What SURELY_GOOD of the scores (N,h,w) of each image don't exceed, 0 at least: (N,)."""
+    scores = scores.flatten(1)
+    return scores.kthvalue(max(1, round(SURELY_GOOD * scores.shape[1])), 1).values.clamp_min(0)
 
 
 def leave_one_out(values: Tensor, vectors: Tensor, penalty: Tensor) -> Tensor:

@@ -144,8 +144,7 @@ def detect(
         if score is not None and path.exists():
             maps.append(np.asarray(Image.open(path)))
         else:
-            anomaly_map = detector.map_of(sample["image"])
-            score, _ = detector.score_of(anomaly_map, args.image_score)
+            anomaly_map, score = detector.look_at(sample["image"], args.image_score)
             maps.append(at_own_size(anomaly_map, sample["image"]))
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(maps[-1]).save(path)

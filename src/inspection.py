@@ -72,8 +72,8 @@ def inspect(
     highest = max(1.0, 2 * pixel_threshold) if calibration else 10.0
 
     def look_at(picture: Image.Image, name: Path) -> list[str]:
-        small_map = detector.map_of(picture)
-        score, p_value = detector.score_of(small_map, kind)
+        small_map, score = detector.look_at(picture, kind)
+        p_value = detector.p_value_of(score, kind)
         anomaly_map = at_own_size(small_map, picture)
         target = output / "anomaly_maps" / name.with_name(f"{name.name}.tiff")
         write_whole(target, _encoded(Image.fromarray(anomaly_map), "TIFF"))

@@ -18,6 +18,7 @@ from AnomalyDetector import NORMALISATIONS, Scale
 from Detector import Detector
 from FDFE import pair
 from FDFEAnomalyNet import FDFEAnomalyNet
+from GlobalStudent import SURELY_GOOD
 from scales import PADDING, zoomed_stride
 
 OPSET = 18  # the first whose Resize, Pad and reductions take axes
@@ -66,9 +67,10 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     graph = _Graph()
     pixels = _normalise(graph, "images")
     size = _size(graph, "images")
-    found = [_scale_map(graph, scale, networks.stride, pixels, size) for scale in networks.scales]
-    maps = graph("Squeeze", graph("Mean", *found), [1], output="maps")
-    _top(graph, maps)
+    found = [_scale_maps(graph, scale, networks.stride, pixels, size) for scale in networks.scales]
+    maps, unlevelled = (graph("Mean", *parts) for parts in zip(*found, strict=True))
+    graph("Squeeze", maps, [1], output="maps")
+    _top(graph, unlevelled)
     image_shape = ["batch", 3, "height", "width"]
     content = helper.make_graph(
         graph.nodes,
@@ -98,8 +100,8 @@ def _normalise(graph, images):
     return graph("Div", graph("Sub", graph("Div", pixels, np.float32(255)), mean), deviation)
 
 
-def _scale_map(graph, scale: Scale, stride, pixels, size):
-    """One scale's part of AnomalyDetector.forward: the map (N,1,H,W)."""
+def _scale_maps(graph, scale: Scale, stride, pixels, size):
+    """One scale's part of AnomalyDetector.find: the map (N,1,H,W), and the same unlevelled."""
     zoom = scale.zoom
     seen = _zoomed(graph, pixels, zoom)
     teacher, students = scale.dense(stride)
@@ -114,13 +116,17 @@ def _scale_map(graph, scale: Scale, stride, pixels, size):
     score = _at_every_pixel(graph, score, zoomed_stride(stride, zoom), _size(graph, seen))
     score = _enlarged(graph, score, zoom, size)
     if scale.global_student is None:
-        return score
+        return score, score
     share = scale.global_student.explained.numpy(force=True)
-    return graph("Add", graph("Mul", score, 1 - share), graph("Mul", _global_map(graph, scale, pixels, size), share))
+    of_patches = graph("Mul", score, 1 - share)
+    whole, level = _global_scores(graph, scale, pixels, size)
+    whole = graph("Mul", whole, share)
+    levelled = graph("Div", whole, graph("Add", level, np.float32(1)))
+    return graph("Add", of_patches, levelled), graph("Add", of_patches, whole)
 
 
-def _global_map(graph, scale: Scale, pixels, size):
-    """GlobalStudent.forward: the map (N,1,H,W)."""
+def _global_scores(graph, scale: Scale, pixels, size):
+    """GlobalStudent.forward: scores (N,1,H,W) and levels (N,1,1,1)."""
     student, zoom = scale.global_student, scale.zoom
     describing = scale.dense_global()
     seen = _zoomed(graph, _resized(graph, pixels, student.size), zoom)
@@ -131,9 +137,19 @@ def _global_map(graph, scale: Scale, pixels, size):
     residual = graph("Reshape", graph("Sub", maps, graph("MatMul", weights, basis)), [-1, *student.mean.shape])
     error = graph("ReduceSumSquare", residual, [1])
     score = _by_place(graph, error, student.place_mean, student.place_deviation)
+    level = _level(graph, score)
     inner = [-(-length // zoom) for length in student.size]
     score = _enlarged(graph, _at_every_pixel(graph, score, describing.stride, inner), zoom, student.size)
-    return graph("Resize", score, "", "", size, mode="linear", axes=[ROWS, COLUMNS])
+    return graph("Resize", score, "", "", size, mode="linear", axes=[ROWS, COLUMNS]), level
+
+
+def _level(graph, scores):
+    """GlobalStudent.level of (N,1,h,w): (N,1,1,1)."""
+    scores = graph("Flatten", scores)
+    number = graph("Max", _rounded_share(graph, scores, SURELY_GOOD), 1)
+    least = _top_values(graph, scores, number, largest=0)
+    level = graph("Relu", graph("ReduceMax", least, [1]))
+    return graph("Unsqueeze", level, [ROWS, COLUMNS])
 
 
 def _resized(graph, pixels, size):
@@ -243,8 +259,20 @@ def _at_every_pixel(graph, scores, stride, size):
 def _top(graph, maps):
     """scoring.image_scores of the kind "top"."""
     pixels = graph("Flatten", maps)
-    share = graph("Mul", graph("Cast", graph("Shape", pixels, start=1), to=TensorProto.DOUBLE), scoring.TOP_SHARE)
-    number = graph("Max", graph("Cast", graph("Round", share), to=TensorProto.INT64), 1)
-    top = f"{maps}_top"
-    graph.nodes.append(helper.make_node("TopK", [pixels, number], [top, f"{top}_places"], name=top, sorted=0))
-    graph("ReduceMean", top, [1], keepdims=0, output="scores")
+    number = graph("Max", _rounded_share(graph, pixels, scoring.TOP_SHARE), 1)
+    graph("ReduceMean", _top_values(graph, pixels, number, largest=1), [1], keepdims=0, output="scores")
+
+
+def _rounded_share(graph, values, share):
+    """How many are a `share` of each row of (N,n)."""
+    number = graph("Cast", graph("Shape", values, start=1), to=TensorProto.DOUBLE)
+    return graph("Cast", graph("Round", graph("Mul", number, share)), to=TensorProto.INT64)
+
+
+def _top_values(graph, values, number, largest):
+    """The `number` largest or smallest of each row of (N,n), in any order."""
+    top = f"{values}_top"
+    graph.nodes.append(
+        helper.make_node("TopK", [values, number], [top, f"{top}_places"], name=top, sorted=0, largest=largest)
+    )
+    return top

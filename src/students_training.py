@@ -21,10 +21,10 @@ import losses
 import preprocessing
 import scoring
 import stages
-from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
+from AnomalyDetector import AnomalyDetector, Found, Scale, scale_from_checkpoint, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
 from command_line import ROOT, UserError
-from Detector import Calibration
+from Detector import VERSION, Calibration
 from FDFEAnomalyNet import FDFEAnomalyNet
 from GlobalStudent import FEWEST_IMAGES, GlobalStudent, seen_image, size_seen
 from image_store import ImageStore
@@ -187,13 +187,13 @@ def usual_scores(networks: AnomalyDetector, args: Namespace) -> Calibration:
     where = device.choose(args.device)
     networks.to(where, memory_format=device.memory_format(where))
     _, held_back = stages.held_back_split(len(dataset), args.seed)
-    maps = []
+    found = []
     indices = distributed.share(held_back)
     samples = prefetched(lambda index: dataset[index]["image"], indices)
     for image in stages.with_bar(samples, len(indices), "usual scores"):
         with device.autocast(where, args.precision):
-            maps.append(networks(image[None].to(where))[0].cpu())
-    return Calibration(distributed.in_order(maps))
+            found.append(Found(*(maps.cpu() for maps in networks.find(image[None].to(where)))))
+    return Calibration(distributed.in_order(found))
 
 
 def evenly(indices: list[int], number: int) -> list[int]:
@@ -308,7 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     if detector.exists():
         there = checkpoints.load(detector, "detector", category=args.category)
-        if there["made_from"] == made_from:
+        if there.get("detector_version") == VERSION and there["made_from"] == made_from:
             return
     scales = [scale_from_checkpoint(content["scale"]) for content in contents]
     if args.global_student:
@@ -322,6 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
         "detector",
         args.category,
         {
+            "detector_version": VERSION,
             "image_size": size and list(size),
             "stride": args.stride,
             "made_from": made_from,

@@ -9,10 +9,10 @@ from PIL import Image
 import anomaly_detection
 import checkpoints
 import scoring
-from AnomalyDetector import AnomalyDetector, Scale, scale_to_checkpoint
+from AnomalyDetector import AnomalyDetector, Found, Scale, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
 from command_line import ROOT, UserError
-from Detector import Calibration, Detector, load_detector
+from Detector import VERSION, Calibration, Detector, load_detector
 from inspection import files_in
 
 CATEGORY = "knit"
@@ -21,7 +21,17 @@ SIZE = (24, 20)
 
 def good_maps(number, seed=0):
     random = torch.Generator().manual_seed(seed)
-    return list(torch.randn(number, *SIZE, generator=random) + torch.randn(number, 1, 1, generator=random))
+    return torch.randn(number, *SIZE, generator=random) + torch.randn(number, 1, 1, generator=random)
+
+
+def calibration_of(maps, unlevelled=None):
+    """A Calibration on maps (N,H,W), one image after another."""
+    return Calibration(
+        [
+            Found(*pair)
+            for pair in zip(maps.split(1), (maps if unlevelled is None else unlevelled).split(1), strict=True)
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +42,13 @@ def folder(tmp_path_factory):
     scale = Scale(nets[0], nets[1:], torch.zeros(512), torch.ones(512))
     networks = AnomalyDetector([scale], 4)
     random = np.random.default_rng(0)
-    maps = [networks(torch.from_numpy(random.integers(0, 256, (1, 3, *SIZE), dtype=np.uint8)))[0] for _ in range(25)]
+    images = torch.from_numpy(random.integers(0, 256, (19, 3, *SIZE), dtype=np.uint8))
     content = {
+        "detector_version": VERSION,
         "image_size": list(SIZE),
         "stride": 4,
         "scales": [scale_to_checkpoint(scale)],
-        "calibration": Calibration(maps[6:]).state_dict(),
+        "calibration": calibration_of(networks(images)).state_dict(),
     }
     path = tmp_path_factory.mktemp("model") / CATEGORY / "detector.pt"
     checkpoints.save(path, "detector", CATEGORY, content)
@@ -75,9 +86,9 @@ def test_the_example_in_the_readme_runs(folder, tmp_path, capsys, monkeypatch):
 def test_p_values_are_conformal():
     """(1 + number of held-back scores at least as high) / (n + 1), whatever the score's kind."""
     held_back = good_maps(19)
-    calibration = Calibration(held_back)
+    calibration = calibration_of(held_back)
     for kind in scoring.IMAGE_SCORES:
-        scores = scoring.image_scores(torch.stack(held_back), kind)
+        scores = scoring.image_scores(held_back, kind)
         ranks = sorted(calibration.p_value(score, kind) for score in scores.double().tolist())
         assert ranks == pytest.approx([(number + 2) / 20 for number in range(19)])
         assert calibration.p_value(1e9, kind) == 1 / 20 == calibration.smallest_rate
@@ -86,29 +97,36 @@ def test_p_values_are_conformal():
 
 @pytest.mark.parametrize("rate", (0.05, 0.1, 0.33, 0.5))
 def test_the_threshold_is_where_p_values_reach_the_rate(rate):
-    calibration = Calibration(good_maps(19))
+    calibration = calibration_of(good_maps(19))
     threshold = calibration.threshold(rate)
     assert calibration.p_value(threshold) <= rate < calibration.p_value(np.nextafter(threshold, -np.inf))
 
 
 def test_too_few_images_can_promise_no_small_rate():
-    calibration = Calibration(good_maps(19))
+    calibration = calibration_of(good_maps(19))
     assert calibration.threshold(0.04) == np.inf
 
 
 def test_good_images_are_flagged_at_the_rate_that_was_asked():
     flagged = []
     for split in range(60):
-        calibration = Calibration(good_maps(39, seed=2 + 2 * split))
-        scores = scoring.image_scores(torch.stack(good_maps(50, seed=3 + 2 * split)))
+        calibration = calibration_of(good_maps(39, seed=2 + 2 * split))
+        scores = scoring.image_scores(good_maps(50, seed=3 + 2 * split))
         flagged += [calibration.p_value(score) <= 0.1 for score in scores.double().tolist()]
     assert np.mean(flagged) == pytest.approx(0.1, abs=0.02)
 
 
 def test_a_share_of_good_pixels_lies_above_the_pixel_threshold():
     maps = good_maps(19)
-    threshold = Calibration(maps).pixel_threshold(0.01)
-    assert (torch.stack(maps) > threshold).float().mean().item() == pytest.approx(0.01, abs=1e-3)
+    threshold = calibration_of(maps).pixel_threshold(0.01)
+    assert (maps > threshold).float().mean().item() == pytest.approx(0.01, abs=1e-3)
+
+
+def test_images_are_scored_before_levelling_and_pixels_behind_it():
+    maps = good_maps(19)
+    calibration = calibration_of(maps, unlevelled=5 * maps)
+    assert calibration.scores("maximum").max() == 5 * maps.max()
+    assert calibration.pixel_threshold(0.01) == calibration_of(maps).pixel_threshold(0.01)
 
 
 def test_other_settings_than_the_calibrated_have_no_p_values(folder):
@@ -172,19 +190,19 @@ def test_readable_images_alone_end_well(folder, pictures, tmp_path):
 
 def test_after_a_stop_it_goes_on_with_the_images_that_are_left(folder, pictures, tmp_path, monkeypatch):
     seen = []
-    map_of = Detector.map_of
+    look_at = Detector.look_at
 
-    def stopped(detector, picture):
+    def stopped(detector, picture, kind):
         if len(seen) == 1:
             raise KeyboardInterrupt
         seen.append(picture.size)
-        return map_of(detector, picture)
+        return look_at(detector, picture, kind)
 
-    monkeypatch.setattr(Detector, "map_of", stopped)
+    monkeypatch.setattr(Detector, "look_at", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
     assert not (tmp_path / "out" / "decisions.csv").exists()
-    monkeypatch.setattr(Detector, "map_of", lambda *given: seen.append(1) or map_of(*given))
+    monkeypatch.setattr(Detector, "look_at", lambda *given: seen.append(1) or look_at(*given))
     run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
     assert len(seen) == 2  # one before the stop, one behind it
     run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "anew")

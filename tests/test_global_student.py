@@ -4,7 +4,7 @@ import torch
 import preprocessing
 from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
-from GlobalStudent import EXPLAINED, GlobalStudent, leave_one_out, principal_components, seen_image, size_seen
+from GlobalStudent import EXPLAINED, GlobalStudent, leave_one_out, level, principal_components, seen_image, size_seen
 
 SIZE = (40, 32)
 
@@ -64,7 +64,9 @@ def test_what_is_like_good_images_is_predicted_and_what_is_not_stands_out(zoom):
     damaged = new.clone()
     damaged[:, :, 20:32, 10:22] = 255
     with torch.inference_mode():
-        good, bad = (student(scale.dense_global(), preprocessing.normalise(images), zoom) for images in (new, damaged))
+        good, bad = (
+            student(scale.dense_global(), preprocessing.normalise(images), zoom)[0] for images in (new, damaged)
+        )
     assert good.shape == (4, *SIZE)
     assert good.abs().mean() < 3
     assert bad[:, 22:30, 12:20].mean() > 3 * good.amax()
@@ -75,13 +77,32 @@ def test_what_is_like_good_images_is_predicted_and_what_is_not_stands_out(zoom):
 @torch.no_grad()
 def test_its_part_in_the_map_is_what_it_explains(tmp_path):
     scale, images = fitted(mixtures(20, seed=1)), mixtures(2, seed=3)
-    whole = scale.global_student(scale.dense_global(), preprocessing.normalise(images), 1)
+    whole, levels = scale.global_student(scale.dense_global(), preprocessing.normalise(images), 1)
     patches = AnomalyDetector([scale], 4, global_students=False)(images)
-    expected = patches + scale.global_student.explained * (whole - patches)
-    assert torch.allclose(AnomalyDetector([scale], 4)(images), expected, atol=1e-4)
+    found = AnomalyDetector([scale], 4).find(images)
+    levelled = whole / (1 + levels[:, None, None])
+    for scores, expected in ((levelled, found.anomaly_maps), (whole, found.unlevelled)):
+        assert torch.allclose(patches + scale.global_student.explained * (scores - patches), expected, atol=1e-4)
     again = scale_from_checkpoint(scale_to_checkpoint(scale))
     assert torch.equal(AnomalyDetector([again], 4)(images), AnomalyDetector([scale], 4)(images))
     assert torch.equal(AnomalyDetector([again], 4, global_students=False)(images), patches)
+
+
+def test_the_level_is_what_the_least_anomalous_quarter_reaches():
+    scores = torch.arange(100.0).view(1, 10, 10).flip(2)
+    assert level(torch.cat([scores, -scores])).tolist() == [24, 0]
+    assert level(scores[:, :1, :1]).tolist() == [9]
+
+
+@torch.no_grad()
+def test_a_part_unlike_all_is_anomalous_everywhere_and_its_map_is_levelled():
+    scale = fitted(mixtures(40, seed=1))
+    known, unknown = mixtures(3, seed=2), torch.randint(256, (3, 3, *SIZE), dtype=torch.uint8)
+    detector = AnomalyDetector([scale], 4)
+    known, unknown = (detector.find(images) for images in (known, unknown))
+    assert unknown.unlevelled.amin() > known.unlevelled.amax()
+    assert unknown.anomaly_maps.amax() < unknown.unlevelled.amax() / 3
+    assert torch.allclose(known.anomaly_maps, known.unlevelled, rtol=0.3, atol=1)
 
 
 def test_images_of_other_sizes_are_mapped_at_their_own():
