@@ -100,9 +100,9 @@ class AnomalyDetector(nn.Module):
     Scores of several scales are normalised each by itself and averaged (section 3.3). A scale's global student has a
     part in its scores, as large as the share of variance that it explains, unless `global_students` is False. On a
     part that it has never seen it errs everywhere, and as much more at some places as at others: so in the anomaly map
-    its scores are levelled, divided by 1 + their level, while the image's score counts them as they are. `stride`: a
-    descriptor at every `stride`-th pixel, interpolated between. `normalisation` is one of NORMALISATIONS, for the
-    students of patches.
+    its scores are levelled, divided by the root of 1 + their level, while the image's score counts them as they are.
+    `stride`: a descriptor at every `stride`-th pixel, interpolated between. `normalisation` is one of NORMALISATIONS,
+    for the students of patches.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class AnomalyDetector(nn.Module):
             found = scoring.enlarged(found, scale.zoom, images.shape[2:])
             if whole:
                 scores, level = scale.global_student(whole, pixels, scale.zoom)
-                levelled = scores / (1 + level[:, None, None])
+                levelled = scores / (1 + level[:, None, None]).sqrt()
                 share = scale.global_student.explained
                 parts.append(Found(found.lerp(levelled, share), found.lerp(scores, share)))
             else:

@@ -121,7 +121,7 @@ def _scale_maps(graph, scale: Scale, stride, pixels, size):
     of_patches = graph("Mul", score, 1 - share)
     whole, level = _global_scores(graph, scale, pixels, size)
     whole = graph("Mul", whole, share)
-    levelled = graph("Div", whole, graph("Add", level, np.float32(1)))
+    levelled = graph("Div", whole, graph("Sqrt", graph("Add", level, np.float32(1))))
     return graph("Add", of_patches, levelled), graph("Add", of_patches, whole)
 
 
