@@ -254,15 +254,15 @@ def test_several_strides_and_sizes_of_one_detector(done, tmp_path):
 
 
 def test_a_stopped_detection_goes_on_to_the_same_maps(done, tmp_path, monkeypatch):
-    forward, visited = AnomalyDetector.forward, []
+    find, visited = AnomalyDetector.find, []
 
     def stopping(detector, images):
         visited.append(len(images))
         if len(visited) == 4:
             raise KeyboardInterrupt
-        return forward(detector, images)
+        return find(detector, images)
 
-    monkeypatch.setattr(AnomalyDetector, "forward", stopping)
+    monkeypatch.setattr(AnomalyDetector, "find", stopping)
     options = [CATEGORY, *done.folders, "--results", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         anomaly_detection.main(options)
