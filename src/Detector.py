@@ -111,7 +111,7 @@ class Detector:
     def fingerprint(self) -> str:
         """Digest of all that its maps hang on."""
         nets = self.networks
-        form = f"{self.size} {nets.stride} {nets.normalisation} {nets.global_students} {self._precision}"
+        form = f"{VERSION} {self.size} {nets.stride} {nets.normalisation} {nets.global_students} {self._precision}"
         return f"{checkpoints.fingerprint(nets.state_dict())} {form}"
 
     def look_at(self, picture: Image.Image, kind: str = scoring.IMAGE_SCORES[0]) -> tuple[Tensor, float]:
@@ -170,7 +170,7 @@ def load_detector(
         raise UserError(f"{path} is not there: run students_training.py {path.parent.name} first")
     content = checkpoints.load(path, "detector")
     if content.get("detector_version") != VERSION:
-        raise UserError(f"{path} is of an earlier version: run students_training.py {content['category']} --restart")
+        raise UserError(f"{path} is of an earlier version: run students_training.py {content['category']}")
     there = {scale["patch_size"]: scale for scale in content["scales"]}
     wanted = sorted(set(patch_sizes or there))
     for patch_size in wanted:
