@@ -95,7 +95,7 @@ class Found(NamedTuple):
 
 
 class AnomalyDetector(nn.Module):
-    """One Scale or several: uint8 images (N,3,H,W) -> anomaly maps (N,H,W), float32. Image scores are of what `find` gives.
+    """One Scale or several: uint8 images (N,3,H,W) -> anomaly maps (N,H,W), float32. For image scores see `find`.
 
     Scores of several scales are normalised each by itself and averaged (section 3.3). A scale's global student has a
     part in its scores, as large as the share of variance that it explains, unless `global_students` is False. On a
