@@ -146,7 +146,7 @@ def _global_scores(graph, scale: Scale, pixels, size):
 def _level(graph, scores):
     """GlobalStudent.level of (N,1,h,w): (N,1,1,1)."""
     scores = graph("Flatten", scores)
-    number = graph("Max", _rounded_share(graph, scores, SURELY_GOOD), 1)
+    number = _rounded_share(graph, scores, SURELY_GOOD)
     least = _top_values(graph, scores, number, largest=0)
     level = graph("Relu", graph("ReduceMax", least, [1]))
     return graph("Unsqueeze", level, [ROWS, COLUMNS])
@@ -259,14 +259,14 @@ def _at_every_pixel(graph, scores, stride, size):
 def _top(graph, maps):
     """scoring.image_scores of the kind "top"."""
     pixels = graph("Flatten", maps)
-    number = graph("Max", _rounded_share(graph, pixels, scoring.TOP_SHARE), 1)
+    number = _rounded_share(graph, pixels, scoring.TOP_SHARE)
     graph("ReduceMean", _top_values(graph, pixels, number, largest=1), [1], keepdims=0, output="scores")
 
 
 def _rounded_share(graph, values, share):
-    """How many are a `share` of each row of (N,n)."""
+    """How many are a `share` of each row of (N,n), one at least."""
     number = graph("Cast", graph("Shape", values, start=1), to=TensorProto.DOUBLE)
-    return graph("Cast", graph("Round", graph("Mul", number, share)), to=TensorProto.INT64)
+    return graph("Max", graph("Cast", graph("Round", graph("Mul", number, share)), to=TensorProto.INT64), 1)
 
 
 def _top_values(graph, values, number, largest):
