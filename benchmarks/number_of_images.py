@@ -69,8 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         name = make_category(args, number)
         learned, _ = stages.held_back_split(number, 0)
         folders = [f"--{folder}={args.folder / folder}" for folder in ("data", "model")]
-        epochs = max(1, round(args.visits / len(learned)))
-        students_training.main([name, *folders, "--epochs", str(epochs), *theirs])
+        students_training.main([name, *folders, "--epochs", str(args.visits / len(learned)), *theirs])
         anomaly_detection.main([name, *folders, f"--results={args.folder / 'results'}"])
         measures = json.loads((args.folder / "results" / name / "metrics.json").read_text())
         rows.append({"images": number} | {key: measures.get(key) for key in ("image_au_roc", "au_pro")})

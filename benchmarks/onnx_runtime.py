@@ -60,7 +60,7 @@ def detect(detector: Detector, images: torch.Tensor, precision: str) -> tuple[to
     """Maps and scores by PyTorch."""
     with device.autocast(images.device, precision):
         found = detector.networks.find(images)
-    return found.anomaly_maps, scoring.image_scores(found.unlevelled)
+    return found.anomaly_maps, scoring.image_scores(found.scored_maps)
 
 
 def measure(args: Namespace) -> list[dict]:

@@ -88,19 +88,23 @@ class Scale(nn.Module):
 
 
 class Found(NamedTuple):
-    """What an AnomalyDetector finds in images. Without global students both are the same."""
+    """What an AnomalyDetector finds in images. Of one scale without a global student both are the same."""
 
     anomaly_maps: Tensor  # float32 (N,H,W): where something is
-    unlevelled: Tensor  # the same shape, before levelling: image scores are of these
+    scored_maps: Tensor  # the same shape, neither levelled nor weighted: image scores are of these
 
 
 class AnomalyDetector(nn.Module):
     """One Scale or several: uint8 images (N,3,H,W) -> anomaly maps (N,H,W), float32. For image scores see `find`.
 
     Scores of several scales are normalised each by itself and averaged (section 3.3). A scale's global student has a
-    part in its scores, as large as the share of variance that it explains, unless `global_students` is False. On a
-    part that it has never seen it errs everywhere, and as much more at some places as at others: so in the anomaly map
-    its scores are levelled, divided by the root of 1 + their level, while the image's score counts them as they are.
+    part in its scores, as large as the share of variance that it explains, unless `global_students` is False.
+
+    To say where a defect is takes more care than to say whether there is one. On a part that it has never seen a global
+    student errs everywhere, and as much more at some places as at others: in the anomaly map its scores are levelled,
+    divided by the root of 1 + their level. And a scale's scores reach half a patch past the defect, so that in the map
+    it weighs as 1 / patch size; not with the paper's normalisation. The image's score counts all as it is.
+
     `stride`: a descriptor at every `stride`-th pixel, interpolated between. `normalisation` is one of NORMALISATIONS,
     for the students of patches.
     """
@@ -132,20 +136,29 @@ class AnomalyDetector(nn.Module):
     def find(self, images: Tensor) -> Found:
         """Anomaly maps of uint8 images (N,3,H,W), and what their image scores are of."""
         pixels = preprocessing.normalise(images)
-        parts = []
-        for scale, (teacher, students), whole in zip(self.scales, self._dense, self._globals, strict=True):
+        anomaly_maps = scored_maps = 0
+        parts = zip(self.scales, self.map_weights, self._dense, self._globals, strict=True)
+        for scale, weight, (teacher, students), whole in parts:
             seen = zoomed(pixels, scale.zoom)
             found = scale.combine(*scoring.error_and_variance(teacher, students, seen), self.normalisation)
             found = scoring.at_every_pixel(found, zoomed_stride(self.stride, scale.zoom), seen.shape[2:])
             found = scoring.enlarged(found, scale.zoom, images.shape[2:])
+            levelled = found
             if whole:
                 scores, level = scale.global_student(whole, pixels, scale.zoom)
-                levelled = scores / (1 + level[:, None, None]).sqrt()
                 share = scale.global_student.explained
-                parts.append(Found(found.lerp(levelled, share), found.lerp(scores, share)))
-            else:
-                parts.append(Found(found, found))
-        return Found(*(sum(maps) / len(parts) for maps in zip(*parts, strict=True)))
+                levelled = found.lerp(scores / (1 + level[:, None, None]).sqrt(), share)
+                found = found.lerp(scores, share)
+            anomaly_maps = anomaly_maps + weight * levelled
+            scored_maps = scored_maps + found / len(self.scales)
+        return Found(anomaly_maps, scored_maps)
+
+    @property
+    def map_weights(self) -> list[float]:
+        """What each scale counts for in the anomaly map; together 1."""
+        paper = self.normalisation == "image"
+        weights = [1.0 if paper else 1 / scale.patch_size for scale in self.scales]
+        return [weight / sum(weights) for weight in weights]
 
     def _apply(self, fn, *args, **kwargs) -> Self:
         super()._apply(fn, *args, **kwargs)

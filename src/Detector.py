@@ -17,7 +17,7 @@ from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_c
 from command_line import UserError
 from images import load_rgb
 
-VERSION = 2  # of the file: what it says is right for these networks and scores alone
+VERSION = 3  # of the file: what it says is right for these networks and scores alone
 FALSE_ALARM_RATE = 0.05
 QUANTILES = 20_001  # of good pixels, for the pixel threshold
 
@@ -45,7 +45,7 @@ class Calibration:
     def __init__(self, found: Sequence[Found]):
         """Of what was found in the held-back images, on the CPU."""
         self._scores = {
-            kind: torch.cat([scoring.image_scores(image.unlevelled, kind) for image in found]).double().sort().values
+            kind: torch.cat([scoring.image_scores(image.scored_maps, kind) for image in found]).double().sort().values
             for kind in scoring.IMAGE_SCORES
         }
         pixels = np.concatenate([image.anomaly_maps.flatten().numpy() for image in found])
@@ -118,7 +118,7 @@ class Detector:
         """Anomaly map of an RGB picture at the size that the networks see, (h,w), on the CPU, and its image score."""
         with device.autocast(self._where, self._precision):
             found = self.networks.find(self._transform(picture)[None].to(self._where))
-        return found.anomaly_maps[0].cpu(), scoring.image_scores(found.unlevelled, kind).item()
+        return found.anomaly_maps[0].cpu(), scoring.image_scores(found.scored_maps, kind).item()
 
     def p_value_of(self, score: float, kind: str = scoring.IMAGE_SCORES[0]) -> float | None:
         """How usual a score from `look_at` is among good images; None without calibration."""

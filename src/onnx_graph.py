@@ -68,9 +68,10 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     pixels = _normalise(graph, "images")
     size = _size(graph, "images")
     found = [_scale_maps(graph, scale, networks.stride, pixels, size) for scale in networks.scales]
-    maps, unlevelled = (graph("Mean", *parts) for parts in zip(*found, strict=True))
-    graph("Squeeze", maps, [1], output="maps")
-    _top(graph, unlevelled)
+    maps, scored = zip(*found, strict=True)
+    weighted = (graph("Mul", *pair) for pair in zip(maps, map(np.float32, networks.map_weights), strict=True))
+    graph("Squeeze", graph("Sum", *weighted), [1], output="maps")
+    _top(graph, graph("Mean", *scored))
     image_shape = ["batch", 3, "height", "width"]
     content = helper.make_graph(
         graph.nodes,
@@ -101,7 +102,7 @@ def _normalise(graph, images):
 
 
 def _scale_maps(graph, scale: Scale, stride, pixels, size):
-    """One scale's part of AnomalyDetector.find: the map (N,1,H,W), and the same unlevelled."""
+    """One scale's part of AnomalyDetector.find: what is mapped (N,1,H,W), and what is scored."""
     zoom = scale.zoom
     seen = _zoomed(graph, pixels, zoom)
     teacher, students = scale.dense(stride)

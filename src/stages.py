@@ -1,6 +1,7 @@
 """What the four stages ask for alike: options, folders, the category's images."""
 
 import hashlib
+import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -201,13 +202,13 @@ def add_stride(options: ArgumentParser, default: int | None) -> None:
     )
 
 
-def shuffled_batches(indices: list[int], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
-    """The batches of all passes over `indices`, each pass in an order of its own."""
+def shuffled_batches(indices: list[int], batch_size: int, epochs: float, seed: int) -> list[list[int]]:
+    """The batches of all passes over `indices`, each pass in an order of its own; one batch at least."""
     batches = []
-    for epoch in range(epochs):
+    for epoch in range(math.ceil(epochs)):
         order = np.random.default_rng(device.seed_of(seed, "order", epoch)).permutation(indices).tolist()
         batches += [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return batches
+    return batches[: max(1, round(epochs * math.ceil(len(indices) / batch_size)))]
 
 
 def with_bar(iterable: Iterable, total: int, description: str) -> Iterable:

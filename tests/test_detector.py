@@ -24,13 +24,10 @@ def good_maps(number, seed=0):
     return torch.randn(number, *SIZE, generator=random) + torch.randn(number, 1, 1, generator=random)
 
 
-def calibration_of(maps, unlevelled=None):
+def calibration_of(maps, scored=None):
     """A Calibration on maps (N,H,W), one image after another."""
     return Calibration(
-        [
-            Found(*pair)
-            for pair in zip(maps.split(1), (maps if unlevelled is None else unlevelled).split(1), strict=True)
-        ]
+        [Found(*pair) for pair in zip(maps.split(1), (maps if scored is None else scored).split(1), strict=True)]
     )
 
 
@@ -124,7 +121,7 @@ def test_a_share_of_good_pixels_lies_above_the_pixel_threshold():
 
 def test_images_are_scored_before_levelling_and_pixels_behind_it():
     maps = good_maps(19)
-    calibration = calibration_of(maps, unlevelled=5 * maps)
+    calibration = calibration_of(maps, scored=5 * maps)
     assert calibration.scores("maximum").max() == 5 * maps.max()
     assert calibration.pixel_threshold(0.01) == calibration_of(maps).pixel_threshold(0.01)
 

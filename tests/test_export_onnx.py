@@ -79,12 +79,12 @@ def exported(path, *options):
 
 
 def require_same(session, detector, images):
-    expected, unlevelled = detector.networks.find(images)
+    expected, scored = detector.networks.find(images)
     maps, scores = session.run(["maps", "scores"], {"images": images.numpy()})
     assert maps.dtype == scores.dtype == np.float32
     assert maps.shape == expected.shape
     assert np.abs(maps - expected.numpy()).max() <= TOLERANCE * (expected.max() - expected.min()).item()
-    assert np.allclose(scores, scoring.image_scores(unlevelled).numpy(), rtol=1e-4)
+    assert np.allclose(scores, scoring.image_scores(scored).numpy(), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

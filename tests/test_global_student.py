@@ -81,7 +81,7 @@ def test_its_part_in_the_map_is_what_it_explains(tmp_path):
     patches = AnomalyDetector([scale], 4, global_students=False)(images)
     found = AnomalyDetector([scale], 4).find(images)
     levelled = whole / (1 + levels[:, None, None]).sqrt()
-    for scores, expected in ((levelled, found.anomaly_maps), (whole, found.unlevelled)):
+    for scores, expected in ((levelled, found.anomaly_maps), (whole, found.scored_maps)):
         assert torch.allclose(patches + scale.global_student.explained * (scores - patches), expected, atol=1e-4)
     again = scale_from_checkpoint(scale_to_checkpoint(scale))
     assert torch.equal(AnomalyDetector([again], 4)(images), AnomalyDetector([scale], 4)(images))
@@ -100,9 +100,9 @@ def test_a_part_unlike_all_is_anomalous_everywhere_and_its_map_is_levelled():
     known, unknown = mixtures(3, seed=2), torch.randint(256, (3, 3, *SIZE), dtype=torch.uint8)
     detector = AnomalyDetector([scale], 4)
     known, unknown = (detector.find(images) for images in (known, unknown))
-    assert unknown.unlevelled.amin() > known.unlevelled.amax()
-    assert unknown.anomaly_maps.amax() < unknown.unlevelled.amax() / 2
-    assert torch.allclose(known.anomaly_maps, known.unlevelled, rtol=0.3, atol=1)
+    assert unknown.scored_maps.amin() > known.scored_maps.amax()
+    assert unknown.anomaly_maps.amax() < unknown.scored_maps.amax() / 2
+    assert torch.allclose(known.anomaly_maps, known.scored_maps, rtol=0.3, atol=1)
 
 
 def test_images_of_other_sizes_are_mapped_at_their_own():

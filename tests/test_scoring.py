@@ -135,12 +135,15 @@ def test_a_zoomed_scale_sees_the_image_at_half_its_size(size):
     )
 
 
-def test_several_scales_are_averaged():
+@pytest.mark.parametrize(("normalisation", "weights"), [("place", (33 / 50, 17 / 50)), ("image", (0.5, 0.5))])
+def test_several_scales_are_averaged_for_scores_and_by_patch_size_for_maps(normalisation, weights):
     scales = [make_scale(17), make_scale(33)]
     images = pictures(18, 15)
-    found = AnomalyDetector(scales, stride=2)(images)
-    parts = [AnomalyDetector([scale], stride=2)(images) for scale in scales]
-    assert torch.allclose(found, sum(parts) / 2, rtol=1e-4, atol=1e-3)
+    found = AnomalyDetector(scales, 2, normalisation).find(images)
+    parts = [AnomalyDetector([scale], 2, normalisation)(images) for scale in scales]
+    expected = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    assert torch.allclose(found.anomaly_maps, expected, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(found.scored_maps, sum(parts) / 2, rtol=1e-4, atol=1e-3)
 
 
 def test_a_scale_survives_its_checkpoint():

@@ -183,7 +183,7 @@ def test_run_again_nothing_is_trained_again(done, capsys):
 
 
 def test_a_model_of_other_settings_is_not_overwritten_unasked(done):
-    with pytest.raises(UserError, match=r"students_17\.pt was trained with epochs 3, not 4.*--restart"):
+    with pytest.raises(UserError, match=r"students_17\.pt was trained with epochs 3\.0, not 4\.0.*--restart"):
         done.students("--epochs", "4")
     with pytest.raises(UserError, match="steps 3, not 5"):
         done.teacher("--steps", "5")
