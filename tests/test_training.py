@@ -251,6 +251,8 @@ def test_every_pass_visits_every_image_once_in_an_order_of_its_own():
     assert all(sorted(order) == indices for order in passes)
     assert len(set(map(tuple, passes))) == 4
     assert stages.shuffled_batches(indices, 3, 2, seed=0) == batches[:6]
+    assert stages.shuffled_batches(indices, 3, 1.7, seed=0) == batches[:5]
+    assert stages.shuffled_batches(indices, 3, 0.01, seed=0) == batches[:1]
     assert stages.shuffled_batches(indices, 3, 4, seed=1) != batches
 
 
