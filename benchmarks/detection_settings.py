@@ -25,7 +25,7 @@ import device
 import metrics
 import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import ROOT, UserError, run
+from command_line import UserError, add_folders, run
 from Detector import at_own_size, load_detector
 from prefetch import prefetched
 
@@ -39,8 +39,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--precision", nargs="+", choices=device.PRECISIONS[1:], default=["float32", "bfloat16"], help="default: both"
     )
     options.add_argument("--device", default="auto")
-    for folder in ("data", "model"):
-        options.add_argument(f"--{folder}", type=Path, default=ROOT / folder, metavar="DIR")
+    add_folders(options, "data", "model")
     options.add_argument("--output", type=Path, help="write every time and the table here, as JSON")
     return options.parse_args(arguments)
 

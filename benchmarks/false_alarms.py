@@ -21,7 +21,7 @@ import device
 import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import ROOT, UserError, run
+from command_line import UserError, add_folders, run
 from Detector import conformal_p_value, load_detector
 from prefetch import prefetched
 
@@ -35,8 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument("--image-score", choices=scoring.IMAGE_SCORES, default=scoring.IMAGE_SCORES[0])
     options.add_argument("--seed", type=stages.seed, default=0)
     options.add_argument("--device", default="auto")
-    for folder in ("data", "model"):
-        options.add_argument(f"--{folder}", type=Path, default=ROOT / folder, metavar="DIR")
+    add_folders(options, "data", "model")
     options.add_argument("--output", type=Path, help="write the figures here, as JSON")
     return options.parse_args(arguments)
 

@@ -22,7 +22,7 @@ import device
 import mvtec_dataset
 import stages
 import students_training
-from command_line import ROOT, UserError, category_name, run
+from command_line import UserError, add_folders, category_name, run
 
 
 def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
@@ -31,7 +31,7 @@ def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
     options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
     options.add_argument("--numbers", type=stages.positive, nargs="+", default=[10, 30, 100, 300], metavar="N")
     options.add_argument("--visits", type=stages.positive, default=1400, help="of an image by a student (default 1400)")
-    options.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
+    add_folders(options, "data")
     options.add_argument("--seed", type=stages.seed, default=0, help="draws the images (default 0)")
     options.add_argument(
         "--folder", type=Path, required=True, metavar="DIR", help="for the data, models and results of all detectors"

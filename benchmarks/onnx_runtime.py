@@ -27,7 +27,7 @@ import device
 import onnx_graph
 import scoring
 import stages
-from command_line import ROOT, UserError, run
+from command_line import UserError, add_folders, run
 from Detector import Detector, load_detector
 
 FLOAT32 = "PyTorch", "float32"  # what the others are compared with
@@ -38,7 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", help="a category whose students have been trained")
-    options.add_argument("--model", type=Path, default=ROOT / "model", metavar="DIR")
+    add_folders(options, "model")
     stages.add_stride(options, default=None)
     stages.add_image_size(options, default=None)
     options.add_argument("--batch-size", type=stages.positive, default=1, help="images at once (default 1)")

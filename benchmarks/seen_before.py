@@ -25,7 +25,7 @@ from torch import Tensor
 import metrics
 import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import ROOT, UserError, run
+from command_line import UserError, add_folders, run
 from prefetch import prefetched
 
 THUMBNAIL, SHIFT, SHADES = 48, 12, 15  # pixels: side, largest shift, width of the mean that is taken off
@@ -36,7 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", help="a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY")
-    options.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
+    add_folders(options, "data")
     options.add_argument("--output", type=Path, help="write the figures here, as JSON")
     return options.parse_args(arguments)
 

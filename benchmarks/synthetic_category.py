@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw
 import device
 import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import ROOT, UserError, category_name, run
+from command_line import UserError, add_folders, category_name, run
 
 SIDE = 256  # of the images that are written, and the unit of all lengths below
 Grey = np.ndarray  # (SIDE,SIDE) float
@@ -40,7 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
-    options.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
+    add_folders(options, "data")
     options.add_argument("--seed", type=stages.seed, default=0, help="as in students_training.py: what is held back")
     options.add_argument("--unseen", action="store_true", help="hold back all photographs of some parts")
     return options.parse_args(arguments)

@@ -33,7 +33,7 @@ import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyNet import AnomalyNet
 from backbones import BACKBONES
-from command_line import ROOT, run
+from command_line import add_folders, run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from padding import pad
 from prefetch import prefetched
@@ -50,7 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument("--teacher", type=Path, nargs="+", default=[], metavar="FILE", help="model/.../teacher_65.pt")
     options.add_argument("--backbone", choices=BACKBONES, help="also score the features of this one")
     options.add_argument("--backbone-weights", default="imagenet", metavar="SOURCE", help="as in teacher_training.py")
-    options.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
+    add_folders(options, "data")
     options.add_argument("--image-size", type=stages.positive, default=256, help="height and width (default 256)")
     options.add_argument(
         "--bank", type=stages.positive, default=20_000, help="descriptors to find neighbours among (default 20000)"

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import summary
 from category_index import read_index
-from command_line import ROOT, UserError, category_name, run
+from command_line import ROOT, UserError, add_folders, category_name, run
 from summary import Record
 
 SRC = Path(__file__).resolve().parent
@@ -74,14 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--adapt-backbone", action="store_true", help="--teach, by a backbone adapted before (resnet18_training.py)"
     )
-    for folder in ("data", "model", "results"):
-        options.add_argument(
-            f"--{folder}",
-            type=Path,
-            default=ROOT / folder,
-            metavar="DIR",
-            help=f"in place of the project's folder {folder}/",
-        )
+    add_folders(options, "data", "model", "results")
     # What these may be is for the stages to say: `check` asks them.
     for name in ("seed", "device", "precision"):
         options.add_argument(f"--{name}", metavar=name.upper(), help="for every stage")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +20,18 @@ def category_name(text: str) -> str:
     if not name or name.startswith((".", "-")) or "/" in name:
         raise UserError(f"'{text}': wants a category's plain name, such as carpet")
     return name
+
+
+def add_folders(options: ArgumentParser, *folders: str) -> None:
+    """Add an option for each of the project's folders named, to take another in its place."""
+    for folder in folders:
+        options.add_argument(
+            f"--{folder}",
+            type=Path,
+            default=ROOT / folder,
+            metavar="DIR",
+            help=f"in place of the project's folder {folder}/",
+        )
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

@@ -13,7 +13,7 @@ import device
 import images
 import preprocessing
 from AnomalyDataset import AnomalyDataset
-from command_line import ROOT, UserError, category_name
+from command_line import UserError, add_folders, category_name
 from optimiser import OPTIMISERS
 
 
@@ -69,14 +69,7 @@ def parser(description: str, folders: tuple[str, ...] = ("data", "model"), compu
             help="auto takes bfloat16 where the hardware computes it faster; float32 where figures shall not hang on "
             "that",
         )
-    for folder in folders:
-        options.add_argument(
-            f"--{folder}",
-            type=Path,
-            default=ROOT / folder,
-            metavar="DIR",
-            help=f"in place of the project's folder {folder}/",
-        )
+    add_folders(options, *folders)
     return options
 
 
