@@ -71,8 +71,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--epochs",
         type=stages.positive_real,
         help="passes over the images, 1.5 for one and a half; more while the held-back loss still falls; the paper "
-        f"takes 100 (default: as many as make {VISITS:,} visits of an image, twice as many for 130: 25 minutes on two "
-        "CPU cores with bfloat16 units)",
+        f"takes 100 (default: as many as make {VISITS:,} visits of an image, twice as many for 130: half an hour on "
+        "two CPU cores with bfloat16 units)",
     )
     stages.add_stride(options, default=4)
     options.add_argument(
