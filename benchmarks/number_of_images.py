@@ -30,7 +30,12 @@ def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
     options.add_argument("--numbers", type=stages.positive, nargs="+", default=[10, 30, 100, 300], metavar="N")
-    options.add_argument("--visits", type=stages.positive, default=1400, help="of an image by a student (default 1400)")
+    options.add_argument(
+        "--visits",
+        type=stages.positive,
+        default=students_training.VISITS,
+        help="of an image by a student (default %(default)s, as in students_training.py)",
+    )
     add_folders(options, "data")
     options.add_argument("--seed", type=stages.seed, default=0, help="draws the images (default 0)")
     options.add_argument(
