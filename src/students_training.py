@@ -43,6 +43,7 @@ PRETRAINED = "pretrained"  # the folder in model/ of the teachers that ship
 LEARNING_RATES = {"muon": 0.05, "adam": 1e-3}
 VISITS = 1_000  # of images by each student, where --epochs doesn't say how many passes; more by those that zoom out
 CALIBRATED_IMAGES = 200  # learned ones that tell what descriptors and errors are usual, at most
+PARTS = {17: 128}  # side of what a step sees of an image: for the net that pools nothing and so is the slowest
 REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
 
 
@@ -197,6 +198,15 @@ def usual_scores(networks: AnomalyDetector, args: Namespace) -> Calibration:
     return Calibration(distributed.in_order(found))
 
 
+def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
+    """A square of (N,C,H,W), `side` along each side at most; `place`: how far down and to the right, from 0 to 1."""
+    rows, columns = (
+        slice(start := int(where * max(1, length - side + 1)), start + side)
+        for length, where in zip(pixels.shape[2:], place, strict=True)
+    )
+    return pixels[:, :, rows, columns]
+
+
 def evenly(indices: list[int], number: int) -> list[int]:
     """At most `number` of the indices, evenly spread."""
     return indices[:: -(-len(indices) // number)]
@@ -264,10 +274,13 @@ def train(args: Namespace, patch_size: int) -> Path:
         # A random offset a step: every position is learned, whatever the stride.
         random = device.generator(args.seed, "offset", patch_size, step)
         offset = tuple(torch.randint(stride, (2,), generator=random).tolist())
+        place = tuple(torch.rand(2, generator=random).tolist())
         total = 0.0
         for images in map(distributed.share, groups):  # even where none is left: the batch's statistics are of all
             share = len(images) / (len(wanted[step]) * args.students)
             pixels = teacher.pad(seen(images), offset)
+            if net_size in PARTS:
+                pixels = part(pixels, PARTS[net_size] + net_size - 1, place)
             with device.autocast(where, args.precision), torch.no_grad():
                 target = teacher.describe_padded(pixels).float()
             for student in students:  # one after another: the memory of one student's activations, not of all

@@ -287,6 +287,32 @@ def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
         place.detection()
 
 
+def test_a_part_of_an_image_may_be_any_and_lies_within_it():
+    pixels, last = torch.arange(30.0).view(1, 1, 5, 6), 1 - 2**-24
+    assert torch.equal(students_training.part(pixels, 2, (0.0, 0.0)), pixels[:, :, :2, :2])
+    assert torch.equal(students_training.part(pixels, 2, (0.5, last)), pixels[:, :, 2:4, 4:])
+    assert torch.equal(students_training.part(pixels, 9, (last, last)), pixels)
+
+
+def test_students_of_17_pixels_learn_from_parts_of_the_images(done, tmp_path, monkeypatch, capsys):
+    places, sizes, part = set(), set(), students_training.part
+
+    def noted(pixels, side, place):
+        found = part(pixels, side, place)
+        places.add(place)
+        sizes.add(found.shape[2:])
+        return found
+
+    monkeypatch.setattr(students_training, "PARTS", {17: 12})
+    monkeypatch.setattr(students_training, "part", noted)
+    shutil.copytree(done.model, tmp_path / "model")
+    done.students("--model", str(tmp_path / "model"), "--restart")
+    assert sizes == {(28, 28)}
+    assert len(places) > 1
+    left = float(capsys.readouterr().out.split("students leave ")[1].split()[0])
+    assert left < 1
+
+
 def test_a_teacher_is_taught_densely_of_any_pictures(data, tmp_path, capsys):
     place = Place(tmp_path, data)
     options = ("--distillation", "dense", "--patch-size", "33", "--batch-size", "1", "--steps", "2")
