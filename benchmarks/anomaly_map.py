@@ -35,6 +35,7 @@ import scoring
 import stages
 from AnomalyDetector import AnomalyDetector, Scale
 from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
+from command_line import run
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -196,4 +197,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, resumes=False)

@@ -29,6 +29,7 @@ import device
 import preprocessing
 import stages
 from AnomalyNet import AnomalyNet
+from command_line import run
 from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 
@@ -146,4 +147,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, resumes=False)

@@ -25,7 +25,7 @@ import device
 import metrics
 import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import UserError, add_folders, run
+from command_line import add_folders, run
 from Detector import at_own_size, load_detector
 from prefetch import prefetched
 
@@ -55,8 +55,7 @@ def measure(args: Namespace) -> list[dict]:
         for stride, precision in settings
     }
     dataset = AnomalyDataset(args.data / args.category, type="test")
-    if not any(row["gt_name"] for row in dataset.rows):
-        raise UserError(f"{args.data / args.category} has no test images with masks: there is nothing to measure")
+    measuring.require_measurable(dataset)
     maps, scores, turns = ({setting: [] for setting in settings} for _ in range(3))
     masks, found = [], {}
     samples = prefetched(dataset.__getitem__, range(len(dataset)))
@@ -107,4 +106,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=False)

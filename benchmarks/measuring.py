@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import device
 import stages
+from AnomalyDataset import AnomalyDataset
 from AnomalyNet import PATCH_SIZES
 from command_line import UserError
 
@@ -164,6 +165,13 @@ def read(options: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
         args.precision = ["float32", "bfloat16"] if device.computes_bfloat16_faster(args.device) else ["float32"]
     torch.manual_seed(args.seed)
     return args
+
+
+def require_measurable(dataset: AnomalyDataset) -> None:
+    """Raise UserError unless test images are there, good and defective, the latter with masks."""
+    defective = [row for row in dataset.rows if row["label"]]
+    if not 0 < len(defective) < len(dataset.rows) or not all(row["gt_name"] for row in defective):
+        raise UserError(f"{dataset.root_dir} wants good and defective test images, the latter with masks, to measure")
 
 
 def _device(name):

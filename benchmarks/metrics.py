@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import measuring
 
 import metrics
+import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import ROOT
+from command_line import add_folders, run
 from images import load_mask
 from metrics import Maps, Masks
 
@@ -136,18 +137,21 @@ def check_result(category: str, data: Path, results: Path) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark, print the table, write the file; 1 if the implementations disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--maps", type=int, default=80, help="number of maps, a quarter of them good (80)")
-    parser.add_argument("--size", type=int, default=512, help="height and width of a map in pixels (512)")
+    positive = stages.positive
+    parser.add_argument("--maps", type=positive, default=80, help="number of maps, a quarter of them good (80)")
+    parser.add_argument("--size", type=positive, default=512, help="height and width of a map in pixels (512)")
     parser.add_argument(
-        "--repeats", type=int, default=5, help="turns each takes (5); more if the spread is wide, as on a busy machine"
+        "--repeats",
+        type=positive,
+        default=5,
+        help="turns each takes (5); more if the spread is wide, as on a busy machine",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the synthetic maps (0)")
+    parser.add_argument("--seed", type=stages.seed, default=0, help="of the synthetic maps (0)")
     parser.add_argument("--output", type=Path, help="write the times and the measures here, as JSON")
     parser.add_argument(
         "--check", metavar="CATEGORY", help="instead, compare the metrics.json of a tested category to the plain way's"
     )
-    for folder in ("data", "results"):
-        parser.add_argument(f"--{folder}", type=Path, default=ROOT / folder, metavar="DIR", help="for --check")
+    add_folders(parser, "data", "results")
     args = parser.parse_args(arguments)
     if args.check:
         difference = check_result(args.check, args.data, args.results)
@@ -192,4 +196,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, resumes=False)

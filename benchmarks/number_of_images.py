@@ -9,6 +9,7 @@ an image; all are tested on the same test images. Options behind `--` go to stud
 import json
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,6 +23,7 @@ import device
 import mvtec_dataset
 import stages
 import students_training
+from AnomalyDataset import AnomalyDataset
 from command_line import UserError, add_folders, category_name, run
 
 
@@ -34,7 +36,7 @@ def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
         "--visits",
         type=stages.positive,
         default=students_training.VISITS,
-        help="of an image by a student (default %(default)s, as in students_training.py)",
+        help="of an image by each student (default %(default)s, as by students of 33 pixels in students_training.py)",
     )
     add_folders(options, "data")
     options.add_argument("--seed", type=stages.seed, default=0, help="draws the images (default 0)")
@@ -46,21 +48,18 @@ def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
     return options.parse_args(arguments[:end]), arguments[end + 1 :]
 
 
-def make_category(args: Namespace, number: int) -> str:
-    """A category of `number` good images and all test images, as links. Returns its name."""
+def make_category(args: Namespace, good: Sequence[Path], number: int) -> str:
+    """A category of `number` of the good images and all test images, as links. Returns its name."""
     source = args.data / args.category
-    good = sorted((source / "train" / "good").iterdir())
-    if number > len(good):
-        raise UserError(f"--numbers {number}: {source} has {len(good)} images in train/good")
-    name = f"{args.category}_{number}"
+    name = f"{args.category}_{number}_{args.seed}"
     target = args.folder / "data" / name
     folder = target / "train" / "good"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = np.random.default_rng(device.seed_of(args.seed, "number")).permutation(len(good))[:number]
     links = {folder / good[index].name: good[index] for index in chosen}
-    links |= {target / part: source / part for part in ("test", "ground_truth")}
+    links |= {target / part: source / part for part in ("test", "ground_truth") if (source / part).exists()}
     for link, to in links.items():
-        if not link.exists():
+        if not link.is_symlink():
             link.symlink_to(to.resolve())
     mvtec_dataset.main([name, "--data", str(target.parent)])
     return name
@@ -69,16 +68,23 @@ def make_category(args: Namespace, number: int) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Train, test, print the table, write JSON."""
     args, theirs = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    source = args.data / args.category
+    good = stages.image_paths(AnomalyDataset(source, type="train", label=0))
+    if max(args.numbers) > len(good):
+        raise UserError(f"--numbers {max(args.numbers)}: {source} has {len(good)} images in train/good")
     rows = []
     for number in args.numbers:
-        name = make_category(args, number)
+        name = make_category(args, good, number)
         learned, _ = stages.held_back_split(number, 0)
         folders = [f"--{folder}={args.folder / folder}" for folder in ("data", "model")]
         students_training.main([name, *folders, "--epochs", str(args.visits / len(learned)), *theirs])
         anomaly_detection.main([name, *folders, f"--results={args.folder / 'results'}"])
         measures = json.loads((args.folder / "results" / name / "metrics.json").read_text())
         rows.append({"images": number} | {key: measures.get(key) for key in ("image_au_roc", "au_pro")})
-    lines = [(row["images"], f"{row['image_au_roc']:.3f}", f"{row['au_pro']:.3f}") for row in rows]
+    lines = [
+        (row["images"], *("-" if row[key] is None else f"{row[key]:.3f}" for key in ("image_au_roc", "au_pro")))
+        for row in rows
+    ]
     print(measuring.table(("good images", "image AUROC", "AU-PRO"), lines))
     measuring.write_json(args.output, "number_of_images", args, measuring.machine(device.choose("auto")), rows=rows)
 

@@ -29,6 +29,7 @@ import losses
 import preprocessing
 import stages
 from AnomalyNet import AnomalyNet
+from command_line import UserError, run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from optimiser import Optimiser
 from scales import PADDING
@@ -101,7 +102,9 @@ def measured(processes: int, arguments: list[str]) -> dict:
         file = Path(folder) / "steps.json"
         variables = {"OMP_NUM_THREADS": str(max(1, cores // processes)), WORKER: str(file)}
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        subprocess.run([sys.executable, *launcher, __file__, *arguments], env=os.environ | variables, check=True)
+        command = [sys.executable, *launcher, __file__, *arguments]
+        if status := subprocess.run(command, env=os.environ | variables).returncode:
+            raise UserError(f"--processes {processes}: ended with status {status}, see above")
         return json.loads(file.read_text())
 
 
@@ -115,6 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parse_arguments(arguments)
     machine = measuring.machine(args.device)
+    if args.device.type == "cuda" and (most := max(args.processes)) > torch.cuda.device_count():
+        raise UserError(f"--processes {most}: each wants a GPU of its own, here are {torch.cuda.device_count()}")
     print(f"{measuring.machine_line(machine)}\n")
     rows = []
     for processes in args.processes:
@@ -150,4 +155,4 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     if WORKER in os.environ:
         distributed.run(work)
-    main()
+    run(main, resumes=False)

@@ -3,9 +3,9 @@
 Ours is the step of src/students_training.py: one pass of the teacher for all students, at random positions a stride
 apart, in the precision asked for. The published way lets one student after another learn an image, each time with a
 pass of the teacher, on every pixel by multi-pooling in float32. Both begin with a uint8 image on the device, decoded
-already, and end when Adam has moved the weights of all students. Before, from the same weights, at stride 1 and in
-float32, without the batch normalisation that ours learns with, both must have the same loss. All take turns, after a
-first turn that isn't counted.
+already, and end when the optimiser has moved the weights of all students. Before, from the same weights, at stride 1
+and in float32, without the batch normalisation that ours learns with, both must have the same loss. All take turns,
+after a first turn that isn't counted.
 
 How to read the table: a visit is one image that all students have learned once. "visits/s" times the seconds of a
 training is how many images it sees; "to published" says how many times as many as the published way.
@@ -32,6 +32,7 @@ import losses
 import preprocessing
 import stages
 from AnomalyNet import AnomalyNet
+from command_line import run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from optimiser import Optimiser
 from scales import PADDING
@@ -175,4 +176,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, resumes=False)

@@ -15,6 +15,7 @@ With --unseen it makes CATEGORY_unseen: held back are as many images, but all ph
 (groups of those whose thumbnails correlate, see seen_before.py), so that none of these parts is learned from.
 """
 
+import shutil
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -157,20 +158,25 @@ def main(arguments: list[str] | None = None) -> None:
     if args.unseen:
         small = AnomalyDataset(args.data / args.category, seen_before.grey_thumbnail, type="train")
         learned, held_back = unseen_split(small, args.seed)
+        if not held_back:
+            raise UserError(f"{args.data / args.category}: all images look like one part, so none can be left unseen")
     else:
         learned, held_back = stages.held_back_split(len(good), args.seed)
+    begun = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(begun, ignore_errors=True)
     for index in learned:
-        save(np.asarray(good[index]["image"]), target / "train" / "good" / f"{index:04}.png")
+        save(np.asarray(good[index]["image"]), begun / "train" / "good" / f"{index:04}.png")
     images = [np.asarray(good[index]["image"], dtype=float) for index in held_back]
     for number, image in enumerate(stages.with_bar(images, len(images), "defects")):
-        save(image, target / "test" / "good" / f"{number:03}.png")
+        save(image, begun / "test" / "good" / f"{number:03}.png")
         other = images[(number + 7) % len(images)]
         for kind, paint in KINDS.items():
             painted, inside = paint(image, other, np.random.default_rng(device.seed_of(args.seed, kind, number)))
-            save(painted, target / "test" / kind / f"{number:03}.png")
-            save(255.0 * (inside[..., 0] > 0.4), target / "ground_truth" / kind / f"{number:03}_mask.png")
+            save(painted, begun / "test" / kind / f"{number:03}.png")
+            save(255.0 * (inside[..., 0] > 0.4), begun / "ground_truth" / kind / f"{number:03}_mask.png")
+    begun.rename(target)
     print(f"{target}: {len(learned)} good to learn from, {len(images)} good and {len(KINDS)} x {len(images)} defective")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=False)

@@ -109,6 +109,7 @@ def measure(describing: Describe, first: int, args: Namespace, where: torch.devi
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     args = parse_arguments(arguments)
+    measuring.require_measurable(AnomalyDataset(args.data / args.category, type="test"))
     where = device.choose(args.device)
     rows = {str(path): measure(of_teacher(path, where), 0, args, where) for path in args.teacher}
     if args.backbone:
@@ -121,4 +122,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=False)

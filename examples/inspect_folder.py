@@ -21,7 +21,7 @@ options.add_argument("folder", type=Path, help="with the images")
 options.add_argument("--output", type=Path, help="folder for the maps (default: FOLDER/anomaly_maps)")
 options.add_argument("--false-alarm-rate", type=float, default=0.05, help="of good images (default 0.05)")
 args = options.parse_args()
-paths = sorted(path for path in args.folder.glob("*") if path.suffix.lower() in SUFFIXES)
+paths = sorted(path for path in args.folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES)
 if not paths or not args.model.is_file():
     options.error(f"no images in {args.folder}" if args.model.is_file() else f"{args.model} is not there")
 output = args.output or args.folder / "anomaly_maps"
@@ -32,7 +32,11 @@ size, held_back = (
     json.loads(session.get_modelmeta().custom_metadata_map[n]) for n in ("image_size", "held_back_scores")
 )
 for path in paths:
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")  # of 8 bits; for others see src/images.py
+    try:
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")  # of 8 bits; for others see src/images.py
+    except OSError as error:
+        print(f"not inspected: {path}: {error}")
+        continue
     seen = image.resize(size[::-1], Image.Resampling.BILINEAR) if size else image
     pixels = np.asarray(seen).transpose(2, 0, 1)[None]
     (anomaly_map,), (score,) = session.run(["maps", "scores"], {"images": pixels})
@@ -40,4 +44,4 @@ for path in paths:
     decision = "anomalous" if p_value <= args.false_alarm_rate else "good"
     print(f"{path.name}  score {score:.3f}  p-value {p_value:.3f}  {decision}")
     shown = Image.fromarray(anomaly_map).resize(image.size, Image.Resampling.BILINEAR)
-    shown.save(output / f"{path.stem}.tiff")
+    shown.save(output / f"{path.name}.tiff")

@@ -7,6 +7,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from category_index import COLUMNS, read_index
+from command_line import UserError
 from images import load_mask, load_rgb
 
 
@@ -30,7 +31,8 @@ class AnomalyDataset(Dataset):
             `gt_name` is empty on good images, and on defects that have no mask.
 
     Raises:
-        UserError: there is no index, or it is not one; on access, when an image is missing or broken.
+        UserError: there is no index, or it is not one; on access, when an image is missing or broken, or its mask of
+            another size.
         ValueError: the constraint names a column that does not exist.
     """
 
@@ -57,6 +59,11 @@ class AnomalyDataset(Dataset):
         row = self.rows[index]
         image = load_rgb(self.root_dir / row["image_name"])
         mask = load_mask(self.root_dir / row["gt_name"]) if row["gt_name"] else Image.new("L", image.size)
+        if mask.size != image.size:
+            raise UserError(
+                f"{self.root_dir / row['gt_name']} has {mask.width} x {mask.height} pixels, its image {image.width} x "
+                f"{image.height}: mend it and run ./mvtec_dataset.sh again"
+            )
         return {
             "image": self.transform(image) if self.transform else image,
             "mask": self.gt_transform(mask) if self.gt_transform else mask,

@@ -108,7 +108,7 @@ class AnomalyNet(nn.Module):
     def with_normalised_descriptors(self, mean: Tensor, deviation: Tensor) -> Self:
         """Return a copy whose descriptors are (descriptor - mean) / deviation, per channel (512,).
 
-        The last convolution is linear, so the normalisation of the paper's equation (4) goes into its weights.
+        The last convolution is linear, so the paper's normalisation (section 3.2) goes into its weights.
         """
         normalised = copy.deepcopy(self)
         decode = normalised.layers[-1]

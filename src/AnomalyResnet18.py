@@ -3,13 +3,11 @@
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-FEATURES = 512
-
 
 class AnomalyResnet18(nn.Module):
     """ResNet18 with a head for two classes, "as it is" and "with a defect": (N,3,H,W) -> (N,2).
 
-    Its pooled features (N,512) are what the teacher is taught. Starts from random weights.
+    Its pooled features (N,512) are what teachers are taught by patch-wise distillation. Starts from random weights.
     """
 
     def __init__(self):

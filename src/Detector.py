@@ -15,7 +15,7 @@ import preprocessing
 import scoring
 from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_checkpoint
 from command_line import UserError
-from images import load_rgb
+from images import as_rgb, load_rgb
 
 VERSION = 3  # of the file: what it says is right for these networks and scores alone
 FALSE_ALARM_RATE = 0.05
@@ -99,11 +99,12 @@ class Detector:
         networks: AnomalyDetector,
         size: preprocessing.Size,
         calibration: Calibration | None,
+        calibrated_stride: int,
         where: torch.device,
         precision: str = "auto",
     ):
         self.networks = networks.to(where, memory_format=device.memory_format(where))
-        self.size, self.calibration = size, calibration
+        self.size, self.calibration, self.calibrated_stride = size, calibration, calibrated_stride
         self._where, self._precision = where, precision
         self._transform = preprocessing.image_transform(size)
 
@@ -130,14 +131,15 @@ class Detector:
         kind: str = scoring.IMAGE_SCORES[0],
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> Detection:
-        """Look at an image: a picture, an array (H,W,3) or (H,W) of uint8, or a file of any size and mode.
+        """Look at an image: a picture or a file of any size and mode, or an array (H,W,3) or (H,W) of uint8.
 
         `kind` is one of scoring.IMAGE_SCORES. It is called anomalous where its p-value is `false_alarm_rate` or less.
         Raises UserError where the file is missing or no image.
         """
         if isinstance(image, str | Path):
-            image = load_rgb(image)
-        picture = (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+            picture = load_rgb(image)
+        else:
+            picture = as_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
         anomaly_map, score = self.look_at(picture, kind)
         p_value = self.p_value_of(score, kind)
         decision = None if p_value is None else p_value <= false_alarm_rate
@@ -162,8 +164,9 @@ def load_detector(
     """The detector that students_training.py wrote. What is None or "trained" is as in training.
 
     With some of its `patch_sizes` alone, another `size` or `normalisation`, or without the `global_students` that it
-    has, the calibration does not hold: scores have no p-values then. Raises UserError where the file is missing, broken
-    or has no such patch size.
+    has, the calibration does not hold: scores have no p-values then. With another `stride` it holds nearly: of scores
+    by the maximum, a smaller one reaches higher. Raises UserError where the file is missing, broken or has no such
+    patch size.
     """
     path = Path(path)
     if not path.exists():
@@ -186,4 +189,4 @@ def load_detector(
     same = same and (global_students or not any(scale.global_student for scale in scales))
     networks = AnomalyDetector(scales, stride or content["stride"], normalisation, global_students)
     calibration = Calibration.of_state(content["calibration"]) if same else None
-    return Detector(networks, size, calibration, device.choose(device_name), precision)
+    return Detector(networks, size, calibration, content["stride"], device.choose(device_name), precision)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import summary
 from category_index import read_index
-from command_line import ROOT, UserError, add_folders, category_name, run
+from command_line import PRETRAINED, ROOT, UserError, add_folders, category_name, run
 from summary import Record
 
 SRC = Path(__file__).resolve().parent
@@ -253,7 +253,8 @@ def is_done(category: str, commands: Commands, args: Namespace) -> bool:
     # Images, and their folders, which are as new as the last image that was put into them or taken out.
     parts = [args.data / category / part for part in ("train", "test", "ground_truth")]
     images = [path for part in parts if part.exists() for path in (part, *part.rglob("*"))]
-    teachers = (args.model / category).glob("teacher_??.pt")
+    folders = args.model / category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED
+    teachers = [teacher for folder in folders for teacher in folder.glob("teacher_??.pt")]
     sources = [index_of(category, args), args.model / category / "detector.pt", *images, *teachers]
     try:
         return all(source.stat().st_mtime_ns <= result.stat().st_mtime_ns for source in sources)

@@ -1,14 +1,15 @@
 """Stage 4: teacher against students on the test images -> anomaly maps, scores, measures and pictures.
 
-The map is the students' error plus their variance, each normalised on good images (section 3.2 of "Uninformed
-Students"); the image score sums it up at the size that the networks see. Written under results/CATEGORY/:
+The map is the students' error plus their variance (section 3.2 of "Uninformed Students"), normalised by what is usual
+on good images, with the global student's part; AnomalyDetector.py says how they join, and what of it the image score
+sums up. Written under results/CATEGORY/:
   index.html      the page to look at: measures, curves and every image; opens from disk (its pictures: page/)
   metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect;
                   image_au_roc_of_maxima takes the maps' maxima for scores, as MVTec AD's evaluation script does
-  scores.csv      path, label and image score of every test image
+  scores.csv      path, label, image score and p-value of every test image
   figures/        image, ground truth and anomaly map of every test image, on one colour scale
   curves.png      ROC and PRO curves, and the scores of good against anomalous images (also as SVG)
-  examples.png    the most and the least anomalous images of each kind on one sheet
+  examples.png    the most anomalous image of each kind, the middle one and the least, on one sheet
   anomaly_maps/   float32 TIFFs at the images' own size, as MVTec AD's evaluation script reads them
 """
 
@@ -31,6 +32,7 @@ from AnomalyDetector import NORMALISATIONS
 from command_line import UserError
 from Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
 from files import make_folder, write_whole
+from images import encoded
 from inspection import inspect
 from prefetch import prefetched
 from progress import Progress
@@ -55,8 +57,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--image-score",
         choices=scoring.IMAGE_SCORES,
         default=scoring.IMAGE_SCORES[0],
-        help="what of the map makes the image's score: top, the mean of its highest hundredth; maximum, the paper's, "
-        "where defects are tiny and images free of noise; mean, for defects that change the whole image (default top)",
+        help="what of the scores of all places makes the image's: top, the mean of their highest hundredth; maximum, "
+        "the paper's, where defects are tiny and images free of noise; mean, for defects that change the whole image "
+        "(default top)",
     )
     options.add_argument(
         "--normalisation",
@@ -122,19 +125,18 @@ def detector_of(args: Namespace) -> Detector:
             f"--false-alarm-rate {args.false_alarm_rate:g} is below {least:.3g}, the smallest that so few held-back "
             "images can promise: no image will be called anomalous"
         )
+    if detector.calibration and detector.networks.stride != detector.calibrated_stride:
+        print(f"p-values are near ones: they were calibrated at a stride of {detector.calibrated_stride}")
     return detector
 
 
 def detect(
-    detector: Detector, dataset: AnomalyDataset, args: Namespace, results: Path
+    detector: Detector, dataset: AnomalyDataset, args: Namespace, results: Path, progress: Progress
 ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
     """Map (H,W), score and mask (None for a good one) of each image. Writes the maps; goes on after a stop.
 
     Each of several processes maps its share of the images; the first alone is given the maps of all.
     """
-    images = stages.digest_of(stages.image_paths(dataset))
-    key = f"{detector.fingerprint} {images} {args.image_score}"
-    progress = Progress(results / "detection.unfinished", key)
     maps, scores, masks = [], [], []
     rows = distributed.share(dataset.rows)
     paths = [results / "anomaly_maps" / args.category / Path(row["image_name"]).with_suffix(".tiff") for row in rows]
@@ -146,12 +148,10 @@ def detect(
         else:
             anomaly_map, score = detector.look_at(sample["image"], args.image_score)
             maps.append(at_own_size(anomaly_map, sample["image"]))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(maps[-1]).save(path)
+            write_whole(path, encoded(Image.fromarray(maps[-1]), "TIFF"))
             progress.put(row["image_name"], score)
         scores.append(score)
         masks.append(np.asarray(sample["mask"]) > 0 if row["gt_name"] else None)
-    progress.finish()
     if distributed.active():
         scores, masks, paths = (distributed.in_order(found) for found in (scores, masks, paths))
         maps = [np.asarray(Image.open(path)) for path in paths] if distributed.is_first() else []
@@ -225,6 +225,10 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, results: Path) -
 def main(arguments: list[str] | None = None) -> int:
     """Run stage 4. Returns the exit status: 3 where some images of --input could not be read."""
     args = parse_arguments(arguments)
+    if args.output and not args.input:
+        raise UserError("--output goes with --input; of the test images, --results takes what is found")
+    if args.show and args.input:
+        raise UserError("--show goes with the test images; what --input gives has a page to open, index.html")
     if args.input:
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
@@ -235,8 +239,11 @@ def main(arguments: list[str] | None = None) -> int:
     detector = detector_of(args)
     results = args.results / args.category
     make_folder(results)
-    maps, scores, masks = detect(detector, dataset, args, results)
+    images = stages.digest_of(stages.image_paths(dataset))
+    progress = Progress(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
+    maps, scores, masks = detect(detector, dataset, args, results, progress)
     if not distributed.is_first():
+        progress.finish()
         return 0
 
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
@@ -254,6 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)
     page = write_figures(dataset, maps, scores, masks, results).finish(measures, *curves)
     write_whole(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
+    progress.finish()
 
     for name in ("image_au_roc", "pixel_au_roc", "au_pro"):
         if name in measures:

@@ -15,6 +15,17 @@ from command_line import UserError
 from files import write_whole
 
 VERSION = 1
+# What torch.load, and what takes its word for a state dict, raises for files of anything else.
+BROKEN = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    struct.error,
+)
 
 
 def save(path: Path, kind: str, category: str, content: Mapping[str, Any]) -> None:
@@ -44,7 +55,7 @@ def load(path: Path, kind: str, **expected: Any) -> dict[str, Any]:
         raise UserError(f"{path} is a folder, not a checkpoint") from None
     except PermissionError:
         raise UserError(f"{path} can't be read: permission denied") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, struct.error):
+    except BROKEN:
         raise UserError(
             f"{path} is no checkpoint of this project, or it is broken: remove it and train again"
         ) from None

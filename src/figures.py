@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from scipy import ndimage
 
 DPI = 400
 SHEET_DPI = 240
@@ -118,9 +119,7 @@ def outline(image: np.ndarray, mask: np.ndarray, width: int = 3) -> np.ndarray:
         (H, W, 3) uint8.
     """
     inside = np.asarray(mask) != 0
-    padded = np.pad(inside, width)
-    wide = np.logical_or.reduce([padded[:, shift : shift + inside.shape[1]] for shift in range(2 * width + 1)])
-    grown = np.logical_or.reduce([wide[shift : shift + inside.shape[0]] for shift in range(2 * width + 1)])
+    grown = ndimage.maximum_filter(inside, 2 * width + 1, mode="constant")
     result = _rgb(image).copy()
     result[grown & ~inside] = OUTLINE
     return result
@@ -255,7 +254,7 @@ def save_curves_figure(
 
     Args:
         path: of the two files, with or without one of their suffixes.
-        measures: as `metrics.evaluate` returns them.
+        measures: as `metrics.Evaluation.measures` returns them.
         scores: (N,) image scores.
         labels: (N,) zero for good, anything else for anomalous.
         kinds: (N,) the kind of defect; good images stand in one row whatever it says.

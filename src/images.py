@@ -1,5 +1,6 @@
 """Image files as a person sees them: any of the accepted formats to 8-bit RGB, any mask to 0 and 255."""
 
+import io
 import struct
 import warnings
 from pathlib import Path
@@ -31,6 +32,18 @@ def load_rgb(path: str | Path) -> Image.Image:
         UserError: the file is missing, broken, not an image or too large.
     """
     return _read(path, _to_rgb)
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture that was opened elsewhere, as `load_rgb` reads its file."""
+    return _to_rgb(ImageOps.exif_transpose(picture))
+
+
+def encoded(picture: Image.Image, kind: str) -> bytes:
+    """The picture as a file of a kind, such as "PNG"."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
 
 
 def load_mask(path: str | Path) -> Image.Image:

@@ -16,24 +16,29 @@ import stages
 from command_line import UserError
 from Detector import Detector, at_own_size
 from files import make_folder, write_whole
-from images import is_image, load_rgb
+from images import encoded, is_image, load_rgb
 from prefetch import prefetched
 from progress import Progress
+from result_page import ResultPage
 
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
 
 
-def files_in(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     """Each image among `paths` and in folders below them, with the name under which its results are written.
 
-    Hidden files and what is no image by its ending are passed over in folders; a file that is named is taken as it is.
-    Raises UserError where a path does not exist, or where there is no image at all.
+    In folders, what is hidden or no image by its ending is passed over, and what lies in `output`: it is our own. A
+    file that is named is taken as it is. Raises UserError where a path does not exist, or where there is no image.
     """
     found: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
-            found |= {file: Path(path.resolve().name) / file.relative_to(path) for file in inside}
+            own = output.resolve()
+            for file in sorted(file for file in path.rglob("*") if is_image(file)):
+                inside = file.relative_to(path)
+                hidden = any(part.startswith(".") for part in inside.parts)
+                if not hidden and file.is_file() and not file.resolve().is_relative_to(own):
+                    found[file] = Path(path.resolve().name) / inside
         elif path.exists():
             found[path] = Path(path.name)
         else:
@@ -61,22 +66,25 @@ def inspect(
     """Look at all images of `paths`, write what is found under `output`, and return how many could not be read.
 
     decisions.csv has a line for each image; anomaly_maps/ float32 TIFFs at the images' own size; overlays/ the maps on
-    the images, on one colour scale, pixels above the pixel threshold outlined. Goes on after a stop. Each of several
-    processes looks at its share of the images, and the first writes the table.
+    the images, on one colour scale, pixels above the pixel threshold outlined; index.html shows all of them, the most
+    anomalous first. Goes on after a stop. Each of several processes looks at its share of the images, and the first
+    writes table and page.
     """
     calibration = detector.calibration
-    files = files_in(paths)
+    files = files_in(paths, output)
     make_folder(output)
     pixel_threshold = calibration.pixel_threshold(pixel_false_alarm_rate) if calibration else None
     # 0 is usual on good images; the colours end well above what their pixels reach.
     highest = max(1.0, 2 * pixel_threshold) if calibration else 10.0
 
+    def map_of(name: Path) -> Path:
+        return output / "anomaly_maps" / name.with_name(f"{name.name}.tiff")
+
     def look_at(picture: Image.Image, name: Path) -> list[str]:
         small_map, score = detector.look_at(picture, kind)
         p_value = detector.p_value_of(score, kind)
         anomaly_map = at_own_size(small_map, picture)
-        target = output / "anomaly_maps" / name.with_name(f"{name.name}.tiff")
-        write_whole(target, _encoded(Image.fromarray(anomaly_map), "TIFF"))
+        write_whole(map_of(name), encoded(Image.fromarray(anomaly_map), "TIFF"))
         shown = figures.overlay(np.asarray(picture), anomaly_map, 0, highest)
         row = [f"{score:.6g}"]
         if p_value is None:
@@ -85,7 +93,7 @@ def inspect(
             above = anomaly_map >= pixel_threshold
             shown = figures.outline(shown, above, max(1, max(picture.size) // 200))
             row += [f"{p_value:.6g}", str(int(p_value <= false_alarm_rate)), str(int(above.sum()))]
-        write_whole(output / "overlays" / name.with_name(f"{name.name}.png"), _encoded(Image.fromarray(shown), "PNG"))
+        write_whole(output / "overlays" / name.with_name(f"{name.name}.png"), encoded(Image.fromarray(shown), "PNG"))
         return row
 
     # Not by the files' contents: one that can't be read shall not stop the others.
@@ -109,10 +117,21 @@ def inspect(
     if distributed.is_first():
         table = _table([[str(path), *rows[name]] for path, name in files if name in rows])
         write_whole(output / "decisions.csv", table)
-        print(f"{len(rows)} images, {output / 'decisions.csv'}")
+        least = calibration.threshold(false_alarm_rate, kind) if calibration else None
+        from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=least)
+        page = ResultPage(output, output.resolve().name, 0, highest)
+        shown = [(path, name) for path, name in files if name in rows]
+        loaded = prefetched(_load, [path for path, _ in shown])
+        for (_, name), picture in zip(shown, stages.with_bar(loaded, len(shown), "page"), strict=True):
+            if isinstance(picture, Image.Image):
+                anomaly_map = np.asarray(Image.open(map_of(name)))
+                score = float(rows[name][0])
+                page.add(name.name, str(name.parent), None, score, np.asarray(picture), None, anomaly_map)
+        print(
+            f"{len(rows)} images, {output / 'decisions.csv'}; page to look at: {page.finish({}, threshold=from_score)}"
+        )
         if calibration:
             flagged = sum(row[2] == "1" for row in rows.values())
-            least = calibration.threshold(false_alarm_rate, kind)
             print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
         for _, name in files:
             if name in broken:
@@ -126,12 +145,6 @@ def _load(path):
         return load_rgb(path)
     except UserError as error:
         return error
-
-
-def _encoded(picture, kind):
-    buffer = io.BytesIO()
-    picture.save(buffer, kind)
-    return buffer.getvalue()
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -5,12 +5,13 @@ Squared distances are means over channels where the paper takes sums: with norma
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def knowledge_distillation(descriptors: Tensor, features: Tensor) -> Tensor:
     """Section 3.1, equation (1): squared distance of decoded descriptors (N,C) to the backbone's features (N,C)."""
-    return (descriptors - features).square().mean()
+    return F.mse_loss(descriptors, features)
 
 
 def metric_learning(anchors: Tensor, positives: Tensor, margin: float = 1.0) -> Tensor:
@@ -52,4 +53,4 @@ def compactness(descriptors: Tensor) -> Tensor:
 
 def regression(student: Tensor, teacher: Tensor) -> Tensor:
     """Section 3.2, equation (7): squared distance of a student's descriptors (N,C,H,W) to the normalised teacher's."""
-    return (student - teacher).square().mean()
+    return F.mse_loss(student, teacher)

@@ -100,7 +100,12 @@ class ThresholdCounts:
 
 
 def au_roc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve, in [0, 1], ties counted half.
+    """Area under the ROC curve, in [0, 1], ties counted half; arguments and errors as in `count_scores`."""
+    return count_scores(scores, labels).au_roc()
+
+
+def count_scores(scores: np.ndarray, labels: np.ndarray) -> ThresholdCounts:
+    """Sort scores once, for every measure and curve of images.
 
     Args:
         scores: (N,) anomaly scores, the higher the more anomalous.
@@ -109,30 +114,8 @@ def au_roc(scores: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         ValueError: one of the two classes is empty, the lengths differ or a score is not finite.
     """
-    return _count_scores(scores, labels).au_roc()
-
-
-def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Average precision, in [0, 1]; arguments and errors as in `au_roc`."""
-    return _count_scores(scores, labels).average_precision()
-
-
-def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Highest F1 over all thresholds and the highest threshold (score >= threshold) that gives it; see `au_roc`."""
-    return _count_scores(scores, labels).best_f1()
-
-
-def roc_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ROC curve with a point for every distinct score; arguments and errors as in `au_roc`.
-
-    Returns:
-        fpr, tpr, thresholds, each (T + 1,): from the threshold infinity, where nothing is found, down to the lowest.
-    """
     scores, anomalous = _check_scores(scores, labels)
-    thresholds = np.unique(scores)
-    groups = np.sort(scores[~anomalous]), np.sort(scores[anomalous])
-    fpr, tpr = (1 - np.searchsorted(group, thresholds) / len(group) for group in groups)
-    return np.append(0.0, fpr[::-1]), np.append(0.0, tpr[::-1]), np.append(np.inf, thresholds[::-1])
+    return _count([np.sort(scores[~anomalous])], scores[anomalous], None)
 
 
 def pro_curve(anomaly_maps: Maps, ground_truth: Masks) -> Curve:
@@ -253,7 +236,14 @@ class Evaluation:
         self._pixels = {kind: self._count_pixels(pixels, kind) for kind in (ALL, *self.kinds)}
 
     def measures(self) -> dict:
-        """Return every measure that exists; `evaluate` says how they are named."""
+        """Return every measure that exists, over all images and for each kind of defect against the good ones.
+
+        Returns:
+            A dict that `json` can write: `IMAGE_MEASURES` and `PIXEL_MEASURES` as floats (AU-PRO up to a false positive
+            rate of 0.3 as `au_pro` and of 0.05 as `au_pro_0.05`), `au_pro_limit`, the counts `good_images` and
+            `anomalous_images`, `missing` with a reason for each measure that does not exist and is left out, and
+            `kinds`: for each kind the same measures, counts and `missing`, over that kind's images and the good ones.
+        """
         result = self._measures_of(ALL)
         result["au_pro_limit"] = AU_PRO_LIMIT
         result["kinds"] = {kind: self._measures_of(kind) for kind in self.kinds}
@@ -294,7 +284,7 @@ class Evaluation:
         if self._anomalous.all():
             return "there are no good test images"
         taken = ~self._anomalous | self._members(kind)
-        return _count_scores(self._scores[taken], self._anomalous[taken])
+        return count_scores(self._scores[taken], self._anomalous[taken])
 
     def _count_pixels(self, pixels: list[_Pixels] | None, kind: str | None) -> ThresholdCounts | str:
         if not self._anomalous.any():
@@ -326,26 +316,6 @@ class Evaluation:
         return result | {"missing": missing}
 
 
-def evaluate(
-    anomaly_maps: Maps,
-    ground_truth: Masks | None,
-    image_scores: np.ndarray,
-    labels: np.ndarray,
-    kinds: Sequence[str],
-) -> dict:
-    """Compute every measure of a test set, over all of it and for each kind of defect against the good images.
-
-    Arguments and errors are those of `Evaluation`, which also gives the curves.
-
-    Returns:
-        A dict that `json` can write: `IMAGE_MEASURES` and `PIXEL_MEASURES` as floats (AU-PRO up to a false positive
-        rate of 0.3 as `au_pro` and of 0.05 as `au_pro_0.05`), `au_pro_limit`, the counts `good_images` and
-        `anomalous_images`, `missing` with a reason for each measure that does not exist and is left out, and `kinds`:
-        for each kind the same measures, counts and `missing`, over that kind's images and the good ones.
-    """
-    return Evaluation(anomaly_maps, ground_truth, image_scores, labels, kinds).measures()
-
-
 def _gather_pixels(anomaly_maps: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]) -> _Pixels:
     # One empty array each, so that a group without images or without defects needs no case of its own.
     good, defect, weight, regions = [np.empty(0, np.float32)], [np.empty(0, np.float32)], [np.empty(0)], 0
@@ -369,11 +339,6 @@ def _count_pixels(groups: Sequence[_Pixels]) -> ThresholdCounts:
     defect = np.concatenate([group.defect for group in groups])
     weight = np.concatenate([group.weight for group in groups])
     return _count([group.good for group in groups], defect, weight / sum(group.regions for group in groups))
-
-
-def _count_scores(scores: np.ndarray, labels: np.ndarray) -> ThresholdCounts:
-    scores, anomalous = _check_scores(scores, labels)
-    return _count([np.sort(scores[~anomalous])], scores[anomalous], None)
 
 
 def _count(good: Sequence[np.ndarray], anomalous: np.ndarray, weight: np.ndarray | None) -> ThresholdCounts:

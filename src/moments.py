@@ -33,7 +33,7 @@ class Moments:
         self.count = total
 
     def gather(self) -> None:
-        """Take in what the other processes have taken in; mean and deviation lie on the CPU then."""
+        """Take in what the other processes have taken in; of several, mean and deviation lie on the CPU then."""
         if not distributed.active():
             return
         parts = distributed.gathered([torch.as_tensor(value).cpu() for value in (self.count, self.mean, self._squares)])

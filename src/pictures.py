@@ -30,18 +30,23 @@ class Pictures:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Image.Image:
-        picture = self._kept.get(index)
-        if picture is not None:
-            return picture
+        for place in range(index, index + len(self)):
+            picture = self._picture(place % len(self))
+            if picture is not None:
+                return picture
+        raise UserError(f"{self._paths[index]}: broken, as are all {len(self)} pictures of its set; give others")
+
+    def _picture(self, index):
+        """The picture of this very file, None where it is broken."""
+        if index in self._kept:
+            return self._kept[index]
         try:
             picture = preprocessing.resize(images.load_rgb(self._paths[index]), self._image_size)
         except UserError as error:
             if index not in self._broken:
                 self._broken.add(index)
                 print(f"left out: {error}", file=sys.stderr)
-            if len(self._broken) == len(self):
-                raise
-            return self[(index + 1) % len(self)]
+            return None
         self._budget -= 3 * picture.width * picture.height
         if self._budget >= 0:
             self._kept[index] = picture

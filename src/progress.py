@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import distributed
+from files import write_whole
 
 
 class Progress:
     """Named numbers, texts or lists of them, kept in a file from one run to the next until `finish`.
 
     `key` says what they hang on: with another key than the file's, the job starts anew. Of several processes each has a
-    file of its own beside `path`, reads those of all, and comes to `finish` when its share is done.
+    file of its own beside `path`, and reads those of all.
     """
 
     def __init__(self, path: Path, key: str):
@@ -27,11 +28,16 @@ class Progress:
                     continue
                 self._found[name] = value
         distributed.wait_for_all()  # until they have read, too
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if distributed.is_first():
+            entries = [json.dumps(key), *map(json.dumps, self._found.items())]
+            write_whole(path, "\n".join(entries) + "\n")
+            # Else those of another key would be taken for the truth again when that key comes back.
+            for file in set(self._files()) - {path}:
+                file.unlink()
+        distributed.wait_for_all()
         if not distributed.is_first():
             path = path.with_name(f"{path.name}.{distributed.rank()}")
-        entries = [json.dumps(key), *map(json.dumps, self._found.items())]
-        path.write_text("\n".join(entries) + "\n")
+            write_whole(path, json.dumps(key) + "\n")
         self._file = path.open("a")
 
     def get(self, name: str) -> Any:
@@ -44,9 +50,8 @@ class Progress:
         self._file.flush()
 
     def finish(self) -> None:
-        """The job is done: the next one starts anew."""
+        """The job is done, in all processes: the next one starts anew."""
         self._file.close()
-        distributed.wait_for_all()
         if distributed.is_first():
             for file in self._files():
                 file.unlink()

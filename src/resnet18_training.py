@@ -84,12 +84,12 @@ def train(args: Namespace) -> Path:
     dataset = stages.good_images(args, stages.image_size(args))
     settings = {
         "seed": args.seed,
-        "image_size": args.image_size,
+        "image_size": stages.sides(args),
         "precision": args.precision,
         "batch_size": args.batch_size,
         "epochs": args.epochs,
         "learning_rate": args.learning_rate,
-        "backbone_weights": args.backbone_weights,
+        "backbone_weights": backbone_weights.name(args.backbone_weights),
         "images": stages.digest_of(stages.image_paths(dataset)),
     }
     if not args.restart and already_trained(path, KIND, args.category, settings):

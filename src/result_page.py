@@ -123,6 +123,7 @@ class ResultPage:
         image_roc: Curve | None = None,
         pixel_roc: Curve | None = None,
         pro: Curve | None = None,
+        threshold: float | None = None,
     ) -> Path:
         """Write the page and return its path.
 
@@ -130,10 +131,12 @@ class ResultPage:
             measures: as `metrics.Evaluation.measures` returns them; those that are missing are shown with the reason.
             image_roc, pixel_roc: (fpr, tpr); None where there is none.
             pro: (fpr, pro); None where there is none.
+            threshold: of the decisions that were made, for the page to start from; None, or infinity: there are none.
         """
         limit = measures.get("au_pro_limit", 0.3)
         content = {
             "measures": measures,
+            "threshold": threshold if threshold is not None and np.isfinite(threshold) else None,
             "curves": {
                 "image_roc": curve_path(image_roc),
                 "pixel_roc": curve_path(pixel_roc),

@@ -7,6 +7,8 @@ PADDING = "reflect"  # a mirrored border looks as the image does; the paper's ze
 # A patch of 130 pixels is described by the network for 65 on the image at half its size: wide context at a low price.
 SCALES = {17: (17, 1), 33: (33, 1), 65: (65, 1), 130: (65, 2), 260: (65, 4)}  # patch size: the network's, and the zoom
 
+DEFAULT_SCALES = (33, 130)
+
 
 def zoomed(pixels: Tensor, zoom: int) -> Tensor:
     """Normalised images (N,3,H,W) at the size that a scale's networks see: ceil(H/zoom) x ceil(W/zoom)."""

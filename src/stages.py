@@ -99,6 +99,11 @@ def image_size(args: Namespace) -> preprocessing.Size:
     return None if sides == [None] else (sides[0], sides[-1])
 
 
+def sides(args: Namespace) -> list[int | None]:
+    """What --image-size asks for, as models are told apart by it: 256 256 is 256."""
+    return list(dict.fromkeys(args.image_size))
+
+
 def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
     """The category's anomaly-free training images as uint8 tensors. Raises UserError if there are fewer than 2."""
     dataset = AnomalyDataset(args.data / args.category, preprocessing.image_transform(size), type="train", label=0)
@@ -137,7 +142,7 @@ def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """All pictures in a folder and below, sorted. Raises UserError if there are none."""
+    """All pictures in a folder and below, sorted. Raises UserError if there are fewer than 2."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: --images takes one with pictures in it or below")
     found = sorted(path for path in folder.rglob("*") if images.is_image(path))

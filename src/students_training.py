@@ -1,8 +1,8 @@
 """Stage 3: train M students to imitate the teacher on anomaly-free images (section 3.2 of "Uninformed Students").
 
 All students learn in one pass over the images, so that the teacher is computed once for all of them. A part of
-train/good is held back: it shows how well they learn, and what error and variance are usual on good images. The result,
-model/CATEGORY/detector.pt, holds all that detection needs.
+train/good is held back: it shows how well they learn, and what scores are usual on good images that they don't know.
+The result, model/CATEGORY/detector.pt, holds all that detection needs.
 """
 
 import math
@@ -24,7 +24,7 @@ import scoring
 import stages
 from AnomalyDetector import AnomalyDetector, Found, Scale, scale_from_checkpoint, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
-from command_line import ROOT, UserError
+from command_line import PRETRAINED, ROOT, UserError
 from Detector import VERSION, Calibration
 from FDFEAnomalyNet import FDFEAnomalyNet
 from GlobalStudent import FEWEST_IMAGES, GlobalStudent, seen_image, size_seen
@@ -32,14 +32,13 @@ from image_store import ImageStore
 from moments import Moments
 from optimiser import Optimiser
 from prefetch import prefetched
-from scales import PADDING, SCALES, zoomed, zoomed_stride
+from scales import DEFAULT_SCALES, PADDING, SCALES, zoomed, zoomed_stride
 from SyncBatchNorm2d import SyncBatchNorm2d
 from training import Training, already_trained, forget, learning_rate
 from usual import Statistics
 
 See = Callable[[Tensor], Tensor]  # uint8 images (N,3,H,W) -> what the networks take
 KIND = "students"
-PRETRAINED = "pretrained"  # the folder in model/ of the teachers that ship
 LEARNING_RATES = {"muon": 0.05, "adam": 1e-3}
 VISITS = 1_000  # of images by each student, where --epochs doesn't say how many passes; more by those that zoom out
 CALIBRATED_IMAGES = 200  # learned ones that tell what descriptors and errors are usual, at most
@@ -58,7 +57,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         type=int,
         choices=tuple(SCALES),
         nargs="+",
-        default=[33, 130],
+        default=list(DEFAULT_SCALES),
         help="side of a patch in pixels; several make a detector of several scales. 130 and 260 are the networks for "
         "65 on the image at half and a quarter of its size: quick, and they see wide changes (default 33 130)",
     )
@@ -72,8 +71,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--epochs",
         type=stages.positive_real,
         help="passes over the images, 1.5 for one and a half; more while the held-back loss still falls; the paper "
-        f"takes 100 (default: as many as make {VISITS:,} visits of an image, twice as many for 130: half an hour on "
-        "two CPU cores with bfloat16 units)",
+        f"takes 100 (default: as many as make {VISITS:,} visits of an image, twice as many for 130, four times for "
+        "260: half an hour for 33 and 130 on two CPU cores with bfloat16 units)",
     )
     stages.add_stride(options, default=4)
     options.add_argument(
@@ -212,18 +211,17 @@ def evenly(indices: list[int], number: int) -> list[int]:
     return indices[:: -(-len(indices) // number)]
 
 
-def train(args: Namespace, patch_size: int) -> Path:
+def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
     """Train the students of one patch size and return where they were saved."""
     path = args.model / args.category / f"students_{patch_size}.pt"
     size = stages.image_size(args)
     dataset = stages.good_images(args, size)
     net_size, zoom = SCALES[patch_size]
-    teacher_net = load_teacher(args, net_size)
     learned, held_back = stages.held_back_split(len(dataset), args.seed)
     epochs = args.epochs or float(f"{VISITS * zoom / len(learned):.3g}")
     settings = {
         "seed": args.seed,
-        "image_size": args.image_size,
+        "image_size": stages.sides(args),
         "precision": args.precision,
         "batch_size": args.batch_size,
         "epochs": epochs,
@@ -239,6 +237,8 @@ def train(args: Namespace, patch_size: int) -> Path:
     where = device.choose(args.device)
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
     stride = zoomed_stride(args.stride, zoom)
+    if size and -(-min(size) // zoom) < 2 * stride:
+        raise UserError(f"--image-size {min(size)}: too small for patches of {patch_size} at a stride of {args.stride}")
 
     def seen(images: Tensor) -> Tensor:
         return zoomed(preprocessing.normalise(images.to(where)), zoom)
@@ -312,7 +312,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run stage 3."""
     args = parse_arguments(arguments)
     sizes = sorted(set(args.patch_size))
-    paths = [train(args, patch_size) for patch_size in sizes]
+    # All of them before any student: one that is missing or broken shall not show after half an hour.
+    teachers = {size: load_teacher(args, size) for size in sorted({SCALES[patch_size][0] for patch_size in sizes})}
+    paths = [train(args, patch_size, teachers[SCALES[patch_size][0]]) for patch_size in sizes]
     contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]
     detector = args.model / args.category / "detector.pt"
     made_from = [

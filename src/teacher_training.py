@@ -28,7 +28,7 @@ from distillation import DenseDistillation, Distillation, PatchDistillation
 from moments import Moments
 from optimiser import Optimiser
 from pictures import Pictures
-from scales import SCALES
+from scales import DEFAULT_SCALES, SCALES
 from SyncBatchNorm2d import SyncBatchNorm2d
 from training import Training, already_trained, forget, learning_rate
 
@@ -72,9 +72,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         type=int,
         choices=tuple(SCALES),
         nargs="+",
-        default=[65],
+        default=list(DEFAULT_SCALES),
         help="side of a patch in pixels; several train several teachers; the one for 65 serves 130 and 260, too. Small "
-        "defects want small patches (default 65)",
+        "defects want small patches (default: 33 and 65, which the students want by default)",
     )
     options.add_argument(
         "--distillation",
@@ -141,12 +141,21 @@ def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
     """Which backbone it is, and whose weights."""
     if adapted is not None:
         return f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}"
-    return args.backbone if args.backbone != "resnet18" else f"resnet18, {args.backbone_weights} weights"
+    return (
+        args.backbone
+        if args.backbone != "resnet18"
+        else f"resnet18, {backbone_weights.name(args.backbone_weights)} weights"
+    )
+
+
+def model_path(args: Namespace, patch_size: int) -> Path:
+    """Where the teacher of a patch size is saved."""
+    return args.model / args.category / f"teacher_{patch_size}.pt"
 
 
 def train(args: Namespace, patch_size: int) -> Path:
     """Train the teacher of one patch size and return where it was saved."""
-    path = args.model / args.category / f"teacher_{patch_size}.pt"
+    path = model_path(args, patch_size)
     weights = {name: getattr(args, f"{name}_weight") for name in ("distillation", "metric", "compactness")}
     paths = stages.pictures_in(args.images) if args.images else stages.image_paths(stages.good_images(args, None))
     adapted = adapted_backbone(args)
@@ -159,7 +168,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         "learning_rate": args.learning_rate,
         "images": stages.digest_of(paths, contents=args.images is None),
         "precision": args.precision,
-        "image_size": args.image_size,
+        "image_size": stages.sides(args),
         "backbone": backbone_name(args, adapted),
         "weights": weights,
     }
@@ -198,7 +207,7 @@ def train(args: Namespace, patch_size: int) -> Path:
     decoder = Decoder(moments).to(where)
     optimiser = Optimiser((net, decoder), args.optimiser, args.learning_rate)
     if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
-        forget(path.with_name(f"teacher_{size}.pt") for size in args.patch_size)
+        forget(model_path(args, size) for size in args.patch_size)
         args.restart = False
     training = Training(
         path,
@@ -310,6 +319,13 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("--start-from goes with --distillation dense: the other trains without batch normalisation")
     if args.batch_size < distributed.processes():
         raise UserError(f"--batch-size {args.batch_size}: the {distributed.processes()} processes need one each")
+    if args.start_from:
+        if len(args.patch_size) > 1:
+            raise UserError("--start-from: a teacher to start from has one patch size, so give one --patch-size")
+        if args.start_from.resolve() == model_path(args, args.patch_size[0]).resolve():
+            raise UserError(
+                f"--start-from {args.start_from}: it would be written over; copy it, or give another --model"
+            )
     for patch_size in args.patch_size:
         train(args, patch_size)
 

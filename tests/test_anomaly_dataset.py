@@ -101,3 +101,9 @@ def test_a_file_that_vanished_is_named_on_access(category):
         dataset[1]
     with pytest.raises(UserError, match=r"0_mask\.png"):
         dataset[2]
+
+
+def test_a_mask_of_another_size_is_named_on_access(category):
+    Image.new("L", (5, 4)).save(category / "ground_truth/cut/0_mask.png")
+    with pytest.raises(UserError, match=r"0_mask\.png has 5 x 4 pixels, its image 6 x 4"):
+        _ = AnomalyDataset(category)[2]

@@ -1,5 +1,9 @@
 import csv
+import json
+import re
+import shutil
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,6 +219,47 @@ def test_a_rate_that_can_t_be_promised_is_named(folder, pictures, tmp_path, caps
 
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        files_in([tmp_path / "missing"])
+        files_in([tmp_path / "missing"], tmp_path / "out")
     with pytest.raises(UserError, match="no images"):
-        files_in([tmp_path])
+        files_in([tmp_path], tmp_path / "out")
+
+
+def test_its_own_output_and_what_is_hidden_is_not_looked_at(folder, pictures, tmp_path):
+    line = pictures / "line"
+    (line / ".trash").mkdir()
+    shutil.copy(line / "a.png", line / ".trash")
+    for _ in range(2):
+        run(folder, tmp_path, "--input", line, "--output", line / "out")
+        assert len((line / "out" / "decisions.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_inspected_images_have_a_page_that_starts_from_the_decisions(folder, pictures, tmp_path):
+    run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out", "--false-alarm-rate", "0.9")
+    page = (tmp_path / "out" / "index.html").read_text()
+    content = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    with (tmp_path / "out" / "decisions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [image["name"] for image in content["images"]] == [
+        Path(row["path"]).name for row in sorted(rows, key=lambda row: -float(row["image_score"]))
+    ]
+    assert {image["label"] for image in content["images"]} == {None}
+    for row in rows:
+        assert (float(row["image_score"]) >= content["threshold"]) == (row["anomalous"] == "1")
+    run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out", "--false-alarm-rate", "0.01")
+    assert '"threshold": null' in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "F", "P", "L"])
+def test_a_picture_is_seen_as_its_file_is(folder, tmp_path, mode):
+    ramp = np.linspace(0, 1, SIZE[0] * SIZE[1], dtype=np.float32).reshape(SIZE)
+    picture = {
+        "I;16": lambda: Image.fromarray((65535 * ramp).astype(np.uint16)),
+        "F": lambda: Image.fromarray(ramp),
+        "RGBA": lambda: Image.fromarray((255 * np.dstack([ramp, ramp, ramp, 1 - ramp])).astype(np.uint8)),
+        "P": lambda: Image.fromarray((255 * ramp).astype(np.uint8)).convert("P"),
+        "L": lambda: Image.fromarray((255 * ramp).astype(np.uint8)),
+    }[mode]()
+    picture.save(tmp_path / "picture.tiff")
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    assert np.array_equal(detector(picture).anomaly_map, detector(tmp_path / "picture.tiff").anomaly_map)
+    assert np.array_equal(detector(Image.open(tmp_path / "picture.tiff")).anomaly_map, detector(picture).anomaly_map)

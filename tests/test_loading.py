@@ -76,6 +76,16 @@ def test_another_key_starts_anew(tmp_path):
     assert Progress(path, "weights 1").get("a") is None
 
 
+def test_what_one_process_left_of_another_key_does_not_come_back(tmp_path):
+    path = tmp_path / "unfinished"
+    Progress(path, "weights 1").put("a", 1.0)
+    path.rename(tmp_path / "unfinished.1")  # as the second of several processes leaves it
+    assert Progress(path, "weights 1").get("a") == 1.0
+    path.rename(tmp_path / "unfinished.1")
+    assert Progress(path, "weights 2").get("a") is None  # writes over what belongs to weights 1
+    assert Progress(path, "weights 1").get("a") is None
+
+
 def test_a_line_cut_off_by_the_stop_is_left_out_and_nothing_after_it_is_lost(tmp_path):
     path = tmp_path / "unfinished"
     Progress(path, "key").put("a", 1.0)

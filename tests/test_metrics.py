@@ -85,10 +85,10 @@ def test_au_roc_equals_mvtec_evaluation_and_scikit_learn(reference):
     assert pixels.au_roc() == pytest.approx(expected["pixel_au_roc_sklearn"], abs=1e-6)
 
 
-def test_evaluate_equals_mvtec_evaluation(reference):
+def test_evaluation_equals_mvtec_evaluation(reference):
     maps, masks, expected = reference
     labels = masks.any((1, 2))
-    result = metrics.evaluate(maps, masks, maps.max((1, 2)), labels, np.where(labels, "defect", "good"))
+    result = metrics.Evaluation(maps, masks, maps.max((1, 2)), labels, np.where(labels, "defect", "good")).measures()
     assert result["au_pro"] == pytest.approx(expected["au_pro"]["0.3"], abs=1e-6)
     assert result["au_pro_0.05"] == pytest.approx(expected["au_pro"]["0.05"], abs=1e-6)
     assert result["image_au_roc"] == pytest.approx(expected["image_au_roc"], abs=1e-6)
@@ -117,14 +117,14 @@ def test_score_measures_follow_their_definitions_with_ties(seed, levels):
     scores = rng.integers(-levels, levels, 70) / 7
     au_roc, average_precision, best_f1 = plain_score_measures(scores, labels)
     assert metrics.au_roc(scores, labels) == pytest.approx(au_roc, abs=1e-12)
-    assert metrics.average_precision(scores, labels) == pytest.approx(average_precision, abs=1e-12)
-    assert metrics.best_f1(scores, labels) == pytest.approx(best_f1, abs=1e-12)
-    fpr, tpr, thresholds = metrics.roc_curve(scores, labels)
+    counts = metrics.count_scores(scores, labels)
+    assert counts.average_precision() == pytest.approx(average_precision, abs=1e-12)
+    assert counts.best_f1() == pytest.approx(best_f1, abs=1e-12)
+    fpr, tpr = counts.roc_curve()
     assert np.trapezoid(tpr, fpr) == pytest.approx(au_roc, abs=1e-12)
-    assert thresholds[0] == np.inf and np.all(np.diff(thresholds) < 0)
-    for index, threshold in enumerate(thresholds):
-        assert fpr[index] == pytest.approx(np.mean(scores[~labels] >= threshold))
-        assert tpr[index] == pytest.approx(np.mean(scores[labels] >= threshold))
+    corners = set(zip(fpr, tpr, strict=True))
+    for threshold in set(scores[labels]):
+        assert (np.mean(scores[~labels] >= threshold), np.mean(scores[labels] >= threshold)) in corners
 
 
 def test_pixel_measures_follow_the_same_definitions():
@@ -141,7 +141,7 @@ def test_pixel_measures_follow_the_same_definitions():
 
 def test_threshold_of_best_f1_gives_that_f1():
     scores, labels = np.array([0.1, 0.4, 0.35, 0.8, 0.4]), np.array([0, 1, 0, 1, 0])
-    f1, threshold = metrics.best_f1(scores, labels)
+    f1, threshold = metrics.count_scores(scores, labels).best_f1()
     found = scores >= threshold
     assert f1 == pytest.approx(2 * np.sum(found & (labels == 1)) / (found.sum() + labels.sum()))
 
@@ -204,11 +204,11 @@ def test_errors_say_what_is_wrong():
     with pytest.raises(ValueError, match="no label is anomalous"):
         metrics.au_roc(np.arange(3), np.zeros(3))
     with pytest.raises(ValueError, match="no label is good"):
-        metrics.average_precision(np.arange(3), np.ones(3))
+        metrics.count_scores(np.arange(3), np.ones(3))
     with pytest.raises(ValueError, match="not a finite number"):
-        metrics.best_f1(np.array([0, np.inf]), np.array([0, 1]))
+        metrics.count_scores(np.array([0, np.inf]), np.array([0, 1]))
     with pytest.raises(ValueError, match="one length"):
-        metrics.roc_curve(np.arange(3), np.ones(2))
+        metrics.count_scores(np.arange(3), np.ones(2))
 
 
 @pytest.fixture
@@ -226,9 +226,9 @@ def test_set():
     return maps, masks, scores, labels, kinds
 
 
-def test_evaluate_gives_every_measure_over_all_and_per_kind(test_set):
+def test_evaluation_gives_every_measure_over_all_and_per_kind(test_set):
     maps, masks, scores, labels, kinds = test_set
-    result = metrics.evaluate(*test_set)
+    result = metrics.Evaluation(*test_set).measures()
     assert json.loads(json.dumps(result)) == result
     assert result["au_pro_limit"] == 0.3 and result["missing"] == {}
     assert set(result["kinds"]) == {"crack", "hole", "stain"}
@@ -237,8 +237,10 @@ def test_evaluate_gives_every_measure_over_all_and_per_kind(test_set):
         some = result if kind is None else result["kinds"][kind]
         images = scores[taken], labels[taken]
         assert some["image_au_roc"] == pytest.approx(metrics.au_roc(*images))
-        assert some["image_average_precision"] == pytest.approx(metrics.average_precision(*images))
-        assert (some["image_best_f1"], some["image_best_f1_threshold"]) == pytest.approx(metrics.best_f1(*images))
+        assert some["image_average_precision"] == pytest.approx(metrics.count_scores(*images).average_precision())
+        assert (some["image_best_f1"], some["image_best_f1_threshold"]) == pytest.approx(
+            metrics.count_scores(*images).best_f1()
+        )
         pixels = metrics.count_pixels([maps[i] for i in taken], [masks[i] for i in taken])
         curve = pixels.pro_curve()
         assert some["au_pro"] == pytest.approx(metrics.area_under_curve(*curve, 0.3))
@@ -250,7 +252,7 @@ def test_evaluate_gives_every_measure_over_all_and_per_kind(test_set):
 
 
 def test_a_kind_with_empty_masks_alone_lacks_the_pixel_measures(test_set):
-    hole = metrics.evaluate(*test_set)["kinds"]["hole"]
+    hole = metrics.Evaluation(*test_set).measures()["kinds"]["hole"]
     assert set(hole["missing"]) == set(metrics.PIXEL_MEASURES)
     assert hole["missing"]["au_pro"] == "all ground truth masks are empty"
     assert "image_au_roc" in hole and "au_pro" not in hole
@@ -258,9 +260,9 @@ def test_a_kind_with_empty_masks_alone_lacks_the_pixel_measures(test_set):
 
 def test_without_masks_the_image_measures_remain(test_set):
     maps, masks, *rest = test_set
-    result = metrics.evaluate(maps, None, *rest)
+    result = metrics.Evaluation(maps, None, *rest).measures()
     assert result["missing"] == dict.fromkeys(metrics.PIXEL_MEASURES, "there are no ground truth masks")
-    assert result["image_au_roc"] == metrics.evaluate(maps, masks, *rest)["image_au_roc"]
+    assert result["image_au_roc"] == metrics.Evaluation(maps, masks, *rest).measures()["image_au_roc"]
     assert metrics.Evaluation(maps, None, *rest).pro_curve() is None
 
 
@@ -278,7 +280,7 @@ def test_without_good_images_the_pixel_measures_remain(test_set):
 
 def test_without_anomalous_images_every_measure_is_missing(test_set):
     maps, _, scores, _, _ = test_set
-    result = metrics.evaluate(maps[:2], [None, None], scores[:2], [0, 0], ["good", "good"])
+    result = metrics.Evaluation(maps[:2], [None, None], scores[:2], [0, 0], ["good", "good"]).measures()
     assert set(result["missing"]) == {*metrics.IMAGE_MEASURES, *metrics.PIXEL_MEASURES}
     assert set(result["missing"].values()) == {"there are no anomalous test images"}
     assert result["kinds"] == {}
@@ -287,16 +289,16 @@ def test_without_anomalous_images_every_measure_is_missing(test_set):
 def test_a_good_image_needs_no_mask(test_set):
     maps, masks, *rest = test_set
     without = [mask if mask.any() or index == 2 else None for index, mask in enumerate(masks)]
-    assert metrics.evaluate(maps, without, *rest) == metrics.evaluate(*test_set)
+    assert metrics.Evaluation(maps, without, *rest).measures() == metrics.Evaluation(*test_set).measures()
 
 
-def test_evaluate_refuses_what_contradicts_itself(test_set):
+def test_evaluation_refuses_what_contradicts_itself(test_set):
     maps, masks, scores, labels, kinds = test_set
     with pytest.raises(ValueError, match=r"image 1 \(crack\) is anomalous and has no mask"):
-        metrics.evaluate(maps, [None, None, *masks[2:]], scores, labels, kinds)
+        metrics.Evaluation(maps, [None, None, *masks[2:]], scores, labels, kinds).measures()
     with pytest.raises(ValueError, match="image 0 is labelled good and has a mask"):
-        metrics.evaluate(maps, [np.ones_like(masks[0]), *masks[1:]], scores, labels, kinds)
+        metrics.Evaluation(maps, [np.ones_like(masks[0]), *masks[1:]], scores, labels, kinds).measures()
     with pytest.raises(ValueError, match="must be as many"):
-        metrics.evaluate(maps, masks, scores[:-1], labels, kinds)
+        metrics.Evaluation(maps, masks, scores[:-1], labels, kinds).measures()
     with pytest.raises(ValueError, match="image score is not a finite number"):
-        metrics.evaluate(maps, masks, np.where(labels, np.nan, scores), labels, kinds)
+        metrics.Evaluation(maps, masks, np.where(labels, np.nan, scores), labels, kinds).measures()

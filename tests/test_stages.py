@@ -24,7 +24,7 @@ import students_training
 import teacher_training
 import training
 from AnomalyDetector import AnomalyDetector
-from command_line import ROOT, UserError
+from command_line import ROOT, UserError, run
 
 CATEGORY = "knit"
 SIZE = (44, 40)
@@ -273,6 +273,56 @@ def test_a_stopped_detection_goes_on_to_the_same_maps(done, tmp_path, monkeypatc
     assert not (tmp_path / CATEGORY / "detection.unfinished").exists()
 
 
+def test_a_detection_stopped_at_its_pictures_does_not_ask_the_networks_again(done, tmp_path, monkeypatch):
+    options = [CATEGORY, *done.folders, "--results", str(tmp_path)]
+    with monkeypatch.context() as patched:
+        patched.setattr(anomaly_detection.figures, "save_contact_sheet", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            anomaly_detection.main(options)
+    monkeypatch.setattr(AnomalyDetector, "find", None)
+    anomaly_detection.main(options)
+    for name in ("metrics.json", "scores.csv"):
+        assert (tmp_path / CATEGORY / name).read_bytes() == (done.results / CATEGORY / name).read_bytes()
+    assert not (tmp_path / CATEGORY / "detection.unfinished").exists()
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_teacher_to_start_from_is_not_written_over(done, data, tmp_path):
+    place = Place(tmp_path, data)
+    start = place.model / CATEGORY / "teacher_17.pt"
+    start.parent.mkdir(parents=True)
+    shutil.copy(done.model / CATEGORY / "teacher_17.pt", start)
+    options = ("--distillation", "dense", "--start-from", str(start), "--restart")
+    with pytest.raises(UserError, match="it would be written over"):
+        place.teacher(*options)
+    with pytest.raises(UserError, match="one --patch-size"):
+        place.teacher(*options, "--patch-size", "17", "33")
+    assert start.exists()
+
+
+def test_teachers_of_all_sizes_are_looked_for_before_any_student_learns(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(students_training, "ROOT", tmp_path)
+    shutil.copytree(done.model, tmp_path / "model")
+    students = tmp_path / "model" / CATEGORY / "students_17.pt"
+    before = students.read_bytes()
+    with pytest.raises(UserError, match=r"teacher_33\.pt is not there"):
+        done.students("--model", str(tmp_path / "model"), "--patch-size", "17", "33", "--restart")
+    assert students.read_bytes() == before
+
+
+def test_the_same_size_said_otherwise_is_the_same(done, capsys):
+    done.students("--image-size", "32", "32")
+    assert "is trained already" in capsys.readouterr().out
+
+
+def test_images_too_small_for_the_stride_are_refused(done, tmp_path):
+    with pytest.raises(UserError, match="--image-size 14: too small for patches of 17 at a stride of 8"):
+        done.students("--model", str(tmp_path), "--image-size", "14", "--stride", "8")
+
+
 def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
     other = tmp_path / "data" / CATEGORY / "train" / "good"
     other.mkdir(parents=True)
@@ -354,6 +404,16 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, data, monkeypatch):
         place.teacher("--images", str(tmp_path / "empty"))
     with pytest.raises(UserError, match="--device nonsense"):
         place.backbone("--device", "nonsense")
+
+
+@pytest.mark.parametrize("work", [lambda: b" " * 10**17, lambda: torch.empty(10**15)])
+def test_memory_that_runs_out_is_one_line(work, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(work)
+    assert ended.value.code == 2
+    assert "memory ran out; a smaller --image-size" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="size"):
+        run(lambda: torch.zeros(2) @ torch.zeros(3))
 
 
 @pytest.mark.parametrize(

@@ -335,7 +335,7 @@ def test_features_are_torchvisions_pooled_ones(torchvisions):
     images = torch.randn(2, 3, 40, 33, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         features = net.features(images)
-        assert features.shape == (2, backbone.FEATURES)
+        assert features.shape == (2, 512)
         torch.testing.assert_close(torchvisions.fc(features), torchvisions(images))
         assert net(images).shape == (2, 2)
         torch.testing.assert_close(net(images), net.head(features))

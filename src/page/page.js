@@ -4,6 +4,7 @@ const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const { measures, curves, images } = data; // images: the highest score first
 const missing = measures.missing ?? {};
+const unlabelled = images.length > 0 && images.every((image) => image.label === null);
 
 // ---- Words and numbers
 
@@ -69,12 +70,14 @@ function showMeasures() {
         element("dd", { className: "note", textContent: known ? meaning : missing[key] ?? "not measured" })),
     );
   }
+  byId("evidence").hidden = unlabelled; // nothing can be measured
   const good = images.filter((image) => image.label === 0).length;
   const defects = images.filter((image) => image.label).length;
   const unknown = images.length - good - defects;
   const parts = [[good, "good"], [defects, "with a defect"], [unknown, "unlabelled"]].filter(([count]) => count);
   byId("contents").textContent =
-    `${plural(images.length, "test image", "test images")}: ${parts.map((part) => part.join(" ")).join(", ")}`;
+    unlabelled ? plural(images.length, "image", "images")
+      : `${plural(images.length, "test image", "test images")}: ${parts.map((part) => part.join(" ")).join(", ")}`;
 }
 
 function showCurves(id, drawn) {
@@ -199,6 +202,8 @@ function setShown(index) {
 
 // ---- Threshold: an image counts as defective where its score is at or above it
 
+const start = () => data.threshold ?? measures.image_best_f1_threshold;
+
 function setThreshold(value) {
   threshold = value;
   const above = scores.findIndex((score) => score < value);
@@ -213,7 +218,7 @@ function setThreshold(value) {
   byId("threshold").setAttribute("aria-valuetext", significant(value, 4));
   byId("strip").style.setProperty("--place", place);
   byId("value").textContent = significant(value, 4);
-  byId("best").disabled = value === measures.image_best_f1_threshold;
+  byId("best").disabled = value === start();
   showCounts();
 }
 
@@ -255,10 +260,14 @@ function makeThreshold() {
     event.preventDefault();
     setThreshold(target);
   });
-  const best = measures.image_best_f1_threshold;
+  const best = start();
   byId("best").hidden = best === undefined;
+  if (data.threshold !== null) {
+    byId("best").textContent = "as decided";
+    byId("best").title = "the threshold of the decisions that were made";
+  }
   byId("best").addEventListener("click", () => setThreshold(best));
-  if (best === undefined) {
+  if (best === undefined && !unlabelled) {
     byId("no-best").hidden = false;
     byId("no-best").textContent = `No best F1 to start from: ${missing.image_best_f1 ?? "not measured"}.`;
   }
