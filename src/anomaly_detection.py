@@ -232,7 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.input:
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
-        return BROKEN_IMAGES if inspect(detector_of(args), args.input, output, args.image_score, *rates) else 0
+        broken = inspect(detector_of(args), args.input, output, args.category, args.image_score, *rates)
+        return BROKEN_IMAGES if broken else 0
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")

@@ -59,6 +59,7 @@ def inspect(
     detector: Detector,
     paths: Sequence[Path],
     output: Path,
+    category: str,
     kind: str,
     false_alarm_rate: float,
     pixel_false_alarm_rate: float,
@@ -119,7 +120,7 @@ def inspect(
         write_whole(output / "decisions.csv", table)
         least = calibration.threshold(false_alarm_rate, kind) if calibration else None
         from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=least)
-        page = ResultPage(output, output.resolve().name, 0, highest)
+        page = ResultPage(output, category, 0, highest)
         shown = [(path, name) for path, name in files if name in rows]
         loaded = prefetched(_load, [path for path, _ in shown])
         for (_, name), picture in zip(shown, stages.with_bar(loaded, len(shown), "page"), strict=True):
