@@ -124,7 +124,8 @@ def test_two_processes_inspect_as_one(trained, tmp_path):
     folders = tmp_path / "1", tmp_path / "2"
     one, two = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*.*")} for root in folders)
     assert one == two
-    assert len(one) == 1 + 2 * len(images)
+    # Table, page and its cover; of each image a map, an overlay and three pictures.
+    assert len(one) == 3 + 5 * len(images)
 
 
 def test_a_killed_process_ends_all_and_the_same_command_goes_on(tmp_path):

@@ -132,11 +132,14 @@ def test_the_example_says_what_the_detector_says(tmp_path, size):
     folder.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 44, 3), np.uint8)).save(folder / "noise.png")
     Image.new("L", (35, 28), 90).save(folder / "plain.jpg")
+    (folder / "broken.png").write_bytes(b"no image")
     command = [sys.executable, ROOT / "examples" / "inspect_folder.py", path.with_suffix(".onnx"), folder]
     command += ["--false-alarm-rate", "0.3"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=os.environ).stdout
     detector = load_detector(path, device_name="cpu", precision="float32")
-    lines = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    broken, *lines = printed.splitlines()
+    assert broken.startswith(f"not inspected: {folder / 'broken.png'}")
+    lines = dict(line.split(maxsplit=1) for line in lines)
     assert list(lines) == ["noise.png", "plain.jpg"]
     for name, line in lines.items():
         expected = detector(folder / name, false_alarm_rate=0.3)
@@ -144,7 +147,7 @@ def test_the_example_says_what_the_detector_says(tmp_path, size):
         assert float(score) == pytest.approx(expected.score, rel=1e-4, abs=2e-3)
         assert float(p_value) == pytest.approx(expected.p_value, abs=6e-4)
         assert decision == ("anomalous" if expected.anomalous else "good")
-        found = np.asarray(Image.open((folder / "anomaly_maps" / name).with_suffix(".tiff")))
+        found = np.asarray(Image.open(folder / "anomaly_maps" / f"{name}.tiff"))
         assert found.dtype == np.float32
         assert np.abs(found - expected.anomaly_map).max() <= TOLERANCE * np.ptp(expected.anomaly_map)
 
