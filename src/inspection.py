@@ -123,11 +123,12 @@ def inspect(
         page = ResultPage(output, category, 0, highest)
         shown = [(path, name) for path, name in files if name in rows]
         loaded = prefetched(_load, [path for path, _ in shown])
-        for (_, name), picture in zip(shown, stages.with_bar(loaded, len(shown), "page"), strict=True):
+        for (path, name), picture in zip(shown, stages.with_bar(loaded, len(shown), "page"), strict=True):
             if isinstance(picture, Image.Image):
                 anomaly_map = np.asarray(Image.open(map_of(name)))
                 score = float(rows[name][0])
-                page.add(name.name, str(name.parent), None, score, np.asarray(picture), None, anomaly_map)
+                folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
+                page.add(name.name, str(folder), None, score, np.asarray(picture), None, anomaly_map)
         print(
             f"{len(rows)} images, {output / 'decisions.csv'}; page to look at: {page.finish({}, threshold=from_score)}"
         )
