@@ -148,7 +148,7 @@ class Detector:
 
 def at_own_size(anomaly_map: Tensor, picture: Image.Image) -> np.ndarray:
     """The map (h,w) at the picture's own size: float32 (H,W)."""
-    return np.asarray(preprocessing.resize(Image.fromarray(anomaly_map.numpy()), picture.size[::-1]))
+    return np.array(preprocessing.resize(Image.fromarray(anomaly_map.numpy()), picture.size[::-1]))
 
 
 def load_detector(

@@ -21,23 +21,25 @@ from prefetch import prefetched
 from progress import Progress
 from result_page import ResultPage
 
+OURS = ("anomaly_maps", "overlays", "page")  # the folders under the output
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
 
 
 def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     """Each image among `paths` and in folders below them, with the name under which its results are written.
 
-    In folders, what is hidden or no image by its ending is passed over, and what lies in `output`: it is our own. A
-    file that is named is taken as it is. Raises UserError where a path does not exist, or where there is no image.
+    In folders, what is hidden or no image by its ending is passed over, and the pictures that an earlier run has left
+    in `output`. A file that is named is taken as it is. Raises UserError where a path does not exist, or where there is
+    no image.
     """
     found: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            own = output.resolve()
+            own = [(output / folder).resolve() for folder in OURS]
             for file in sorted(file for file in path.rglob("*") if is_image(file)):
                 inside = file.relative_to(path)
                 hidden = any(part.startswith(".") for part in inside.parts)
-                if not hidden and file.is_file() and not file.resolve().is_relative_to(own):
+                if not hidden and file.is_file() and not any(map(file.resolve().is_relative_to, own)):
                     found[file] = Path(path.resolve().name) / inside
         elif path.exists():
             found[path] = Path(path.name)
@@ -129,9 +131,8 @@ def inspect(
                 score = float(rows[name][0])
                 folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
                 page.add(name.name, str(folder), None, score, np.asarray(picture), None, anomaly_map)
-        print(
-            f"{len(rows)} images, {output / 'decisions.csv'}; page to look at: {page.finish({}, threshold=from_score)}"
-        )
+        page_path = page.finish({}, threshold=from_score)
+        print(f"{len(rows)} images, {output / 'decisions.csv'}; page to look at: {page_path}")
         if calibration:
             flagged = sum(row[2] == "1" for row in rows.values())
             print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")

@@ -231,6 +231,8 @@ def test_its_own_output_and_what_is_hidden_is_not_looked_at(folder, pictures, tm
     for _ in range(2):
         run(folder, tmp_path, "--input", line, "--output", line / "out")
         assert len((line / "out" / "decisions.csv").read_text().splitlines()) == 1 + 2
+    run(folder, tmp_path, "--input", line, "--output", pictures)  # what it looks at lies in there
+    assert len((pictures / "decisions.csv").read_text().splitlines()) > 1 + 2
 
 
 def test_inspected_images_have_a_page_that_starts_from_the_decisions(folder, pictures, tmp_path):
