@@ -32,10 +32,10 @@ def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     in `output`. A file that is named is taken as it is. Raises UserError where a path does not exist, or where there is
     no image.
     """
+    own = [(output / folder).resolve() for folder in OURS]
     found: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            own = [(output / folder).resolve() for folder in OURS]
             for file in sorted(file for file in path.rglob("*") if is_image(file)):
                 inside = file.relative_to(path)
                 hidden = any(part.startswith(".") for part in inside.parts)

@@ -141,11 +141,9 @@ def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
     """Which backbone it is, and whose weights."""
     if adapted is not None:
         return f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}"
-    return (
-        args.backbone
-        if args.backbone != "resnet18"
-        else f"resnet18, {backbone_weights.name(args.backbone_weights)} weights"
-    )
+    if args.backbone != "resnet18":
+        return args.backbone
+    return f"resnet18, {backbone_weights.name(args.backbone_weights)} weights"
 
 
 def model_path(args: Namespace, patch_size: int) -> Path:
