@@ -29,12 +29,16 @@ def choose(name: str) -> torch.device:
 
 
 def computes_bfloat16_faster(device: torch.device) -> bool:
-    """Whether the device has units for products of bfloat16 matrices."""
+    """Whether the device has units for products of bfloat16 matrices that beat those of float32.
+
+    On CPUs these are AMX, and AVX-512's where AMD built them (twice as fast as float32, measured on an EPYC). On a Xeon
+    whose AMX can't be had, a product by AVX-512's took 1.7 times as long as in float32, a step of training 1.2 times.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and "Intel" not in found.get("cpu_name", "")))
     return False
 
 
@@ -51,11 +55,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Layout in which the device convolves fastest: channels_last where its matrix units do the work.
+    """Layout in which the device convolves fastest: channels_last where AVX-512 or matrix units do the work.
 
-    Measured on a CPU without them (AVX2): training takes a quarter less time in the plain layout.
+    Measured on a CPU without them (AVX2): training takes a quarter less time in the plain layout; on a Xeon with
+    AVX-512 alone a fifth more.
     """
-    return torch.channels_last if computes_bfloat16_faster(device) else torch.contiguous_format
+    wide = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_f")
+    return torch.channels_last if wide or computes_bfloat16_faster(device) else torch.contiguous_format
 
 
 def seed_of(*numbers: int | str) -> int:

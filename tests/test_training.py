@@ -308,6 +308,23 @@ def test_networks_compute_in_the_precision_asked_for(monkeypatch, precision, fas
     assert net.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("found", "faster", "layout"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True, "avx512_f": True, "cpu_name": "Intel Xeon"}, True, "channels_last"),
+        ({"amx_bf16": False, "avx512_bf16": True, "avx512_f": True, "cpu_name": "Intel Xeon"}, False, "channels_last"),
+        ({"avx512_bf16": True, "avx512_f": True, "cpu_name": "AMD EPYC 9R14"}, True, "channels_last"),
+        ({"avx512_bf16": True, "avx512_f": True}, True, "channels_last"),
+        ({"avx512_f": False, "avx2": True, "cpu_name": "AMD EPYC 7R13"}, False, "contiguous_format"),
+        ({}, False, "contiguous_format"),
+    ],
+)
+def test_auto_takes_precision_and_layout_by_what_the_cpu_computes_fast(monkeypatch, found, faster, layout):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert device.computes_bfloat16_faster(torch.device("cpu")) == faster
+    assert device.memory_format(torch.device("cpu")) == getattr(torch, layout)
+
+
 def test_seeds_differ_wherever_their_parts_do_and_are_the_same_everywhere():
     parts = [(0,), (1,), (0, 1), (1, 0), (0, "1"), ("0", 1), (0, "order", 1), (0, "patch", 1), (-1,), (10, 1), (1, 101)]
     seeds = [device.seed_of(*each) for each in parts]
