@@ -32,7 +32,7 @@ def computes_bfloat16_faster(device: torch.device) -> bool:
     """Whether the device has units for products of bfloat16 matrices that beat those of float32.
 
     On CPUs these are AMX, and AVX-512's where AMD built them (twice as fast as float32, measured on an EPYC). On a Xeon
-    whose AMX can't be had, a product by AVX-512's took 1.7 times as long as in float32, a step of training 1.2 times.
+    whose AMX can't be had, a product took 1.9 times as long as in float32 (benchmarks/dense_extraction.py).
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
