@@ -19,7 +19,7 @@ import preprocessing
 from AnomalyDetector import Scale
 from AnomalyNet import AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
-from scales import PADDING
+from padding import PADDING
 
 TOLERANCE = 1e-5  # descriptors, relative to the largest
 MAP_TOLERANCE = 1e-4  # maps: sums of squares of differences

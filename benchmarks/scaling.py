@@ -32,7 +32,7 @@ from AnomalyNet import AnomalyNet
 from command_line import UserError, run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from optimiser import Optimiser
-from scales import PADDING
+from padding import PADDING
 from SyncBatchNorm2d import SyncBatchNorm2d
 
 ESTIMATED = 8  # GPUs, or machines

@@ -35,7 +35,7 @@ from AnomalyNet import AnomalyNet
 from command_line import run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from optimiser import Optimiser
-from scales import PADDING
+from padding import PADDING
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-5  # the paper's
 MUON_LEARNING_RATE = 0.05

@@ -37,7 +37,7 @@ from command_line import add_folders, run
 from FDFEAnomalyNet import FDFEAnomalyNet
 from padding import pad
 from prefetch import prefetched
-from scales import PADDING
+from padding import PADDING
 
 Describe = Callable[[Tensor], Tensor]  # normalised images (N,3,H,W) -> (N,C,h,w)
 STRIDE = 8  # the backbones' as well

@@ -32,6 +32,7 @@ ARCHITECTURES: dict[int, tuple[Convolution | Pooling, ...]] = {
     17: (C(128, 6), C(256, 5), C(256, 5), C(128, 4)),
 }
 PATCH_SIZES = tuple(sorted(ARCHITECTURES))
+DEFAULT_PATCH_SIZES = (33, 65)
 
 
 class AnomalyNet(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from scipy.stats import beta
 from torch import Tensor
 
 import checkpoints
@@ -14,11 +15,13 @@ import device
 import preprocessing
 import scoring
 from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_checkpoint
+from BackboneDetector import BackboneDetector
 from command_line import UserError
 from images import as_rgb, load_rgb
 
-VERSION = 3  # of the file: what it says is right for these networks and scores alone
+VERSION = 4  # of the file: what it says is right for these networks and scores alone
 FALSE_ALARM_RATE = 0.05
+CONFIDENCE = 0.95
 QUANTILES = 20_001  # of good pixels, for the pixel threshold
 
 
@@ -36,19 +39,29 @@ def conformal_p_value(held_back: Tensor, score: float) -> float:
     return (1 + int((held_back >= score).sum())) / (len(held_back) + 1)
 
 
+def confident_rate(number: int, rate: float) -> float:
+    """The false-alarm rate that holds with CONFIDENCE where `number` good images were asked to keep `rate`, 0 to 1.
+
+    `rate` is kept on average over all sets of as many good images. Given one set, the true rate follows a Beta
+    distribution (Vovk 2012, "Conditional validity of inductive conformal predictors"); this is its upper bound.
+    """
+    allowed = int(rate * (number + 1) + 1e-9)
+    return float(beta.ppf(CONFIDENCE, allowed, number + 1 - allowed)) if allowed else 0.0
+
+
 class Calibration:
-    """What is usual on good images that were held back from training.
+    """What is usual on good images, scored by students that have not seen them.
 
     Their scores make a decision conformal; quantiles of their pixels give the pixel threshold.
     """
 
     def __init__(self, found: Sequence[Found]):
-        """Of what was found in the held-back images, on the CPU."""
+        """Of what was found in those images."""
         self._scores = {
-            kind: torch.cat([scoring.image_scores(image.scored_maps, kind) for image in found]).double().sort().values
+            kind: torch.cat([scoring.image_scores(image.scored_maps, kind) for image in found]).double().cpu().sort().values
             for kind in scoring.IMAGE_SCORES
         }
-        pixels = np.concatenate([image.anomaly_maps.flatten().numpy() for image in found])
+        pixels = np.concatenate([image.anomaly_maps.flatten().numpy(force=True) for image in found])
         self._pixels = torch.from_numpy(np.quantile(pixels, np.linspace(0, 1, QUANTILES)))
 
     def scores(self, kind: str = scoring.IMAGE_SCORES[0]) -> Tensor:
@@ -69,6 +82,20 @@ class Calibration:
     def smallest_rate(self) -> float:
         """The smallest false-alarm rate that so many held-back images can promise."""
         return 1 / (len(self.scores()) + 1)
+
+    def promise(self, rate: float = FALSE_ALARM_RATE) -> str:
+        """What so many images can promise, as a sentence."""
+        number = len(self.scores())
+        if rate < self.smallest_rate:
+            return (
+                f"{number} good images can promise a false-alarm rate of {self.smallest_rate:.3f} at the least: ask for "
+                f"that by --false-alarm-rate, or learn from more"
+            )
+        return (
+            f"{number} good images: a false-alarm rate of {rate:g} is kept on average, at most "
+            f"{confident_rate(number, rate):.3f} with {CONFIDENCE:.0%} confidence; the smallest that can be asked for is "
+            f"{self.smallest_rate:.3f}"
+        )
 
     def pixel_threshold(self, rate: float) -> float:
         """The score that a share `rate` of the pixels of held-back good images exceeds."""
@@ -96,7 +123,7 @@ class Detector:
 
     def __init__(
         self,
-        networks: AnomalyDetector,
+        networks: AnomalyDetector | BackboneDetector,
         size: preprocessing.Size,
         calibration: Calibration | None,
         calibrated_stride: int,
@@ -112,7 +139,7 @@ class Detector:
     def fingerprint(self) -> str:
         """Digest of all that its maps hang on."""
         nets = self.networks
-        form = f"{VERSION} {self.size} {nets.stride} {nets.normalisation} {nets.global_students} {self._precision}"
+        form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._precision}"
         return f"{checkpoints.fingerprint(nets.state_dict())} {form}"
 
     def look_at(self, picture: Image.Image, kind: str = scoring.IMAGE_SCORES[0]) -> tuple[Tensor, float]:
@@ -159,14 +186,13 @@ def load_detector(
     normalisation: str = NORMALISATIONS[0],
     device_name: str = "auto",
     precision: str = "auto",
-    global_students: bool = True,
 ) -> Detector:
     """The detector that students_training.py wrote. What is None or "trained" is as in training.
 
-    With some of its `patch_sizes` alone, another `size` or `normalisation`, or without the `global_students` that it
-    has, the calibration does not hold: scores have no p-values then. With another `stride` it holds nearly: of scores
-    by the maximum, a smaller one reaches higher. Raises UserError where the file is missing, broken or has no such
-    patch size.
+    Of patch students: with some of the `patch_sizes` alone, or another `size` or `normalisation`, the calibration does
+    not hold, and scores have no p-values. With another `stride` it holds nearly: of scores by the maximum, a smaller one
+    reaches higher. Students of a frozen backbone take none of these. Raises UserError where the file is missing or
+    broken, or can't be used as asked.
     """
     path = Path(path)
     if not path.exists():
@@ -174,6 +200,24 @@ def load_detector(
     content = checkpoints.load(path, "detector")
     if content.get("detector_version") != VERSION:
         raise UserError(f"{path} is of an earlier version: run students_training.py {content['category']}")
+    trained = content["image_size"] and tuple(content["image_size"])
+    size = trained if size == "trained" else size
+    same = size == trained and normalisation == NORMALISATIONS[0]
+    if "backbone" in content:
+        if not same or patch_sizes or stride:
+            raise UserError(
+                f"{path} has a frozen backbone for teacher, at {trained[0]} x {trained[1]} pixels: it takes no other "
+                "--image-size, --patch-size, --stride or --normalisation; train students with those you want"
+            )
+        networks = BackboneDetector.of_checkpoint(content["backbone"])
+    else:
+        networks = _patch_detector(path, content, patch_sizes, stride, normalisation)
+        same = same and len(networks.scales) == len(content["scales"])
+    calibration = Calibration.of_state(content["calibration"]) if same else None
+    return Detector(networks, size, calibration, content["stride"], device.choose(device_name), precision)
+
+
+def _patch_detector(path, content, patch_sizes, stride, normalisation):
     there = {scale["patch_size"]: scale for scale in content["scales"]}
     wanted = sorted(set(patch_sizes or there))
     for patch_size in wanted:
@@ -182,11 +226,5 @@ def load_detector(
                 f"{path} has patch sizes {', '.join(map(str, there))}, not {patch_size}: "
                 f"run students_training.py {content['category']} --patch-size with all that you want"
             )
-    trained = content["image_size"] and tuple(content["image_size"])
-    size = trained if size == "trained" else size
-    same = wanted == sorted(there) and size == trained and normalisation == NORMALISATIONS[0]
     scales = [scale_from_checkpoint(there[patch_size]) for patch_size in wanted]
-    same = same and (global_students or not any(scale.global_student for scale in scales))
-    networks = AnomalyDetector(scales, stride or content["stride"], normalisation, global_students)
-    calibration = Calibration.of_state(content["calibration"]) if same else None
-    return Detector(networks, size, calibration, content["stride"], device.choose(device_name), precision)
+    return AnomalyDetector(scales, stride or content["stride"], normalisation)

@@ -16,7 +16,7 @@ sums up. Written under results/CATEGORY/:
 import csv
 import io
 import json
-from argparse import BooleanOptionalAction, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +69,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "(default place)",
     )
     options.add_argument(
-        "--global-student",
-        action=BooleanOptionalAction,
-        default=True,
-        help="ask the detector's students of whole images, too, where it has some (default: yes; the paper has none)",
-    )
-    options.add_argument(
         "--input",
         type=Path,
         nargs="+",
@@ -116,7 +110,6 @@ def detector_of(args: Namespace) -> Detector:
         args.normalisation,
         args.device,
         args.precision,
-        args.global_student,
     )
     if detector.calibration is None:
         print("no p-values and no decisions: the detector was calibrated with other settings")

