@@ -15,6 +15,7 @@ those, whole image against whole image.
 
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -44,10 +45,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         default=1,
         help="rows of an image on which every patch is visited; more for a steadier figure (default 1)",
     )
+    options.add_argument("--compile", action="store_true", help="also compiled by torch.compile; for GPUs")
     return measuring.read(options, arguments)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # torch.compile takes no tensors of inference mode
 def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
     """A row for each setting of ours, a row for each baseline, and the rates of matrix products."""
     images = preprocessing.normalise(measuring.random_images(args, args.batch_size))
@@ -65,9 +67,11 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
             dense = FDFEAnomalyNet(net, stride)
             tflop = measuring.count_tflop(partial(dense, images))
             for precision in args.precision:
-                key = patch_size, stride, precision
-                rows[key] = {"patch_size": patch_size, "stride": stride, "precision": precision, "tflop": tflop}
-                works[key] = partial(describe, dense, images, precision)
+                row = {"patch_size": patch_size, "stride": stride, "precision": precision, "tflop": tflop}
+                for way in ("", "compiled") if args.compile else ("",):
+                    key = patch_size, stride, precision, way
+                    rows[key] = row | {"way": way}
+                    works[key] = partial(describe, compiled(dense) if way else dense, images, precision)
     timings = measuring.interleaved(works, args.repeat, args.device)
     rates = measuring.product_rates(args, timings)
     baselines = {}
@@ -84,7 +88,7 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
             "extrapolated_from_seconds": sample.turns,
         }
     for key, row in rows.items():
-        patch_size, _, precision = key
+        patch_size, _, precision, _ = key
         taken = timings[key].median
         row |= measuring.rated(timings[key], row["tflop"], rates[precision]) | {
             "times_published": baselines["published", patch_size]["seconds"] / taken,
@@ -93,7 +97,14 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
     return list(rows.values()), list(baselines.values()), rates
 
 
-def describe(dense: FDFEAnomalyNet, images: torch.Tensor, precision: str) -> torch.Tensor:
+def compiled(dense: FDFEAnomalyNet) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same, with what lies between the convolutions in one kernel."""
+    torch._dynamo.config.cache_size_limit = 64  # a graph each patch size, stride and precision
+    inner = torch.compile(dense.describe_padded)
+    return lambda images: inner(dense.pad(images))
+
+
+def describe(dense: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, precision: str) -> torch.Tensor:
     """Descriptors of normalised images (N,3,H,W)."""
     with device.autocast(images.device, precision):
         return dense(images)
@@ -120,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         (
             row["patch_size"],
             row["stride"],
-            row["precision"],
+            f"{row['precision']} {row['way']}".strip(),
             Timing(row["turns"]).rounded,
             f"{row['tflop']:.3g}",
             f"{row['tflop_per_second']:.3g}",

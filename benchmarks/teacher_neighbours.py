@@ -35,9 +35,8 @@ from AnomalyNet import AnomalyNet
 from backbones import BACKBONES
 from command_line import add_folders, run
 from FDFEAnomalyNet import FDFEAnomalyNet
-from padding import pad
+from padding import PADDING, pad
 from prefetch import prefetched
-from padding import PADDING
 
 Describe = Callable[[Tensor], Tensor]  # normalised images (N,3,H,W) -> (N,C,h,w)
 STRIDE = 8  # the backbones' as well

@@ -14,6 +14,7 @@ from LocalStudent import LocalStudent, neighbourhoods
 
 BORDER = 48  # pixels from the image's border within which students see less than elsewhere
 COARSE_STRIDE = 32  # levels of this stride tell that there is a defect, not where
+LEAST_SHARE, SCORE_SHARE = 0.3, 0.7  # of the global students, in map and score: chosen on five sets, one for all
 GLOBAL, LOCAL = KINDS = "global", "local"  # students
 MAP, SCORE = "map", "score"  # what errors are standardised for
 
@@ -68,12 +69,12 @@ class BackboneDetector(nn.Module):
     """uint8 images (N,3,H,W) of `size` -> anomaly maps, a score at every 8th pixel: (N,H/8,W/8), float32.
 
     For each level of the teacher there is a global student and, but for the first, a local one or several. Their errors
-    are standardised and averaged over levels, and then both kinds averaged: the global ones weigh as the `share` of the
-    variance that they explain on good images that they have not seen, the local ones have the rest.
+    are standardised and averaged over levels, and then both kinds averaged. In the map the global ones weigh as the
+    share of the variance that they explain on good images, LEAST_SHARE at least, and the local ones have the rest. For
+    the image's score global ones weigh SCORE_SHARE: they tell best whether there is a defect, local ones where.
 
-    To say where a defect is takes more care than to say whether there is one: levels of a stride of 32 count for the
-    image's score alone. And in the score errors at the border are brought down to what they are within, while in the
-    map they stay: that prediction is harder at the border makes good images differ more than it hides defects.
+    For the same reason levels of a stride of 32 count for the score alone, and in the score errors at the border are
+    brought down to what they are within; in the map they stay, as defects at the border then show as well.
 
     `local_students` are M for each of `neighbourhoods(teacher.strides)`. `calibrate` makes the standardisations.
     """
@@ -85,19 +86,21 @@ class BackboneDetector(nn.Module):
         teacher: BackboneTeacher,
         global_students: Sequence[GlobalStudent],
         local_students: Sequence[Sequence[LocalStudent]],
-        share: float,
     ):
         super().__init__()
         self.teacher = teacher
         self.global_students = nn.ModuleList(global_students)
         self.local_students = nn.ModuleList(nn.ModuleList(students) for students in local_students)
-        self.share = share
         around = neighbourhoods(teacher.strides)
         self.strides = {GLOBAL: teacher.strides, LOCAL: tuple(n.stride for n in around for _ in n.levels)}
         self.standardisations = nn.ModuleDict()
         for use in (MAP, SCORE):
-            kinds = {kind: [_unknown(self._grid(stride)) for stride in strides] for kind, strides in self.strides.items()}
-            self.standardisations[use] = nn.ModuleDict({kind: nn.ModuleList(levels) for kind, levels in kinds.items()})
+            self.standardisations[use] = nn.ModuleDict(
+                {
+                    kind: nn.ModuleList(_unknown(self._grid(stride)) for stride in strides)
+                    for kind, strides in self.strides.items()
+                }
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.find(images).anomaly_maps
@@ -105,14 +108,11 @@ class BackboneDetector(nn.Module):
     @torch.inference_mode()
     def find(self, images: Tensor) -> Found:
         """Anomaly maps of uint8 images (N,3,H,W), and what their image scores are of; both (N,H/8,W/8)."""
-        errors = self.errors(images)
-        found = []
-        for use in (MAP, SCORE):
-            by = self.standardisations[use]
-            found.append(
-                self._combined(use, {kind: [s(e) for s, e in zip(by[kind], errors[kind], strict=True)] for kind in errors})
-            )
-        return Found(*found)
+        return self.found_of(self.errors(images))
+
+    def found_of(self, errors: Mapping[str, Sequence[Tensor]]) -> Found:
+        """What `find` finds, from what `errors` gives."""
+        return Found(*(self._combined(use, self._standardised(use, errors)) for use in (MAP, SCORE)))
 
     def errors(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Distances of students and teacher, for each kind of student and level: (N,h,w).
@@ -148,14 +148,31 @@ class BackboneDetector(nn.Module):
             found.append(self._combined(use, scores))
         return Found(*found)
 
+    def _standardised(self, use, errors):
+        by = self.standardisations[use]
+        return {kind: [s(e) for s, e in zip(by[kind], errors[kind], strict=True)] for kind in KINDS}
+
     def _combined(self, use, scores):
         """Standardised errors of both kinds, (N,h,w) a level -> (N,H/8,W/8)."""
-        means = {}
+        means, size = {}, self._grid(FINEST_STRIDE)
         for kind, strides in self.strides.items():
-            levels = [s for s, stride in zip(scores[kind], strides, strict=True) if use == SCORE or stride < COARSE_STRIDE]
-            size = self._grid(FINEST_STRIDE)
-            means[kind] = sum(F.interpolate(level[:, None], size, mode="bilinear")[:, 0] for level in levels) / len(levels)
-        return means[LOCAL].lerp(means[GLOBAL], self.share)
+            levels = [
+                F.interpolate(level[:, None], size, mode="bilinear")[:, 0]
+                for level, stride in zip(scores[kind], strides, strict=True)
+                if use == SCORE or stride < COARSE_STRIDE
+            ]
+            means[kind] = sum(levels) / len(levels)
+        return means[LOCAL].lerp(means[GLOBAL], self.shares[use])
+
+    @property
+    def explained(self) -> float:
+        """The share of the variance that global students explain on good images, the mean of all levels."""
+        return sum(student.explained for student in self.global_students) / len(self.global_students)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How much the global students weigh in the map and in the score."""
+        return {MAP: max(LEAST_SHARE, self.explained), SCORE: SCORE_SHARE}
 
     def _grid(self, stride):
         return tuple(length // stride for length in self.teacher.size)
@@ -166,7 +183,6 @@ class BackboneDetector(nn.Module):
             "teacher": self.teacher.to_checkpoint(backbone),
             "global_students": [student.to_checkpoint() for student in self.global_students],
             "local_students": [[student.to_checkpoint() for student in students] for students in self.local_students],
-            "share": self.share,
             "standardisations": {name: value.cpu() for name, value in self.standardisations.state_dict().items()},
         }
 
@@ -177,7 +193,6 @@ class BackboneDetector(nn.Module):
             BackboneTeacher.of_checkpoint(content["teacher"]),
             [GlobalStudent.of_checkpoint(part) for part in content["global_students"]],
             [[LocalStudent.of_checkpoint(part) for part in students] for students in content["local_students"]],
-            content["share"],
         )
         found.standardisations.load_state_dict(content["standardisations"])
         return found.eval()

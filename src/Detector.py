@@ -58,7 +58,11 @@ class Calibration:
     def __init__(self, found: Sequence[Found]):
         """Of what was found in those images."""
         self._scores = {
-            kind: torch.cat([scoring.image_scores(image.scored_maps, kind) for image in found]).double().cpu().sort().values
+            kind: torch.cat([scoring.image_scores(image.scored_maps, kind) for image in found])
+            .double()
+            .cpu()
+            .sort()
+            .values
             for kind in scoring.IMAGE_SCORES
         }
         pixels = np.concatenate([image.anomaly_maps.flatten().numpy(force=True) for image in found])

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-COMPONENTS = 160  # of whole maps, at most: more don't predict better, and cost memory and time
+# Components of whole maps that are kept: half as many as images, from 160 to 320. More don't predict better.
+FEWEST_COMPONENTS, MOST_COMPONENTS = 160, 320
 PENALTY = 0.05  # of ridge regression, beside the mean squared norm of a map
-FOLDS = 3  # to see what is lost by keeping COMPONENTS alone
+FOLDS = 3  # to see what is lost by not keeping all
 
 
 class GlobalStudent(nn.Module):
@@ -19,11 +20,13 @@ class GlobalStudent(nn.Module):
     2024), fitted in closed form: ridge regression on the maps of good images. It knows what goes with what, and where.
 
     For maps of K components of the descriptor: `mean` (K,h,w) and `basis` (R,K h w), bytes with one scale a row. The
-    prediction is mean + basis' basis (map - mean): the basis holds the root of the ridge's shrinkage.
+    prediction is mean + basis' basis (map - mean): the basis holds the root of the ridge's shrinkage. `explained` is the
+    share of the maps' variance that it predicts, 0 to 1, each good image left out of the fit in its turn.
     """
 
-    def __init__(self, mean: Tensor, basis: Tensor, scales: Tensor):
+    def __init__(self, mean: Tensor, basis: Tensor, scales: Tensor, explained: float):
         super().__init__()
+        self.explained = explained
         self.register_buffer("mean", mean)
         self.register_buffer("scales", scales)
         self.register_buffer("basis", basis.float() * scales[:, None], persistent=False)
@@ -44,27 +47,39 @@ class GlobalStudent(nn.Module):
         """
         mean = torch.stack([channel.float().mean(0) for channel in maps.unbind(1)])
         # A channel at a time: the maps of all images in float32 would take gigabytes at once.
-        channels = [(channel.float() - usual).flatten(1).to(maps.dtype) for channel, usual in zip(maps.unbind(1), mean)]
+        channels = [
+            (channel.float() - usual).flatten(1).to(maps.dtype)
+            for channel, usual in zip(maps.unbind(1), mean, strict=True)
+        ]
         gram = sum(channel.float() @ channel.float().T for channel in channels).double()
         penalty = PENALTY * gram.diagonal().mean() + 1e-12
-        weights = left_out_weights(gram, penalty, groups or [[index] for index in range(len(maps))]).float()
+        alone = left_out_weights(gram, penalty, [[index] for index in range(len(maps))])
+        unexplained = (alone @ gram * alone).sum() / (gram.trace() + 1e-12)
+        weights = (left_out_weights(gram, penalty, groups) if groups else alone).float()
         errors = sum((weights @ channel.float()).square_() for channel in channels).view(-1, *mean.shape[1:])
         errors *= lost_by_truncation(gram, penalty)
         values, vectors = leading(gram)
         weights = (vectors / (values + penalty).sqrt()).T.float()
         basis = torch.cat([(weights @ channel.float()) for channel in channels], 1)
         scales = basis.abs().amax(1).clamp_min(1e-12) / 127
-        return cls(mean, (basis / scales[:, None]).round_().to(torch.int8), scales), errors
+        return cls(
+            mean, (basis / scales[:, None]).round_().to(torch.int8), scales, max(0.0, 1 - unexplained.item())
+        ), errors
 
     def to_checkpoint(self) -> dict[str, Any]:
         """What `of_checkpoint` rebuilds it from."""
         codes = (self.basis / self.scales[:, None]).round().to(torch.int8)
-        return {"mean": self.mean.half().cpu(), "basis": codes.cpu(), "scales": self.scales.cpu()}
+        return {
+            "mean": self.mean.half().cpu(),
+            "basis": codes.cpu(),
+            "scales": self.scales.cpu(),
+            "explained": self.explained,
+        }
 
     @classmethod
     def of_checkpoint(cls, content: dict[str, Any]) -> Self:
         """The GlobalStudent whose `to_checkpoint` that was."""
-        return cls(content["mean"].float(), content["basis"], content["scales"])
+        return cls(content["mean"].float(), content["basis"], content["scales"], content["explained"])
 
 
 def left_out_weights(gram: Tensor, penalty: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
@@ -86,19 +101,25 @@ def left_out_weights(gram: Tensor, penalty: Tensor, groups: Sequence[Sequence[in
 
 
 def leading(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues (R,) and their vectors (n,R): COMPONENTS of them at most, none that is nearly 0."""
+    """The largest eigenvalues (R,) and their vectors (n,R), as many as are kept; none that is nearly 0."""
     values, vectors = (found.flip(-1) for found in torch.linalg.eigh(gram))
-    kept = max(1, min(COMPONENTS, int((values > 1e-6 * values[0]).sum())))
+    kept = max(1, min(components_of(len(gram)), int((values > 1e-6 * values[0]).sum())))
     return values[:kept], vectors[:, :kept]
 
 
+def components_of(number: int) -> int:
+    """How many components are kept, at most, of this number of images."""
+    return min(MOST_COMPONENTS, max(FEWEST_COMPONENTS, number // 2))
+
+
 def lost_by_truncation(gram: Tensor, penalty: Tensor) -> float:
-    """By what factor COMPONENTS alone raise the squared error on images that are left out, 1 for few images.
+    """By what factor the components that are kept raise the squared error on images left out, 1 where all are kept.
 
     From FOLDS fits each, which the Gram matrix (n,n) of the centred maps is enough for.
     """
     number = len(gram)
-    if number <= COMPONENTS:
+    kept = components_of(number)
+    if number <= kept:
         return 1.0
     errors = torch.zeros(2, dtype=gram.dtype, device=gram.device)
     for fold in range(FOLDS):
@@ -110,5 +131,5 @@ def lost_by_truncation(gram: Tensor, penalty: Tensor) -> float:
         shrinkage = values / (values + penalty)
         explained = coefficients * (2 * shrinkage - shrinkage.square())
         total = (tested @ gram * tested).sum()
-        errors += torch.stack([total - explained[:, :COMPONENTS].sum(), total - explained.sum()])
+        errors += torch.stack([total - explained[:, :kept].sum(), total - explained.sum()])
     return (errors[0] / errors[1]).item()

@@ -32,7 +32,10 @@ COMPONENT_IMAGES = 50  # tell the levels' principal components, at most
 MOST_IMAGES = 1_000  # to learn from: of more, as many, evenly spread
 ALIKE = 0.6  # correlation of two images' deviations from the mean image from which on they show the same part
 FOLDS = 3  # local students of a level: each sees all folds but one
-LOCAL_STEPS, COARSE_STEPS = 400, 200  # of local students at STRIDE, and of those beyond, which see a quarter of the places
+LOCAL_STEPS, COARSE_STEPS = (
+    400,
+    200,
+)  # of local students at STRIDE, and of those beyond, which see a quarter of the places
 CROPS, CROP = 32, 4  # crops a step, and places predicted along each side of one
 LEARNING_RATE = 0.05  # Muon's, at its peak
 BATCH = 8  # images at once
@@ -54,11 +57,12 @@ def fit(
         print(f"{len(indices)} images of {len(groups)} parts: images that look alike are left out together")
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
     students, left_out = zip(*(GlobalStudent.fit(level.to(where), groups) for level in bar), strict=True)
-    explained = [_explained(level, errors) for level, errors in zip(maps, left_out, strict=True)]
     locals_, cross_fitted = _local_students(maps, neighbourhoods(teacher.strides), groups, args)
-    detector = BackboneDetector(teacher, students, locals_, sum(explained) / len(explained)).to(where).eval()
+    detector = BackboneDetector(teacher, students, locals_).to(where).eval()
     found = detector.calibrate({GLOBAL: [errors.sqrt() for errors in left_out], LOCAL: cross_fitted})
-    print(f"global students explain {detector.share:.0%} of what varies among good images that they have not seen")
+    print(
+        f"global students explain {detector.explained:.0%} of what varies among good images, each left out of the fit"
+    )
     return detector, Calibration([found])
 
 
@@ -109,6 +113,7 @@ def train_local(inputs: Tensor, steps: int, seed: int, description: str) -> Loca
         crops = padded[image[:, None, None], (row[:, None] + side)[:, :, None], (column[:, None] + side)[:, None]]
         crops = crops.permute(0, 3, 1, 2).float()
         loss = F.mse_loss(student.inner(crops), crops[:, :, REACH:-REACH, REACH:-REACH])
+        loss = loss / distributed.processes()  # all processes do the same, and the optimiser sums their gradients
         optimiser.zero_grad()
         loss.backward()
         optimiser.step(learning_rate(step, steps))
@@ -150,13 +155,6 @@ def _correlations(maps):
         gram = gram + centred @ centred.T
     norms = gram.diagonal().clamp_min(1e-12).sqrt()
     return gram / norms[:, None] / norms
-
-
-def _explained(maps, left_out):
-    """The share of the variance of maps (n,K,h,w) that left-out squared errors (n,h,w) leave explained: 0 to 1."""
-    variance = sum(channel.float().var(0, correction=0).sum() for channel in maps.unbind(1))
-    unexplained = left_out.sum(dtype=torch.float64) / len(left_out)
-    return (1 - (unexplained / (variance + 1e-12)).item()) if unexplained < variance else 0.0
 
 
 def _local_students(maps, around: Sequence[Neighbourhood], groups, args):

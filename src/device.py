@@ -1,7 +1,8 @@
 """The one way to choose device and precision, and to draw random numbers."""
 
 import hashlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -45,13 +46,34 @@ def computes_bfloat16_faster(device: torch.device) -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Context in which the networks compute in `precision`: one of PRECISIONS.
 
-    "auto" takes bfloat16 where the hardware computes it faster. Parameters stay in float32.
+    "auto" takes bfloat16 where the hardware computes it faster. Parameters stay in float32. "float32" on a GPU is not
+    rounded to TF32.
     """
     if precision == "auto":
         precision = "bfloat16" if computes_bfloat16_faster(device) else "float32"
     if precision == "float32":
-        return nullcontext()
+        return _exact_float32() if device.type == "cuda" else nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Let a GPU convolve and multiply float32 as it is: by PyTorch's default it rounds to TF32 for convolutions.
+
+    cuDNN tries its algorithms: of those for dilated convolutions, what it takes untried was 60 times slower on an H200.
+    """
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [backend.fp32_precision for backend in backends]
+    tried = torch.backends.cudnn.benchmark
+    try:
+        torch.backends.cudnn.benchmark = True
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+        torch.backends.cudnn.benchmark = tried
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

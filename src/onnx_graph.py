@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from scales import PADDING, zoomed_stride
 from torch import Tensor, nn
 
 import preprocessing
@@ -19,7 +20,6 @@ from Detector import Detector
 from FDFE import pair
 from FDFEAnomalyNet import FDFEAnomalyNet
 from GlobalStudent import SURELY_GOOD
-from scales import PADDING, zoomed_stride
 
 OPSET = 18  # the first whose Resize, Pad and reductions take axes
 ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)

@@ -11,7 +11,6 @@ from argparse import Namespace
 import backbone_students
 import backbone_weights
 import checkpoints
-import device
 import distributed
 import patch_students
 import stages

@@ -142,15 +142,6 @@ def test_a_patch_size_that_does_not_fit_the_net_is_refused():
         FDFEAnomalyNet(nn.Sequential(nn.Conv2d(3, 4, 3)), patch_size=4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("patch_size", PATCH_SIZES)
-def test_dense_equals_patch_by_patch_on_cuda(patch_size):
-    net = AnomalyNet(patch_size).cuda()
-    x = images(1, 3, 9, 6).cuda()
-    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-        assert relative_error(FDFEAnomalyNet(net)(x), ExtendedAnomalyNet(net)(x)) < 1e-5
-
-
 def test_normalised_descriptors_have_the_mean_and_deviation_taken_out():
     net = AnomalyNet(17)
     patches = images(4, 3, 17, 17)

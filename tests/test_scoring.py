@@ -1,12 +1,12 @@
 import pytest
 import torch
+from scales import PADDING, zoomed
 
 import scoring
 from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 from preprocessing import normalise
-from scales import PADDING, zoomed
 from usual import Statistics
 
 

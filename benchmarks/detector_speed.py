@@ -1,0 +1,154 @@
+"""How fast the default detector is: a frozen backbone with global and local students, from uint8 image to map and score.
+
+Fitted here to images of noise (what is computed doesn't depend on them), then timed for a batch of one and of many, on
+images that are on the device already; all ways take turns, after a first turn that isn't counted. On a GPU a batch is
+also replayed as a CUDA graph, and with --compile compiled by torch.compile and replayed. Before, each way must give the
+map of the first one, within TOLERANCE of its range.
+
+    python3 benchmarks/detector_speed.py --output detector_speed.json
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import measuring
+import torch
+
+import backbone_students
+import backbone_weights
+import device
+import scoring
+import stages
+from BackboneDetector import BackboneDetector
+from BackboneTeacher import seen_size
+from command_line import run
+from image_store import ImageStore
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the map's range
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda ...")
+    options.add_argument("--image-size", type=stages.positive, default=512, help="height and width (default 512)")
+    options.add_argument("--images", type=stages.positive, default=209, help="good ones to fit to (default 209)")
+    options.add_argument("--batch-size", type=stages.positive, nargs="+", default=[1, 32], help="(default 1 32)")
+    options.add_argument("--precision", nargs="+", choices=device.PRECISIONS[1:], default=["float32", "bfloat16"])
+    options.add_argument("--compile", action="store_true", help="also compiled, on a GPU: takes a minute")
+    options.add_argument("--repeat", type=stages.positive, default=5, help="counted turns that each takes (default 5)")
+    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument("--output", type=Path, help="write machine, settings and every turn here, as JSON")
+    return options.parse_args(arguments)
+
+
+def noise(args: Namespace, seed: int, number: int) -> torch.Tensor:
+    """uint8 images (number,3,H,W), noise that is smooth enough to have features."""
+    height, width = seen_size((args.image_size, args.image_size))
+    coarse = torch.rand(number, 3, height // 8, width // 8, generator=device.generator(args.seed, seed))
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").mul_(255).to(torch.uint8)
+
+
+def fitted(args: Namespace) -> BackboneDetector:
+    """The default detector of images of noise."""
+    images = noise(args, 0, args.images)
+    store = ImageStore(images.__getitem__, len(images))
+    settings = Namespace(device=args.device, precision="auto", seed=args.seed)
+    backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
+    detector, _ = backbone_students.fit(backbone, images.shape[2:], store, list(range(len(images))), settings)
+    return detector
+
+
+def ways(detector: BackboneDetector, images: torch.Tensor, precision: str, args: Namespace) -> dict[str, Callable]:
+    """What is timed: no argument, map and scores returned."""
+    plain = partial(detect, detector, images, precision)
+    found = {"as it is": plain}
+    if images.is_cuda:
+        found["CUDA graph"] = replayed(plain)
+        if args.compile:
+            compiled = torch.compile(detector.errors)
+            found["compiled, CUDA graph"] = replayed(partial(detect, detector, images, precision, compiled))
+    return found
+
+
+def detect(detector, images, precision, errors=None):
+    """Maps and image scores, on the device; `errors` in place of the detector's own."""
+    with torch.no_grad(), device.autocast(images.device, precision):
+        found = detector.found_of((errors or detector.errors)(images))
+        return found.anomaly_maps, scoring.image_scores(found.scored_maps)
+
+
+def replayed(work: Callable) -> Callable:
+    """The work, recorded as a CUDA graph: no launches from Python."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work()
+
+    def replay():
+        graph.replay()
+        return result
+
+    return replay
+
+
+def measure(args: Namespace) -> list[dict]:
+    """A row for each batch, precision and way."""
+    detector, works, expected = fitted(args), {}, {}
+    for number in args.batch_size:
+        images = noise(args, 1, number).to(device.choose(args.device))
+        for precision in args.precision:
+            for way, work in ways(detector, images, precision, args).items():
+                maps = work()[0].float().clone()
+                expected.setdefault(number, maps)
+                error = (maps - expected[number]).abs().max() / (expected[number].max() - expected[number].min())
+                if not error < TOLERANCE[precision]:
+                    raise AssertionError(f"{way}, {precision}: maps differ by {error:.2g} of their range")
+                works[number, precision, way] = work
+    timings = measuring.interleaved(works, args.repeat, device.choose(args.device))
+    first = {number: timings[number, args.precision[0], "as it is"].median for number in args.batch_size}
+    return [
+        {"batch_size": number, "precision": precision, "way": way, "images_per_second": number / timing.median}
+        | timing.summary()
+        | {"times_first": first[number] / timing.median}
+        for (number, precision, way), timing in timings.items()
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, write JSON."""
+    args = parse_arguments(arguments)
+    torch.manual_seed(args.seed)
+    rows = measure(args)
+    machine = measuring.machine(device.choose(args.device))
+    print(
+        f"Default detector, {args.image_size} x {args.image_size}, fitted to {args.images} images, {args.repeat} turns"
+    )
+    print(f"{measuring.machine_line(machine)}\n")
+    lines = [
+        (
+            row["batch_size"],
+            row["precision"],
+            row["way"],
+            measuring.Timing(row["turns"]).rounded,
+            f"{row['images_per_second']:,.0f}",
+            measuring.ratio(row["times_first"]),
+        )
+        for row in rows
+    ]
+    print(measuring.table(("batch", "precision", "way", "ms a batch: median (spread)", "images/s", "to first"), lines))
+    measuring.write_json(args.output, "detector_speed", args, machine, warm_up_turns=measuring.WARM_UP, rows=rows)
+
+
+if __name__ == "__main__":
+    run(main, resumes=False)

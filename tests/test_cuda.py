@@ -1,0 +1,54 @@
+"""What holds on a CUDA device; elsewhere all of it is skipped."""
+
+import pytest
+import torch
+
+import backbone_weights
+import device
+from AnomalyNet import PATCH_SIZES, AnomalyNet
+from ExtendedAnomalyNet import ExtendedAnomalyNet
+from FDFEAnomalyNet import FDFEAnomalyNet
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def relative_error(found, expected):
+    return ((found.double() - expected.double()).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("stride", (1, 4))
+@pytest.mark.parametrize(("precision", "tolerance"), (("float32", 1e-5), ("bfloat16", 3e-2)))
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_dense_equals_patch_by_patch(patch_size, precision, tolerance, stride):
+    torch.manual_seed(0)
+    where = torch.device("cuda")
+    net = AnomalyNet(patch_size).to(where, memory_format=device.memory_format(where)).eval()
+    x = torch.randn(1, 3, 19, 14, device=where)
+    with torch.no_grad():
+        with device.autocast(where, "float32"):
+            expected = ExtendedAnomalyNet(net)(x)[:, :, ::stride, ::stride]
+        with device.autocast(where, precision):
+            assert relative_error(FDFEAnomalyNet(net, stride)(x), expected) < tolerance
+
+
+def test_float32_is_not_rounded_to_tf32():
+    where = torch.device("cuda")
+    torch.manual_seed(0)
+    layer, x = torch.nn.Conv2d(64, 64, 3), torch.randn(1, 64, 40, 40)
+    with torch.no_grad():
+        expected = layer.double()(x.double())
+        with device.autocast(where, "float32"):
+            assert relative_error(layer.float().to(where)(x.to(where)).cpu(), expected) < 2e-6
+            product = (x[0, 0].to(where) @ x[0, 1].to(where)).cpu()
+    assert relative_error(product, x[0, 0].double() @ x[0, 1].double()) < 2e-6
+
+
+def test_the_frozen_backbone_describes_as_on_the_cpu():
+    backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
+    pictures = torch.randn(2, 3, 128, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = backbone.levels(pictures)
+        with device.autocast(torch.device("cuda"), "float32"):
+            found = backbone.cuda().levels(pictures.cuda())
+    for level, wanted in zip(found, expected, strict=True):
+        assert relative_error(level.cpu(), wanted) < 1e-4
