@@ -1,4 +1,4 @@
-"""How fast the default detector is: a frozen backbone with global and local students, from uint8 image to map and score.
+"""How fast the default detector is, a frozen backbone and its students: from uint8 image to map and score.
 
 Fitted here to images of noise (what is computed doesn't depend on them), then timed for a batch of one and of many, on
 images that are on the device already; all ways take turns, after a first turn that isn't counted. On a GPU a batch is
@@ -61,7 +61,9 @@ def fitted(args: Namespace) -> BackboneDetector:
     settings = Namespace(device=args.device, precision="auto", seed=args.seed)
     backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
     detector, _ = backbone_students.fit(backbone, images.shape[2:], store, list(range(len(images))), settings)
-    return detector
+    where = device.choose(args.device)
+    restored = BackboneDetector.of_checkpoint(detector.cpu().to_checkpoint("efficientnet_lite0"))  # as users have it
+    return restored.to(where, memory_format=device.memory_format(where))
 
 
 def ways(detector: BackboneDetector, images: torch.Tensor, precision: str, args: Namespace) -> dict[str, Callable]:

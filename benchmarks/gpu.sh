@@ -27,7 +27,7 @@ step() {  # NAME COMMAND...: a step that fails doesn't stop the others
 }
 
 step tests "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
-step descriptors "$python" benchmarks/dense_extraction.py --stride 1 4 "${size[@]}" "${batch[@]}" "${compile[@]}" --output "$output/descriptors.json"
+step descriptors "$python" benchmarks/dense_extraction.py --stride 1 "${size[@]}" "${batch[@]}" "${compile[@]}" --output "$output/descriptors.json"
 step maps "$python" benchmarks/anomaly_map.py --stride 1 4 "${size[@]}" --output "$output/maps.json"
 step students "$python" benchmarks/students_training.py --stride 4 "${size[@]}" --output "$output/students.json"
 step detector "$python" benchmarks/detector_speed.py "${fit[@]}" "${compile[@]}" --output "$output/detector.json"

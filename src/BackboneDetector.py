@@ -159,7 +159,7 @@ class BackboneDetector(nn.Module):
             levels = [
                 F.interpolate(level[:, None], size, mode="bilinear")[:, 0]
                 for level, stride in zip(scores[kind], strides, strict=True)
-                if use == SCORE or stride < COARSE_STRIDE
+                if counts(use, stride)
             ]
             means[kind] = sum(levels) / len(levels)
         return means[LOCAL].lerp(means[GLOBAL], self.shares[use])
@@ -196,6 +196,11 @@ class BackboneDetector(nn.Module):
         )
         found.standardisations.load_state_dict(content["standardisations"])
         return found.eval()
+
+
+def counts(use: str, stride: int) -> bool:
+    """Whether levels of this stride have a part in the map, or in the score."""
+    return use == SCORE or stride < COARSE_STRIDE
 
 
 def _unknown(size):

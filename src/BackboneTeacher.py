@@ -57,7 +57,7 @@ class BackboneTeacher(nn.Module):
                 products[level] = products[level] + (values.T @ values).double()
         found = [_components(part, product) for part, product in zip(moments, products, strict=True)]
         weights, biases = zip(*found, strict=True)
-        return cls(backbone, size, list(weights), list(biases))
+        return cls(backbone, size, list(weights), list(biases)).to(weights[0].device)
 
     def to_checkpoint(self, backbone: str) -> dict[str, Any]:
         """What `of_checkpoint` rebuilds it from, but for a ResNet18's weights. `backbone`: its name."""
@@ -82,8 +82,8 @@ def shrunk(features: Tensor, stride: int) -> Tensor:
 
 
 def seen_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The nearest height and width that a backbone takes: multiples of 32, two of them at least."""
-    height, width = (max(2, round(length / MULTIPLE)) * MULTIPLE for length in size)
+    """The nearest height and width that a backbone takes: multiples of 32, four of them at least."""
+    height, width = (max(4, round(length / MULTIPLE)) * MULTIPLE for length in size)
     return height, width
 
 

@@ -92,13 +92,13 @@ class Calibration:
         number = len(self.scores())
         if rate < self.smallest_rate:
             return (
-                f"{number} good images can promise a false-alarm rate of {self.smallest_rate:.3f} at the least: ask for "
-                f"that by --false-alarm-rate, or learn from more"
+                f"{number} good images can promise a false-alarm rate of {self.smallest_rate:.3f} at the least: ask "
+                "for that by --false-alarm-rate, or learn from more"
             )
         return (
             f"{number} good images: a false-alarm rate of {rate:g} is kept on average, at most "
-            f"{confident_rate(number, rate):.3f} with {CONFIDENCE:.0%} confidence; the smallest that can be asked for is "
-            f"{self.smallest_rate:.3f}"
+            f"{confident_rate(number, rate):.3f} with {CONFIDENCE:.0%} confidence; the smallest that can be asked for "
+            f"is {self.smallest_rate:.3f}"
         )
 
     def pixel_threshold(self, rate: float) -> float:
@@ -194,8 +194,8 @@ def load_detector(
     """The detector that students_training.py wrote. What is None or "trained" is as in training.
 
     Of patch students: with some of the `patch_sizes` alone, or another `size` or `normalisation`, the calibration does
-    not hold, and scores have no p-values. With another `stride` it holds nearly: of scores by the maximum, a smaller one
-    reaches higher. Students of a frozen backbone take none of these. Raises UserError where the file is missing or
+    not hold, and scores have no p-values. With another `stride` it holds nearly: the maximum of a finer map is higher.
+    Students of a frozen backbone take none of these. Raises UserError where the file is missing or
     broken, or can't be used as asked.
     """
     path = Path(path)

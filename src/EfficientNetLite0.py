@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le, ICML 2019; Google's variant without squeeze-and-excitation), to its fifteenth block."""
+"""EfficientNet-Lite0 (Tan and Le, ICML 2019; a variant without squeeze-and-excitation), to its fifteenth block."""
 
 from typing import NamedTuple
 
@@ -36,11 +36,11 @@ class Convolution(nn.Conv2d):
         before = (kernel - stride) // 2
         after = kernel - stride - before
         super().__init__(channels_in, channels, kernel, stride, before, groups=groups)
-        self._missing = after - before
+        self.missing = after - before
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._missing:
-            x = F.pad(x, (0, self._missing, 0, self._missing))
+        if self.missing:
+            x = F.pad(x, (0, self.missing, 0, self.missing))
         return super().forward(x)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 # Components of whole maps that are kept: half as many as images, from 160 to 320. More don't predict better.
 FEWEST_COMPONENTS, MOST_COMPONENTS = 160, 320
 PENALTY = 0.05  # of ridge regression, beside the mean squared norm of a map
-FOLDS = 3  # to see what is lost by not keeping all
+FOLDS = 5  # to see what is lost by not keeping all
 
 
 class GlobalStudent(nn.Module):
@@ -20,8 +20,8 @@ class GlobalStudent(nn.Module):
     2024), fitted in closed form: ridge regression on the maps of good images. It knows what goes with what, and where.
 
     For maps of K components of the descriptor: `mean` (K,h,w) and `basis` (R,K h w), bytes with one scale a row. The
-    prediction is mean + basis' basis (map - mean): the basis holds the root of the ridge's shrinkage. `explained` is the
-    share of the maps' variance that it predicts, 0 to 1, each good image left out of the fit in its turn.
+    prediction is mean + basis' basis (map - mean): the basis holds the root of the ridge's shrinkage. `explained` is
+    the share of the maps' variance that it predicts, 0 to 1, each good image left out of the fit in its turn.
     """
 
     def __init__(self, mean: Tensor, basis: Tensor, scales: Tensor, explained: float):
@@ -66,12 +66,16 @@ class GlobalStudent(nn.Module):
             mean, (basis / scales[:, None]).round_().to(torch.int8), scales, max(0.0, 1 - unexplained.item())
         ), errors
 
+    @property
+    def codes(self) -> Tensor:
+        """The basis in bytes, int8 (R,K h w), without its scales."""
+        return (self.basis / self.scales[:, None]).round().to(torch.int8)
+
     def to_checkpoint(self) -> dict[str, Any]:
         """What `of_checkpoint` rebuilds it from."""
-        codes = (self.basis / self.scales[:, None]).round().to(torch.int8)
         return {
             "mean": self.mean.half().cpu(),
-            "basis": codes.cpu(),
+            "basis": self.codes.cpu(),
             "scales": self.scales.cpu(),
             "explained": self.explained,
         }

@@ -101,7 +101,7 @@ def backbone(name: str, source: str, adapted: dict[str, Tensor] | None = None) -
 
 
 def packed(values: Tensor) -> Tensor:
-    """float32 of any shape, rounded to the upper 24 bits: uint8 (...,3). `unpacked` gives them back, to 8e-6."""
+    """float32 of any shape, rounded to the upper 24 bits: uint8 (...,3). `unpacked` gives them back, to 2e-5."""
     bits = values.contiguous().view(torch.int32) + 128
     return bits.view(torch.uint8).view(*values.shape, 4)[..., 1:].clone()
 

@@ -58,22 +58,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 @contextmanager
 def _exact_float32() -> Iterator[None]:
-    """Let a GPU convolve and multiply float32 as it is: by PyTorch's default it rounds to TF32 for convolutions.
-
-    cuDNN tries its algorithms: of those for dilated convolutions, what it takes untried was 60 times slower on an H200.
-    """
+    """Let a GPU convolve and multiply float32 as it is: by PyTorch's default it rounds to TF32 for convolutions."""
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = [backend.fp32_precision for backend in backends]
-    tried = torch.backends.cudnn.benchmark
     try:
-        torch.backends.cudnn.benchmark = True
         for backend in backends:
             backend.fp32_precision = "ieee"
         yield
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
-        torch.backends.cudnn.benchmark = tried
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

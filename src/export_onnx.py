@@ -1,8 +1,10 @@
 """Write a category's detector as one ONNX file, which runs without PyTorch and without Python.
 
-From pixels to anomaly maps and image scores, in float32, for images of every size, several at once. The whole image is
-computed at once: unlike anomaly_detection.py, memory grows with it. What goes in and comes out, and how a score becomes
-a decision: examples/inspect_folder.py. Wants one more package: pip install -r requirements-onnx.txt
+From pixels to anomaly maps and image scores, in float32, several images at once. Of patch students images may have any
+size, and the whole image is computed at once: unlike anomaly_detection.py, memory grows with it. What goes in and comes
+out, and how a score becomes a decision: examples/inspect_folder.py.
+
+Needs one more package: pip install -r requirements-onnx.txt
 """
 
 from argparse import Namespace
@@ -27,8 +29,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
         import onnx_graph
-    except ImportError:
-        raise UserError("ONNX wants one more package: pip install -r requirements-onnx.txt") from None
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise UserError("ONNX needs one more package: pip install -r requirements-onnx.txt") from None
     folder = args.model / args.category
     detector = load_detector(folder / "detector.pt", stride=args.stride, device_name="cpu")
     content = onnx_graph.model_of(detector).SerializeToString()

@@ -1,25 +1,28 @@
-"""A calibrated detector as one ONNX graph: what AnomalyDetector and Calibration compute, in float32.
+"""A calibrated detector as one ONNX graph: what a detector and Calibration compute, in float32.
 
-Written node by node from the same layers and placements, not traced: sizes are computed in the graph, so that it holds
-for images of every size. The graph's parts are named after the functions that they equal.
+Written node by node from the same layers and placements, not traced: of patch students sizes are computed in the graph,
+so that it holds for images of every size. The graph's parts are named after the functions that they equal.
 """
 
 import json
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from scales import PADDING, zoomed_stride
-from torch import Tensor, nn
+from torch import nn
 
 import preprocessing
 import scoring
-from AnomalyDetector import NORMALISATIONS, Scale
+from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Scale
+from BackboneDetector import GLOBAL, LOCAL, MAP, SCORE, BackboneDetector, counts
+from backbones import Lite0
+from BackboneTeacher import FINEST_STRIDE
 from Detector import Detector
 from FDFE import pair
 from FDFEAnomalyNet import FDFEAnomalyNet
-from GlobalStudent import SURELY_GOOD
+from GlobalStudent import GlobalStudent
+from LocalStudent import REACH, neighbourhoods
+from padding import PADDING
 
 OPSET = 18  # the first whose Resize, Pad and reductions take axes
 ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)
@@ -38,13 +41,6 @@ class _Graph:
         self.nodes.append(helper.make_node(operator, names, [output], name=output, **attributes))
         return output
 
-    def bfloat16_constant(self, value: Tensor) -> str:
-        """The name of a constant of bfloat16, which NumPy does not know."""
-        name = f"constant_{len(self.constants)}"
-        content = value.contiguous().view(torch.int16).numpy(force=True).tobytes()
-        self.constants.append(helper.make_tensor(name, TensorProto.BFLOAT16, value.shape, content, raw=True))
-        return name
-
     def _constant(self, value):
         array = np.asarray(value)
         name = f"constant_{len(self.constants)}"
@@ -56,29 +52,30 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     """The detector from pixels to scores, with its weights.
 
     Input: "images", uint8 (batch,3,height,width), RGB at the size that the networks see. Outputs: "maps", float32
-    (batch,height,width), and "scores", float32 (batch,), of the kind "top". All of these dimensions are free, from 1;
-    the whole image is computed at once, without tiles. The metadata are JSON: `image_size` to resize to (height and
-    width, null for none) and `held_back_scores`, of which p-values are made as in Calibration.p_value.
-    Raises ValueError for a detector without calibration, or of another normalisation than the default.
+    (batch,rows,columns), over the whole image, and "scores", float32 (batch,), of the kind "top". The batch is free,
+    from 1; so are height and width of patch students, whose maps have a value for each pixel. The metadata are JSON:
+    `image_size` to resize to (height and width, null for none) and `held_back_scores`, of which p-values are made as in
+    Calibration.p_value. Raises ValueError for a detector without calibration, of another normalisation than the
+    default, or with another backbone than EfficientNet-Lite0.
     """
     networks, calibration = detector.networks, detector.calibration
-    if calibration is None or networks.normalisation != NORMALISATIONS[0]:
+    if calibration is None:
         raise ValueError("only a detector as it was calibrated can be written as ONNX")
     graph = _Graph()
-    pixels = _normalise(graph, "images")
-    size = _size(graph, "images")
-    found = [_scale_maps(graph, scale, networks.stride, pixels, size) for scale in networks.scales]
-    maps, scored = zip(*found, strict=True)
-    weighted = (graph("Mul", *pair) for pair in zip(maps, map(np.float32, networks.map_weights), strict=True))
-    graph("Squeeze", graph("Sum", *weighted), [1], output="maps")
-    _top(graph, graph("Mean", *scored))
-    image_shape = ["batch", 3, "height", "width"]
+    if isinstance(networks, BackboneDetector):
+        maps, scored = _backbone_maps(graph, networks)
+        size, map_size = networks.teacher.size, ("rows", "columns")
+    else:
+        maps = scored = _patch_maps(graph, networks)
+        size = map_size = ("height", "width")
+    graph("Squeeze", maps, [1], output="maps")
+    _top(graph, scored)
     content = helper.make_graph(
         graph.nodes,
         "detector",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, image_shape)],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, *size])],
         [
-            helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["batch", "height", "width"]),
+            helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["batch", *map_size]),
             helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch"]),
         ],
         graph.constants,
@@ -91,6 +88,122 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     return model
 
 
+def _backbone_maps(graph, networks: BackboneDetector):
+    """BackboneDetector.find: the map and what is scored, (N,1,rows,columns) each."""
+    maps = _levels(graph, networks.teacher)
+    errors = {GLOBAL: [_global_error(graph, *both) for both in zip(networks.global_students, maps, strict=True)]}
+    errors[LOCAL] = []
+    for around, students in zip(neighbourhoods(networks.strides[GLOBAL]), networks.local_students, strict=True):
+        errors[LOCAL] += _local_errors(graph, around, students, maps, networks.teacher)
+    size = [length // networks.stride for length in networks.teacher.size]
+    found = []
+    for use in (MAP, SCORE):
+        means = []
+        for kind, share in ((GLOBAL, networks.shares[use]), (LOCAL, 1 - networks.shares[use])):
+            levels = []
+            for by, error, stride in zip(
+                networks.standardisations[use][kind], errors[kind], networks.strides[kind], strict=True
+            ):
+                if counts(use, stride):
+                    factor, mean, std = (value.numpy(force=True) for value in (by.factor, by.mean, by.std))
+                    score = graph("Div", graph("Sub", graph("Div", error, factor), mean), std)
+                    levels.append(graph("Resize", score, "", "", size, mode="linear", axes=[ROWS, COLUMNS]))
+            means.append(graph("Mul", graph("Mean", *levels), np.float32(share)))
+        found.append(graph("Add", *means))
+    return found
+
+
+def _levels(graph, teacher):
+    """BackboneTeacher.forward."""
+    backbone = teacher.backbone
+    if not isinstance(backbone, Lite0):
+        raise ValueError("of frozen backbones EfficientNet-Lite0 alone is written as ONNX")
+    factor, shift = (value.numpy(force=True) for value in (backbone.factor, backbone.shift))
+    x = graph("Add", graph("Mul", _normalise(graph, "images"), factor), shift)
+    x = _layers(graph, backbone.net.stem, x)
+    found = []
+    for stage in backbone.net.stages:
+        for block in stage:
+            inner = _layers(graph, block.layers, x)
+            x = graph("Add", x, inner) if block.residual else inner
+        found.append(x)
+    maps = []
+    for projection, level, stride in zip(teacher.projections, found[1:], backbone.strides, strict=True):
+        level = graph("AveragePool", _layers(graph, [projection], level), kernel_shape=[3, 3], pads=[1] * 4)
+        maps.append(_pooled(graph, level, FINEST_STRIDE // stride if stride < FINEST_STRIDE else 1))
+    return maps
+
+
+def _layers(graph, layers, x):
+    """Convolutions and activations, one after another."""
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            before, more = layer.padding[0], getattr(layer, "missing", 0)
+            weights = (values.numpy(force=True) for values in (layer.weight, layer.bias))
+            pads = [before, before, before + more, before + more]
+            x = graph("Conv", x, *weights, strides=layer.stride, pads=pads, group=layer.groups)
+        elif isinstance(layer, nn.ReLU6):
+            x = graph("Clip", x, np.float32(0), np.float32(6))
+        elif isinstance(layer, nn.LeakyReLU):
+            x = graph("LeakyRelu", x, alpha=layer.negative_slope)
+        else:
+            raise ValueError(f"{layer} is not written as ONNX")
+    return x
+
+
+def _pooled(graph, x, factor):
+    """Averaged over squares of `factor` places."""
+    return x if factor == 1 else graph("AveragePool", x, kernel_shape=[factor] * 2, strides=[factor] * 2)
+
+
+def _global_error(graph, student: GlobalStudent, maps):
+    """The root of GlobalStudent.forward, (N,1,h,w)."""
+    centred = graph("Flatten", graph("Sub", maps, student.mean.numpy(force=True)))
+    codes, scales = student.codes.numpy(force=True), student.scales.numpy(force=True)
+    basis = graph("Mul", graph("Cast", codes, to=TensorProto.FLOAT), scales[:, None])
+    predicted = graph("MatMul", graph("MatMul", centred, graph("Transpose", basis)), basis)
+    residual = graph("Reshape", graph("Sub", centred, predicted), [-1, *student.mean.shape])
+    return graph("Sqrt", graph("ReduceSumSquare", residual, [1]))
+
+
+def _local_errors(graph, around, students, maps, teacher):
+    """Of each level of a neighbourhood, what BackboneDetector.errors gives, (N,1,h,w)."""
+    parts = [_pooled(graph, maps[level], factor) for level, factor in zip(around.levels, around.factors, strict=True)]
+    stacked = graph("Concat", *parts, axis=1)
+    padded = graph("Pad", stacked, [REACH] * 4, "", [ROWS, COLUMNS], mode="reflect")
+    squares = []
+    for student in students:
+        difference = graph("Sub", _layers(graph, student.layers, padded), stacked)
+        squares.append(graph("Mul", difference, difference))
+    mean, found, first = graph("Mean", *squares), [], 0
+    for level in around.levels:
+        last = first + teacher.projections[level].out_channels
+        found.append(graph("Sqrt", graph("ReduceSum", graph("Slice", mean, [first], [last], [1]), [1])))
+        first = last
+    return found
+
+
+def _patch_maps(graph, networks: AnomalyDetector):
+    """AnomalyDetector.find, (N,1,H,W)."""
+    if networks.normalisation != NORMALISATIONS[0]:
+        raise ValueError("only a detector as it was calibrated can be written as ONNX")
+    pixels, size = _normalise(graph, "images"), _size(graph, "images")
+    return graph("Mean", *(_scale_map(graph, scale, networks.stride, pixels, size) for scale in networks.scales))
+
+
+def _scale_map(graph, scale: Scale, stride, pixels, size):
+    """One scale's scores, (N,1,H,W)."""
+    teacher, students = scale.dense(stride)
+    padded = _pad(graph, pixels, teacher)
+    target = _describe_padded(graph, teacher, padded)
+    distances = [
+        graph("ReduceSumSquare", graph("Sub", _describe_padded(graph, student, padded), target), [1])
+        for student in students
+    ]
+    score = _by_place(graph, graph("Mean", *distances), scale.place_mean, scale.place_deviation)
+    return _at_every_pixel(graph, score, stride, size)
+
+
 def _normalise(graph, images):
     """preprocessing.normalise."""
     pixels = graph("Cast", images, to=TensorProto.FLOAT)
@@ -99,92 +212,6 @@ def _normalise(graph, images):
         for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)
     )
     return graph("Div", graph("Sub", graph("Div", pixels, np.float32(255)), mean), deviation)
-
-
-def _scale_maps(graph, scale: Scale, stride, pixels, size):
-    """One scale's part of AnomalyDetector.find: what is mapped (N,1,H,W), and what is scored."""
-    zoom = scale.zoom
-    seen = _zoomed(graph, pixels, zoom)
-    teacher, students = scale.dense(stride)
-    padded = _pad(graph, seen, teacher)
-    target = _describe_padded(graph, teacher, padded)
-    distances = [
-        graph("ReduceSumSquare", graph("Sub", _describe_padded(graph, student, padded), target), [1])
-        for student in students
-    ]
-    distance = graph("Mean", *distances)  # error plus variance
-    score = _by_place(graph, distance, scale.place_mean, scale.place_deviation)
-    score = _at_every_pixel(graph, score, zoomed_stride(stride, zoom), _size(graph, seen))
-    score = _enlarged(graph, score, zoom, size)
-    if scale.global_student is None:
-        return score, score
-    share = scale.global_student.explained.numpy(force=True)
-    of_patches = graph("Mul", score, 1 - share)
-    whole, level = _global_scores(graph, scale, pixels, size)
-    whole = graph("Mul", whole, share)
-    levelled = graph("Div", whole, graph("Sqrt", graph("Add", level, np.float32(1))))
-    return graph("Add", of_patches, levelled), graph("Add", of_patches, whole)
-
-
-def _global_scores(graph, scale: Scale, pixels, size):
-    """GlobalStudent.forward: scores (N,1,H,W) and levels (N,1,1,1)."""
-    student, zoom = scale.global_student, scale.zoom
-    describing = scale.dense_global()
-    seen = _zoomed(graph, _resized(graph, pixels, student.size), zoom)
-    descriptors = _describe_padded(graph, describing, _pad(graph, seen, describing))
-    maps = graph("Flatten", graph("Sub", descriptors, student.mean.numpy(force=True)))
-    basis = graph("Cast", graph.bfloat16_constant(student.basis), to=TensorProto.FLOAT)
-    weights = graph("Mul", graph("MatMul", maps, graph("Transpose", basis)), student.shrinkage.numpy(force=True))
-    residual = graph("Reshape", graph("Sub", maps, graph("MatMul", weights, basis)), [-1, *student.mean.shape])
-    error = graph("ReduceSumSquare", residual, [1])
-    score = _by_place(graph, error, student.place_mean, student.place_deviation)
-    level = _level(graph, score)
-    inner = [-(-length // zoom) for length in student.size]
-    score = _enlarged(graph, _at_every_pixel(graph, score, describing.stride, inner), zoom, student.size)
-    return graph("Resize", score, "", "", size, mode="linear", axes=[ROWS, COLUMNS]), level
-
-
-def _level(graph, scores):
-    """GlobalStudent.level of (N,1,h,w): (N,1,1,1)."""
-    scores = graph("Flatten", scores)
-    number = _rounded_share(graph, scores, SURELY_GOOD)
-    least = _top_values(graph, scores, number, largest=0)
-    level = graph("Relu", graph("ReduceMax", least, [1]))
-    return graph("Unsqueeze", level, [ROWS, COLUMNS])
-
-
-def _resized(graph, pixels, size):
-    """Bilinear without aliasing, to a fixed size, as PyTorch does it: ONNX Runtime's own weighs otherwise."""
-    rows, columns = (
-        _triangles(graph, graph("Cast", graph("Shape", pixels, start=axis, end=axis + 1), to=TensorProto.FLOAT), length)
-        for axis, length in zip((ROWS, COLUMNS), size, strict=True)
-    )
-    return graph("MatMul", graph("MatMul", rows, pixels), graph("Transpose", columns))
-
-
-def _triangles(graph, length, wanted):
-    """Weights (wanted,length) that resize an axis of `length`."""
-    ratio = graph("Div", length, np.float32(wanted))
-    centres = graph("Mul", np.arange(0.5, wanted, dtype=np.float32)[:, None], ratio)
-    places = graph("Add", graph("Range", np.float32(0), graph("Squeeze", length), np.float32(1)), np.float32(0.5))
-    distance = graph("Div", graph("Abs", graph("Sub", places, centres)), graph("Max", ratio, np.float32(1)))
-    weights = graph("Relu", graph("Sub", np.float32(1), distance))
-    return graph("Div", weights, graph("ReduceSum", weights, [1]))
-
-
-def _zoomed(graph, pixels, zoom):
-    """scales.zoomed."""
-    if zoom == 1:
-        return pixels
-    return graph("AveragePool", pixels, kernel_shape=[zoom, zoom], strides=[zoom, zoom], ceil_mode=1)
-
-
-def _enlarged(graph, scores, zoom, size):
-    """scoring.enlarged, of (N,1,h,w)."""
-    if zoom == 1:
-        return scores
-    enlarged = graph("Resize", scores, "", np.float32([zoom, zoom]), mode="linear", axes=[ROWS, COLUMNS])
-    return graph("Slice", enlarged, [0, 0], size, [ROWS, COLUMNS])
 
 
 def _by_place(graph, scores, *usual):
@@ -261,7 +288,7 @@ def _top(graph, maps):
     """scoring.image_scores of the kind "top"."""
     pixels = graph("Flatten", maps)
     number = _rounded_share(graph, pixels, scoring.TOP_SHARE)
-    graph("ReduceMean", _top_values(graph, pixels, number, largest=1), [1], keepdims=0, output="scores")
+    graph("ReduceMean", _top_values(graph, pixels, number), [1], keepdims=0, output="scores")
 
 
 def _rounded_share(graph, values, share):
@@ -270,10 +297,8 @@ def _rounded_share(graph, values, share):
     return graph("Max", graph("Cast", graph("Round", graph("Mul", number, share)), to=TensorProto.INT64), 1)
 
 
-def _top_values(graph, values, number, largest):
-    """The `number` largest or smallest of each row of (N,n), in any order."""
+def _top_values(graph, values, number):
+    """The `number` largest of each row of (N,n), in any order."""
     top = f"{values}_top"
-    graph.nodes.append(
-        helper.make_node("TopK", [values, number], [top, f"{top}_places"], name=top, sorted=0, largest=largest)
-    )
+    graph.nodes.append(helper.make_node("TopK", [values, number], [top, f"{top}_places"], name=top, sorted=0))
     return top

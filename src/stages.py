@@ -125,8 +125,8 @@ def size_of_all(dataset: AnomalyDataset) -> tuple[int, int]:
         first = first or (path, height, width)
         if (height, width) != first[1:]:
             raise UserError(
-                f"--image-size native: {first[0]} has {first[2]} x {first[1]} pixels, {path} {width} x {height}; give a "
-                "size for all"
+                f"--image-size native: {first[0]} has {first[2]} x {first[1]} pixels, {path} {width} x {height}; give "
+                "a size for all"
             )
     return first[1:]
 

@@ -41,8 +41,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--teacher",
         choices=TEACHERS,
-        help="backbone: its own features, no teacher to train, a minute of fitting. patches: the paper's patch networks "
-        "(default: patches where teacher_training.py has made the category a teacher, else backbone)",
+        help="backbone: its own features, no teacher to train, a minute of fitting. patches: the paper's patch "
+        "networks (default: patches where teacher_training.py has made the category a teacher, else backbone)",
     )
     stages.add_image_size(options, default=None, otherwise="512; 256 with --teacher patches")
     stages.add_training(options, batch_size="4", learning_rate="0.05; of adam 1e-3")

@@ -17,8 +17,6 @@ from AnomalyDetector import AnomalyDetector, Found, Scale, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
 from command_line import ROOT, UserError
 from Detector import VERSION, Calibration, load_detector
-from GlobalStudent import GlobalStudent, seen_image
-from preprocessing import normalise
 from usual import Statistics
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="optional: requirements-onnx.txt")
@@ -30,25 +28,14 @@ CATEGORY = "knit"
 TOLERANCE = 1e-4  # of the map's range
 
 
-def scale_of(patch_size, zoom=1, students=1):
+def scale_of(patch_size, students=1):
     """A scale of random weights, whose places differ."""
     torch.manual_seed(patch_size)
     nets = [AnomalyNet(patch_size) for _ in range(students + 1)]
-    scale = Scale(nets[0], nets[1:], torch.randn(512), torch.rand(512) + 0.5, zoom).eval()
+    scale = Scale(nets[0], nets[1:], torch.randn(512), torch.rand(512) + 0.5).eval()
     statistics = Statistics()
     statistics.update(1000 + 300 * torch.rand(6, 40, 50), 10 * torch.rand(6, 40, 50))
     scale.calibrate(statistics)
-    return scale
-
-
-def with_global_student(scale, size=(48, 40)):
-    """The scale, and a student of whole images fitted to random ones."""
-    images = normalise(pictures(*size, number=12))
-
-    def describe(net, number):
-        return net(seen_image(images, size, scale.zoom)).split(1)
-
-    scale.global_student = GlobalStudent.fit(scale.normalised_teacher(), scale.zoom, size, describe)
     return scale
 
 
@@ -89,7 +76,7 @@ def require_same(session, detector, images):
 
 @pytest.fixture(scope="module")
 def two_scales(tmp_path_factory):
-    scales = [with_global_student(scale_of(33, students=2)), with_global_student(scale_of(65, zoom=2))]
+    scales = [scale_of(33, students=2), scale_of(65)]
     path = save_detector(tmp_path_factory.mktemp("model"), scales)
     return exported(path), load_detector(path, device_name="cpu", precision="float32")
 

@@ -1,120 +1,112 @@
-import pytest
+"""GlobalStudent: what is predicted of whole maps, and what it leaves of images that it has not seen."""
+
 import torch
 
-import preprocessing
-from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
-from AnomalyNet import AnomalyNet
-from GlobalStudent import EXPLAINED, GlobalStudent, leave_one_out, level, principal_components, seen_image, size_seen
+import GlobalStudent as module
+from GlobalStudent import GlobalStudent, left_out_weights
 
-SIZE = (40, 32)
+SHAPE = 3, 4, 5  # components, rows, columns
 
 
-def mixtures(number, seed, patterns=3):
-    """Images that are mixtures of the same few."""
-    parts = torch.randn(patterns, 3, *SIZE, generator=torch.Generator().manual_seed(0))
-    shares = torch.rand(number, patterns, generator=torch.Generator().manual_seed(seed))
-    return (128 + 40 * torch.einsum("np,pchw->nchw", shares, parts)).clamp(0, 255).to(torch.uint8)
+def mixtures(number, seed, patterns=3, noise=0.05):
+    """Maps (number,3,4,5): random mixtures of a few fixed patterns, and noise."""
+    fixed = torch.randn(patterns, *SHAPE, generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(seed)
+    weights = torch.randn(number, patterns, generator=random)
+    mixed = torch.einsum("np,pchw->nchw", weights, fixed)
+    return mixed + noise * torch.randn(number, *SHAPE, generator=random) + 2
 
 
-def fitted(images, zoom=1):
-    """A scale of random weights and its global student."""
-    torch.manual_seed(0)
-    nets = [AnomalyNet(33) for _ in range(2)]
-    with torch.inference_mode():
-        found = nets[0](torch.randn(500, 3, 33, 33))
-    scale = Scale(nets[0], nets[1:], found.mean(0), found.std(0), zoom).eval()
-
-    def describe(net, number):
-        return net(seen_image(preprocessing.normalise(images[:number]), SIZE, zoom)).split(1)
-
-    scale.global_student = GlobalStudent.fit(scale.normalised_teacher(), zoom, SIZE, describe)
-    return scale
+def ridge_errors(learned, tested, penalty):
+    """Squared errors (m,h,w) of a mean and a ridge regression fitted to `learned` alone, in float64, by the book."""
+    mean = learned.double().mean(0)
+    x = (learned.double() - mean).flatten(1)
+    y = (tested.double() - mean).flatten(1)
+    weights = y @ x.T @ torch.linalg.inv(x @ x.T + penalty * torch.eye(len(x), dtype=torch.float64))
+    return (y - weights @ x).view(-1, *SHAPE).square().sum(1)
 
 
-def test_residuals_are_those_of_fits_to_the_other_images():
-    """Each against ridge regression that has never seen it, mean and all."""
-    maps = torch.randn(9, 40, dtype=torch.float64) + torch.arange(40)
-    penalty = torch.tensor(3.0, dtype=torch.float64)
-    centred = maps - maps.mean(0)
-    found = leave_one_out(*torch.linalg.eigh(centred @ centred.T), penalty) @ centred
-    for left_out in range(9):
-        others = maps[[index for index in range(9) if index != left_out]]
-        mean = others.mean(0)
-        others, one = others - mean, maps[left_out] - mean
-        shares = torch.linalg.solve(others @ others.T + penalty * torch.eye(8), others @ one)
-        assert torch.allclose(found[left_out], one - shares @ others)
+def penalty_of(maps):
+    centred = (maps - maps.mean(0)).flatten(1).double()
+    return module.PENALTY * centred.square().sum(1).mean()
 
 
-def test_components_are_the_fewest_that_explain_enough():
-    spread = torch.tensor([10.0, 5.0, 1.0, 0.1])
-    directions = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))[0]
-    values = torch.randn(20, 4, 30, 30, generator=torch.Generator().manual_seed(1)) * spread[:, None, None]
-    found = principal_components(torch.einsum("ck,nkhw->nchw", directions, values).split(1))
-    shares = spread.square().cumsum(0) / spread.square().sum()
-    assert len(found) == int((shares < EXPLAINED).sum()) + 1 == 2
-    assert torch.allclose(found @ found.T, torch.eye(2), atol=1e-5)
-    assert torch.allclose((found @ directions[:, :2]).abs(), torch.eye(2), atol=0.05)
-
-
-@pytest.mark.parametrize("zoom", (1, 2))
-def test_what_is_like_good_images_is_predicted_and_what_is_not_stands_out(zoom):
-    student = (scale := fitted(mixtures(40, seed=1), zoom)).global_student
-    assert 0.5 < student.explained <= 1
-    new = mixtures(4, seed=2)
-    damaged = new.clone()
-    damaged[:, :, 20:32, 10:22] = 255
-    with torch.inference_mode():
-        good, bad = (
-            student(scale.dense_global(), preprocessing.normalise(images), zoom)[0] for images in (new, damaged)
+def test_left_out_errors_are_those_of_fits_to_the_others():
+    maps = mixtures(12, seed=1)
+    _, errors = GlobalStudent.fit(maps)
+    penalty = penalty_of(maps)
+    for index in range(12):
+        others = torch.cat([maps[:index], maps[index + 1 :]])
+        torch.testing.assert_close(
+            errors[index].double(), ridge_errors(others, maps[index : index + 1], penalty)[0], rtol=1e-3, atol=1e-6
         )
-    assert good.shape == (4, *SIZE)
-    assert good.abs().mean() < 3
-    assert bad[:, 22:30, 12:20].mean() > 3 * good.amax()
-    if zoom == 1:  # else a patch is larger than the image
-        assert bad[:, 22:30, 12:20].mean() > 2 * bad[:, :6].mean()
 
 
-@torch.no_grad()
-def test_its_part_in_the_map_is_what_it_explains(tmp_path):
-    scale, images = fitted(mixtures(20, seed=1)), mixtures(2, seed=3)
-    whole, levels = scale.global_student(scale.dense_global(), preprocessing.normalise(images), 1)
-    patches = AnomalyDetector([scale], 4, global_students=False)(images)
-    found = AnomalyDetector([scale], 4).find(images)
-    levelled = whole / (1 + levels[:, None, None]).sqrt()
-    for scores, expected in ((levelled, found.anomaly_maps), (whole, found.scored_maps)):
-        assert torch.allclose(patches + scale.global_student.explained * (scores - patches), expected, atol=1e-4)
-    again = scale_from_checkpoint(scale_to_checkpoint(scale))
-    assert torch.equal(AnomalyDetector([again], 4)(images), AnomalyDetector([scale], 4)(images))
-    assert torch.equal(AnomalyDetector([again], 4, global_students=False)(images), patches)
+def test_look_alikes_are_left_out_together():
+    maps = mixtures(12, seed=1)
+    maps[7] = maps[3] + 1e-3
+    groups = [[3, 7], *[[index] for index in range(12) if index not in (3, 7)]]
+    _, errors = GlobalStudent.fit(maps, groups)
+    others = maps[[index for index in range(12) if index not in (3, 7)]]
+    expected = ridge_errors(others, maps[[3, 7]], penalty_of(maps))
+    torch.testing.assert_close(errors[[3, 7]].double(), expected, rtol=1e-3, atol=1e-6)
+    _, alone = GlobalStudent.fit(maps)
+    assert alone[3].sum() < 0.7 * errors[3].sum()
 
 
-def test_the_level_is_what_the_least_anomalous_quarter_reaches():
-    scores = torch.arange(100.0).view(1, 10, 10).flip(2)
-    assert level(torch.cat([scores, -scores])).tolist() == [24, 0]
-    assert level(scores[:, :1, :1]).tolist() == [9]
+def test_new_images_are_predicted_as_by_ridge_regression():
+    maps, new = mixtures(12, seed=1, noise=0.5), mixtures(5, seed=2, noise=0.5)
+    student, _ = GlobalStudent.fit(maps)
+    expected = ridge_errors(maps, new, penalty_of(maps))
+    torch.testing.assert_close(student(new).double(), expected, rtol=0.05, atol=0.01 * expected.mean().item())
 
 
-@torch.no_grad()
-def test_a_part_unlike_all_is_anomalous_everywhere_and_its_map_is_levelled():
-    scale = fitted(mixtures(40, seed=1))
-    known, unknown = mixtures(3, seed=2), torch.randint(256, (3, 3, *SIZE), dtype=torch.uint8)
-    detector = AnomalyDetector([scale], 4)
-    known, unknown = (detector.find(images) for images in (known, unknown))
-    assert unknown.scored_maps.amin() > known.scored_maps.amax()
-    assert unknown.anomaly_maps.amax() < unknown.scored_maps.amax() / 2
-    assert torch.allclose(known.anomaly_maps, known.scored_maps, rtol=0.3, atol=1)
+def test_what_is_like_good_images_is_predicted_and_what_is_not_stands_out():
+    student, errors = GlobalStudent.fit(mixtures(40, seed=1))
+    assert student.explained > 0.9
+    new = mixtures(5, seed=2)
+    damaged = new.clone()
+    damaged[:, :, 1, 2] += 3
+    assert student(new).mean() < 2 * errors.mean()
+    assert (student(damaged).flatten(1).argmax(1) == 1 * SHAPE[2] + 2).all()
 
 
-def test_images_of_other_sizes_are_mapped_at_their_own():
-    scale = fitted(mixtures(10, seed=1))
-    images = torch.randint(256, (2, 3, 71, 90), dtype=torch.uint8)
-    assert AnomalyDetector([scale], 4)(images).shape == (2, 71, 90)
-    assert size_seen(None) == (256, 256)
-    assert size_seen((512, 128)) == (256, 128)
+def test_noise_is_not_explained():
+    student, _ = GlobalStudent.fit(torch.randn(30, 3, 40, 50, generator=torch.Generator().manual_seed(3)))
+    assert student.explained < 0.1
 
 
-def test_equal_images_leave_nothing_to_explain():
-    images = mixtures(1, seed=1).expand(9, -1, -1, -1)
-    scale = fitted(images)
-    assert scale.global_student.explained < 1e-6
-    assert AnomalyDetector([scale], 4)(images[:1]).isfinite().all()
+def test_two_images_and_equal_images_are_enough():
+    for maps in (mixtures(2, seed=1), torch.ones(4, *SHAPE)):
+        student, errors = GlobalStudent.fit(maps)
+        assert errors.isfinite().all() and student(maps).isfinite().all()
+        assert 0 <= student.explained <= 1
+
+
+def test_what_truncation_loses_is_in_the_left_out_errors(monkeypatch):
+    maps = mixtures(40, seed=1, patterns=12, noise=1.0)
+    monkeypatch.setattr(module, "components_of", lambda number: 6)
+    _, errors = GlobalStudent.fit(maps)
+    expected = []
+    for index in range(40):
+        student, _ = GlobalStudent.fit(torch.cat([maps[:index], maps[index + 1 :]]))
+        expected.append(student(maps[index : index + 1]).mean())
+    assert abs(errors.mean() / torch.stack(expected).mean() - 1) < 0.2
+
+
+def test_a_student_survives_its_checkpoint():
+    maps = mixtures(12, seed=1)
+    student, _ = GlobalStudent.fit(maps)
+    restored = GlobalStudent.of_checkpoint(student.to_checkpoint())
+    torch.testing.assert_close(restored(maps), student(maps), rtol=0.02, atol=1e-3)
+    assert restored.explained == student.explained
+
+
+def test_left_out_weights_need_no_particular_order():
+    centred = mixtures(8, seed=1).flatten(1).double()
+    centred -= centred.mean(0)
+    gram = centred @ centred.T
+    groups = [[0, 5], [1], [2, 3, 7], [4], [6]]
+    found = left_out_weights(gram, torch.tensor(0.5), groups)
+    again = left_out_weights(gram, torch.tensor(0.5), [group[::-1] for group in reversed(groups)])
+    torch.testing.assert_close(found, again)

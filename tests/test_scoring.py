@@ -1,11 +1,11 @@
 import pytest
 import torch
-from scales import PADDING, zoomed
 
 import scoring
 from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
+from padding import PADDING
 from preprocessing import normalise
 from usual import Statistics
 
@@ -72,7 +72,7 @@ def usual(scale, images):
     """Statistics of a scale on images, and its error and variance on them."""
     statistics = Statistics()
     with torch.no_grad():
-        found = scoring.error_and_variance(*scale.dense(1), zoomed(normalise(images), scale.zoom))
+        found = scoring.error_and_variance(*scale.dense(1), normalise(images))
     statistics.update(*found)
     return statistics, *found
 
@@ -115,35 +115,14 @@ def test_what_is_usual_at_a_place_is_no_anomaly_there():
     assert found[:, :28].abs().max() < 1 < 5 < found[:, 36:].min()
 
 
-@pytest.mark.parametrize("size", ((24, 32), (23, 30), (21, 17)))
-def test_a_zoomed_scale_sees_the_image_at_half_its_size(size):
-    torch.manual_seed(0)
-    nets = [AnomalyNet(17) for _ in range(2)]
-    scale = Scale(nets[0], nets[1:], torch.zeros(512), torch.ones(512), zoom=2).eval()
-    assert scale.patch_size == 34
-    images = pictures(*size)
-    found = AnomalyDetector([scale], normalisation="image")(images)
-    assert found.shape == (1, *size)
-    half = torch.nn.functional.avg_pool2d(normalise(images), 2, ceil_mode=True)
-    with torch.no_grad():
-        expected, _ = scoring.error_and_variance(*scale.dense(1), half)
-    again = torch.nn.functional.avg_pool2d(found, 2)  # interpolation between four pixels and back
-    assert again.shape[1] in (expected.shape[1], expected.shape[1] - 1)
-    assert (
-        torch.corrcoef(torch.stack([again.flatten(), expected[:, : again.shape[1], : again.shape[2]].flatten()]))[0, 1]
-        > 0.9
-    )
-
-
-@pytest.mark.parametrize(("normalisation", "weights"), [("place", (33 / 50, 17 / 50)), ("image", (0.5, 0.5))])
-def test_several_scales_are_averaged_for_scores_and_by_patch_size_for_maps(normalisation, weights):
+@pytest.mark.parametrize("normalisation", ("place", "image"))
+def test_several_scales_are_averaged(normalisation):
     scales = [make_scale(17), make_scale(33)]
     images = pictures(18, 15)
     found = AnomalyDetector(scales, 2, normalisation).find(images)
     parts = [AnomalyDetector([scale], 2, normalisation)(images) for scale in scales]
-    expected = sum(weight * part for weight, part in zip(weights, parts, strict=True))
-    assert torch.allclose(found.anomaly_maps, expected, rtol=1e-4, atol=1e-3)
-    assert torch.allclose(found.scored_maps, sum(parts) / 2, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(found.anomaly_maps, sum(parts) / 2, rtol=1e-4, atol=1e-3)
+    assert torch.equal(found.scored_maps, found.anomaly_maps)
 
 
 def test_a_scale_survives_its_checkpoint():

@@ -149,25 +149,6 @@ def test_settings_of_detection_are_compared_on_the_same_images(done, tmp_path):
     assert all(len(row["turns"]) == 8 for row in rows)
 
 
-def test_the_global_student_can_be_left_out(done, tmp_path, capsys):
-    """In detection it is not asked; in training it is not fitted, and the other students are not trained again."""
-    shutil.copytree(done.model, tmp_path / "model")
-    place = Place(tmp_path, done.data)
-    with_it = place.load("detector.pt", "detector")
-    place.detection("--no-global-student")
-    assert "no p-values" in capsys.readouterr().out
-    apart = (place.results / CATEGORY / "scores.csv").read_text()
-    assert apart != (done.results / CATEGORY / "scores.csv").read_text()
-    place.students("--no-global-student")
-    assert "trained already" in capsys.readouterr().out
-    without = place.load("detector.pt", "detector")
-    assert with_it["scales"][0]["global_student"] is not None
-    assert without["scales"][0]["global_student"] is None
-    place.detection()
-    scores = [line.split(",")[:3] for line in (place.results / CATEGORY / "scores.csv").read_text().splitlines()]
-    assert scores == [line.split(",")[:3] for line in apart.splitlines()]
-
-
 def test_a_red_spot_on_grey_is_found_even_so(done):
     assert json.loads((done.results / CATEGORY / "metrics.json").read_text())["pixel_au_roc"] > 0.8
 

