@@ -3,7 +3,7 @@
 For each number, that many images of train/good are drawn and students trained on them, each time with as many visits of
 an image; all are tested on the same test images. Options behind `--` go to students_training.py, for all alike.
 
-    python3 benchmarks/number_of_images.py magnetic_tile --numbers 10 30 100 300 762 -- --patch-size 130 --students 1
+    python3 benchmarks/number_of_images.py magnetic_tile --numbers 10 30 100 300 762 -- --patch-size 65 --students 1
 """
 
 import json

@@ -14,6 +14,7 @@ from LocalStudent import LocalStudent, neighbourhoods
 
 BORDER = 48  # pixels from the image's border within which students see less than elsewhere
 COARSE_STRIDE = 32  # levels of this stride tell that there is a defect, not where
+SHARPNESS = 4  # of the turn from local to global students in the map, as global ones explain more than half
 LEAST_SHARE, SCORE_SHARE = 0.3, 0.7  # of the global students, in map and score: chosen on five sets, one for all
 GLOBAL, LOCAL = KINDS = "global", "local"  # students
 MAP, SCORE = "map", "score"  # what errors are standardised for
@@ -69,9 +70,10 @@ class BackboneDetector(nn.Module):
     """uint8 images (N,3,H,W) of `size` -> anomaly maps, a score at every 8th pixel: (N,H/8,W/8), float32.
 
     For each level of the teacher there is a global student and, but for the first, a local one or several. Their errors
-    are standardised and averaged over levels, and then both kinds averaged. In the map the global ones weigh as the
-    share of the variance that they explain on good images, LEAST_SHARE at least, and the local ones have the rest. For
-    the image's score global ones weigh SCORE_SHARE: they tell best whether there is a defect, local ones where.
+    are standardised and averaged over levels, and then both kinds averaged. In the map the global ones weigh the
+    more, the larger the share s of the variance is that they explain on good images: s^4 / (s^4 + (1 - s)^4), and
+    LEAST_SHARE at least; the local ones have the rest. For the image's score global ones weigh SCORE_SHARE: they tell
+    best whether there is a defect, local ones where.
 
     For the same reason levels of a stride of 32 count for the score alone, and in the score errors at the border are
     brought down to what they are within; in the map they stay, as defects at the border then show as well.
@@ -172,7 +174,8 @@ class BackboneDetector(nn.Module):
     @property
     def shares(self) -> dict[str, float]:
         """How much the global students weigh in the map and in the score."""
-        return {MAP: max(LEAST_SHARE, self.explained), SCORE: SCORE_SHARE}
+        explained, rest = self.explained**SHARPNESS, (1 - self.explained) ** SHARPNESS
+        return {MAP: max(LEAST_SHARE, explained / (explained + rest)), SCORE: SCORE_SHARE}
 
     def _grid(self, stride):
         return tuple(length // stride for length in self.teacher.size)

@@ -134,7 +134,9 @@ class Detector:
         where: torch.device,
         precision: str = "auto",
     ):
-        self.networks = networks.to(where, memory_format=device.memory_format(where))
+        self.networks = networks.to(where, memory_format=device.memory_format(where)).eval()
+        for student in getattr(networks, "global_students", ()):
+            student.compute_in(device.dtype_of(where, precision))
         self.size, self.calibration, self.calibrated_stride = size, calibration, calibrated_stride
         self._where, self._precision = where, precision
         self._transform = preprocessing.image_transform(size)

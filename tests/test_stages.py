@@ -19,6 +19,7 @@ from PIL import Image
 import anomaly_detection
 import checkpoints
 import mvtec_dataset
+import patch_students
 import resnet18_training
 import students_training
 import teacher_training
@@ -184,7 +185,7 @@ def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypa
     module, name, kind = {
         "backbone": (resnet18_training, "resnet18.pt", "backbone"),
         "teacher": (teacher_training, "teacher_17.pt", "teacher"),
-        "students": (students_training, "students_17.pt", "students"),
+        "students": (patch_students, "students_17.pt", "students"),
     }[stage]
     place = Place(tmp_path, done.data)
     (place.model / CATEGORY).mkdir(parents=True)
@@ -285,7 +286,7 @@ def test_a_teacher_to_start_from_is_not_written_over(done, data, tmp_path):
 
 
 def test_teachers_of_all_sizes_are_looked_for_before_any_student_learns(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(students_training, "ROOT", tmp_path)
+    monkeypatch.setattr(patch_students, "ROOT", tmp_path)
     shutil.copytree(done.model, tmp_path / "model")
     students = tmp_path / "model" / CATEGORY / "students_17.pt"
     before = students.read_bytes()
@@ -320,13 +321,13 @@ def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
 
 def test_a_part_of_an_image_may_be_any_and_lies_within_it():
     pixels, last = torch.arange(30.0).view(1, 1, 5, 6), 1 - 2**-24
-    assert torch.equal(students_training.part(pixels, 2, (0.0, 0.0)), pixels[:, :, :2, :2])
-    assert torch.equal(students_training.part(pixels, 2, (0.5, last)), pixels[:, :, 2:4, 4:])
-    assert torch.equal(students_training.part(pixels, 9, (last, last)), pixels)
+    assert torch.equal(patch_students.part(pixels, 2, (0.0, 0.0)), pixels[:, :, :2, :2])
+    assert torch.equal(patch_students.part(pixels, 2, (0.5, last)), pixels[:, :, 2:4, 4:])
+    assert torch.equal(patch_students.part(pixels, 9, (last, last)), pixels)
 
 
 def test_students_of_17_pixels_learn_from_parts_of_the_images(done, tmp_path, monkeypatch, capsys):
-    places, sizes, part = set(), set(), students_training.part
+    places, sizes, part = set(), set(), patch_students.part
 
     def noted(pixels, side, place):
         found = part(pixels, side, place)
@@ -334,8 +335,8 @@ def test_students_of_17_pixels_learn_from_parts_of_the_images(done, tmp_path, mo
         sizes.add(found.shape[2:])
         return found
 
-    monkeypatch.setattr(students_training, "PARTS", {17: 12})
-    monkeypatch.setattr(students_training, "part", noted)
+    monkeypatch.setattr(patch_students, "PARTS", {17: 12})
+    monkeypatch.setattr(patch_students, "part", noted)
     shutil.copytree(done.model, tmp_path / "model")
     done.students("--model", str(tmp_path / "model"), "--restart")
     assert sizes == {(28, 28)}
@@ -360,7 +361,7 @@ def test_teachers_that_ship_serve_where_the_category_has_none(data, tmp_path, mo
     backbone = ("--distillation", "patches", "--backbone-weights", "random")
     options = (*backbone, "--patch-size", "17", "--steps", "1", "--batch-size", "2")
     teacher_training.main(["pretrained", *shipping.folders, "--images", str(data / CATEGORY), *options])
-    monkeypatch.setattr(students_training, "ROOT", tmp_path)
+    monkeypatch.setattr(patch_students, "ROOT", tmp_path)
     place = Place(tmp_path / "elsewhere", data)
     place.students("--epochs", "1")
     shipped = checkpoints.load(shipping.model / "pretrained/teacher_17.pt", "teacher")["net"]
@@ -369,7 +370,7 @@ def test_teachers_that_ship_serve_where_the_category_has_none(data, tmp_path, mo
 
 
 def test_what_is_missing_is_said_in_one_line(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(students_training, "ROOT", tmp_path)
+    monkeypatch.setattr(patch_students, "ROOT", tmp_path)
     place = Place(tmp_path, data)
     with pytest.raises(UserError, match=r"teacher_17\.pt is not there: run teacher_training\.py knit --patch-size 17"):
         place.students()

@@ -1,0 +1,136 @@
+"""What the defaults reach on whole categories: each is trained and tested, and one table says how well and how fast.
+
+Beside them nearest neighbours among the same teacher's descriptors (10,000 of the good images', levels of stride 16):
+the rival that needs no training. Everything is written under --folder, so that nobody's models are touched.
+
+How to read the table: AU-PRO is up to a false positive rate of 0.3, at the images' own sizes. "false alarms" is the
+share of good test images called anomalous at the rate of 0.05 that was asked, "found" that of the others. Training is
+the time of the whole command, from image files to detector.pt. "ms" is for one picture, decoded already, to map and
+score.
+
+    python3 benchmarks/accuracy.py bottle demo_carpet --output accuracy.json
+"""
+
+import json
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import measuring
+import numpy as np
+import torch
+
+import device
+import metrics
+import preprocessing
+import scoring
+import stages
+from AnomalyDataset import AnomalyDataset
+from command_line import ROOT, UserError, add_folders, run
+from Detector import Detector, at_own_size, load_detector
+from LocalStudent import neighbourhoods
+from prefetch import prefetched
+
+BANK, QUERIES = 10_000, 1_024  # descriptors of good images; asked for at once
+TIMED = 20  # pictures
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("categories", nargs="+", help="made ready by mvtec_dataset.sh, with defects and masks to test")
+    add_folders(options, "data")
+    options.add_argument("--folder", type=Path, default=ROOT / "results" / "accuracy", help="for models and results")
+    options.add_argument("--precision", choices=device.PRECISIONS, default="auto")
+    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument("--no-neighbours", action="store_true", help="leave the rival out: it takes a minute")
+    options.add_argument(
+        "--training", default="", metavar="OPTIONS", help='further ones of students_training.py, as "..."'
+    )
+    options.add_argument("--output", type=Path, help="write machine, settings and the table here, as JSON")
+    return options.parse_args(arguments)
+
+
+def stage(name: str, category: str, args: Namespace, *options: str) -> float:
+    """Run a stage; how many seconds it took. Raises UserError where it fails."""
+    folders = ["--data", args.data, "--model", args.folder / "model", "--precision", args.precision]
+    command = [sys.executable, ROOT / "src" / f"{name}.py", category, *folders, *options]
+    begun = time.perf_counter()
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"{category}: {name}.py failed")
+    return time.perf_counter() - begun
+
+
+def measure(category: str, args: Namespace) -> dict:
+    """One row of the table."""
+    training = stage("students_training", category, args, "--restart", "--seed", str(args.seed), *args.training.split())
+    results = args.folder / "results"
+    stage("anomaly_detection", category, args, "--results", str(results))
+    measures = json.loads((results / category / "metrics.json").read_text())
+    path = args.folder / "model" / category / "detector.pt"
+    detector = load_detector(path, precision=args.precision)
+    test = AnomalyDataset(args.data / category, type="test")
+    row = {"category": category} | {name: measures[name] for name in ("image_au_roc", "pixel_au_roc", "au_pro")}
+    row |= {name: measures["decisions"].get(name) for name in ("observed_false_alarm_rate", "found")}
+    pictures = [test[index]["image"] for index in range(min(TIMED, len(test)))]
+    took = [measuring.seconds(lambda picture=picture: detector.look_at(picture)) for picture in pictures]
+    row |= {"training_seconds": training, "milliseconds": 1e3 * float(np.median(took))}
+    row |= {"megabytes": path.stat().st_size / 1e6}
+    return row if args.no_neighbours or detector.size is None else row | neighbours(detector, category, args)
+
+
+@torch.inference_mode()
+def neighbours(detector: Detector, category: str, args: Namespace) -> dict:
+    """Image AU-ROC and AU-PRO of the distance to the nearest descriptor of good images."""
+    teacher = detector.networks.teacher
+    around = neighbourhoods(teacher.strides)[0]
+
+    def described(dataset):
+        for sample in prefetched(dataset.__getitem__, range(len(dataset))):
+            seen = preprocessing.to_tensor(preprocessing.resize(sample["image"], detector.size))[None]
+            stacked, _ = around.of([level.float() for level in teacher(seen)])
+            yield sample, stacked[0].flatten(1).T, stacked.shape[2:]
+
+    good = AnomalyDataset(args.data / category, type="train", label=0)
+    random = device.generator(args.seed, "bank")
+    each = -(-BANK // len(good))
+    bank = torch.cat([d[torch.randperm(len(d), generator=random)[:each]] for _, d, _ in described(good)])
+    maps, masks, scores, labels = [], [], [], []
+    for sample, descriptors, size in described(AnomalyDataset(args.data / category, type="test")):
+        nearest = torch.cat([torch.cdist(part, bank).amin(1) for part in descriptors.split(QUERIES)]).view(1, *size)
+        maps.append(at_own_size(nearest[0], sample["image"]))
+        scores.append(scoring.image_scores(nearest).item())
+        labels.append(sample["label"])
+        masks.append(np.asarray(sample["mask"]) > 0 if sample["label"] else None)
+    labels = np.array(labels)
+    found = metrics.Evaluation(maps, masks, np.array(scores), labels, [str(label) for label in labels]).measures()
+    return {"neighbours_image_au_roc": found["image_au_roc"], "neighbours_au_pro": found["au_pro"]}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, write JSON."""
+    args = parse_arguments(arguments)
+    rows = [measure(category, args) for category in args.categories]
+    machine = measuring.machine()
+    print(f"{measuring.machine_line(machine)}; seed {args.seed}, precision {args.precision} {args.training}\n")
+    lines = [
+        (
+            row["category"],
+            *(f"{row[name]:.3f}" for name in ("image_au_roc", "pixel_au_roc", "au_pro")),
+            *(f"{row[name]:.2f}" if row[name] is not None else "" for name in ("observed_false_alarm_rate", "found")),
+            *(f"{row[name]:.0f}" for name in ("training_seconds", "milliseconds", "megabytes")),
+            *(f"{row[name]:.3f}" if name in row else "" for name in ("neighbours_image_au_roc", "neighbours_au_pro")),
+        )
+        for row in rows
+    ]
+    columns = "image AU-ROC", "pixel AU-ROC", "AU-PRO", "false alarms", "found", "training s", "ms", "MB"
+    print(measuring.table(("category", *columns, "neighbours: image AU-ROC", "AU-PRO"), lines))
+    measuring.write_json(args.output, "accuracy", args, machine, rows=rows)
+
+
+if __name__ == "__main__":
+    run(main, resumes=False)
