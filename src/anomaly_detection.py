@@ -115,11 +115,11 @@ def detector_of(args: Namespace) -> Detector:
         print("no p-values and no decisions: the detector was calibrated with other settings")
     elif args.false_alarm_rate < (least := detector.calibration.smallest_rate):
         print(
-            f"--false-alarm-rate {args.false_alarm_rate:g} is below {least:.3g}, the smallest that so few held-back "
+            f"--false-alarm-rate {args.false_alarm_rate:g} is below {least:.3g}, the smallest that so few good "
             "images can promise: no image will be called anomalous"
         )
     if detector.calibration and detector.networks.stride != detector.calibrated_stride:
-        print(f"p-values are near ones: they were calibrated at a stride of {detector.calibrated_stride}")
+        print(f"p-values are approximate: they were calibrated at a stride of {detector.calibrated_stride}")
     return detector
 
 
