@@ -47,8 +47,7 @@ class Standardisation(nn.Module):
         flat = errors.flatten(1)
         counts, sums, squares = onehot.sum(0), flat @ onehot, flat.square() @ onehot
         number = len(errors)
-        own = torch.cat([torch.zeros(1, len(counts), device=errors.device), sums])
-        own_squares = torch.cat([torch.zeros(1, len(counts), device=errors.device), squares])
+        own, own_squares = F.pad(sums, (0, 0, 1, 0)), F.pad(squares, (0, 0, 1, 0))  # first of no image, then of each
         images = torch.tensor([number] + [max(1, number - 1)] * number, device=errors.device)[:, None]
         means = ((sums.sum(0) - own) / images / counts).clamp_min(1e-12)
         factors = (means / means[:, -1:]).clamp_min(1)
@@ -127,8 +126,8 @@ class BackboneDetector(nn.Module):
         found[LOCAL] = []
         for around, students in zip(neighbourhoods(self.teacher.strides), self.local_students, strict=True):
             stacked, channels = around.of(maps)
-            squares = sum((student(stacked) - stacked).square() for student in students) / len(students)
-            found[LOCAL] += [part.sum(1).sqrt() for part in squares.split(channels, 1)]
+            squares = zip(*(student.squared_errors(stacked, channels) for student in students), strict=True)
+            found[LOCAL] += [(sum(level) / len(students)).sqrt() for level in squares]
         return found
 
     @torch.inference_mode()

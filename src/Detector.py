@@ -143,7 +143,7 @@ class Detector:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that its maps hang on."""
+        """Digest of all that its maps depend on."""
         nets = self.networks
         form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._precision}"
         return f"{checkpoints.fingerprint(nets.state_dict())} {form}"
@@ -197,8 +197,8 @@ def load_detector(
 
     Of patch students: with some of the `patch_sizes` alone, or another `size` or `normalisation`, the calibration does
     not hold, and scores have no p-values. With another `stride` it holds nearly: the maximum of a finer map is higher.
-    Students of a frozen backbone take none of these. Raises UserError where the file is missing or
-    broken, or can't be used as asked.
+    Students of a frozen backbone take none of these. Raises UserError where the file is missing or broken, or can't be
+    used as asked.
     """
     path = Path(path)
     if not path.exists():

@@ -63,6 +63,10 @@ class LocalStudent(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         return self.layers(F.pad(maps, (REACH, REACH, REACH, REACH), mode="reflect"))
 
+    def squared_errors(self, maps: Tensor, channels: Sequence[int]) -> list[Tensor]:
+        """Squared error of the prediction at each place, for each level: stacked maps (N,K,h,w) -> (N,h,w) each."""
+        return [part.sum(1) for part in (self(maps) - maps).square().split(list(channels), 1)]
+
     def inner(self, crops: Tensor) -> Tensor:
         """The prediction where all surroundings are within the crop: (N,K,h,w) -> (N,K,h-6,w-6)."""
         return self.layers(crops)

@@ -1,8 +1,8 @@
 """Stage 4: teacher against students on the test images -> anomaly maps, scores, measures and pictures.
 
-The map is the students' error plus their variance (section 3.2 of "Uninformed Students"), normalised by what is usual
-on good images, with the global student's part; AnomalyDetector.py says how they join, and what of it the image score
-sums up. Written under results/CATEGORY/:
+The map is the students' error plus their variance (section 3.2 of "Uninformed Students"), standardised by what is usual
+on good images. BackboneDetector.py and AnomalyDetector.py say how students join, and what the image score is of.
+Written under results/CATEGORY/:
   index.html      the page to look at: measures, curves and every image; opens from disk (its pictures: page/)
   metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect;
                   image_au_roc_of_maxima takes the maps' maxima for scores, as MVTec AD's evaluation script does

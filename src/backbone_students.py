@@ -32,10 +32,7 @@ COMPONENT_IMAGES = 50  # tell the levels' principal components, at most
 MOST_IMAGES = 1_000  # to learn from: of more, as many, evenly spread
 ALIKE = 0.6  # correlation of two images' deviations from the mean image from which on they show the same part
 FOLDS = 3  # local students of a level: each sees all folds but one
-LOCAL_STEPS, COARSE_STEPS = (
-    400,
-    200,
-)  # of local students at STRIDE, and of those beyond, which see a quarter of the places
+LOCAL_STEPS, COARSE_STEPS = 400, 200  # of local students at STRIDE, and beyond, on a quarter of the places
 CROPS, CROP = 32, 4  # crops a step, and places predicted along each side of one
 LEARNING_RATE = 0.05  # Muon's, at its peak
 BATCH = 8  # images at once
@@ -120,11 +117,15 @@ def train_local(inputs: Tensor, steps: int, seed: int, description: str) -> Loca
     return student.folded()
 
 
+def _batches(indices):
+    return [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+
+
 def _fit_teacher(backbone, size, store, indices, args):
     where = device.choose(args.device)
 
     def images() -> Iterator[Tensor]:
-        batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+        batches = _batches(indices)
         for batch in stages.with_bar(store.batches(batches), len(batches), "teacher's components"):
             yield from (group.to(where) for group in batch)
 
@@ -137,7 +138,7 @@ def _teacher_maps(teacher, store, indices, args):
     """The teacher's maps of all images: a tensor (n,K,h,w) in half precision, on the CPU, for each level."""
     where = device.choose(args.device)
     own = distributed.share(indices)
-    batches = [own[start : start + BATCH] for start in range(0, len(own), BATCH)]
+    batches = _batches(own)
     found = []
     for (images,) in stages.with_bar(store.batches(batches), len(batches), "teacher's maps"):
         with device.autocast(where, args.precision):
@@ -185,9 +186,5 @@ def _local_students(maps, around: Sequence[Neighbourhood], groups, args):
 @torch.inference_mode()
 def _squared_errors(student, inputs, channels):
     """Of each level, for maps (n,K,h,w): (levels,n,h,w), on the CPU."""
-    found = []
-    for part in inputs.split(BATCH):
-        part = part.float()
-        squares = (student(part) - part).square().split(channels, 1)
-        found.append(torch.stack([level.sum(1) for level in squares]).cpu())
-    return torch.cat(found, 1)
+    parts = inputs.split(BATCH)
+    return torch.cat([torch.stack(student.squared_errors(part.float(), channels)).cpu() for part in parts], 1)

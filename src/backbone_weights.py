@@ -1,7 +1,7 @@
 """Where the backbones' weights come from."""
 
 import pickle
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from http.client import HTTPException
 from pathlib import Path
 
@@ -45,8 +45,8 @@ def load(source: str) -> dict[str, Tensor] | None:
         except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
             raise UserError(
                 f"ImageNet's weights can't be had ({getattr(error, 'reason', error)}): give a torchvision resnet18 "
-                "state dict by --backbone-weights FILE, or take --backbone-weights random (or take "
-                "--backbone efficientnet_lite0, whose weights ship)"
+                "state dict by --backbone-weights FILE, or take --backbone-weights random or --backbone "
+                "efficientnet_lite0, whose weights ship"
             ) from error
     path = Path(source)
     try:
@@ -98,6 +98,23 @@ def backbone(name: str, source: str, adapted: dict[str, Tensor] | None = None) -
             net.load_torchvision(state)
         found = Resnet18(net)
     return found.eval().requires_grad_(False)
+
+
+def adapted_backbone(args: Namespace) -> dict[str, Tensor] | None:
+    """The weights that stage 1 made for the category, None where it made none or another backbone is wanted."""
+    path = args.model / args.category / "resnet18.pt"
+    if args.backbone != "resnet18" or not path.exists():
+        return None
+    return checkpoints.load(path, "backbone", category=args.category)["net"]
+
+
+def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
+    """Which backbone it is, and whose weights."""
+    if adapted is not None:
+        return f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}"
+    if args.backbone != "resnet18":
+        return args.backbone
+    return f"resnet18, {name(args.backbone_weights)} weights"
 
 
 def packed(values: Tensor) -> Tensor:

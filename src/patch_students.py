@@ -186,7 +186,7 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
 
     optimiser = Optimiser(student_nets, args.optimiser, args.learning_rate)
     wanted = stages.shuffled_batches(learned, args.batch_size, epochs, args.seed)
-    if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
+    if args.restart:  # all sizes at once, so that after a stop the others are trained again, too
         forget(path.with_name(f"students_{size}.pt") for size in args.patch_size)
         args.restart = False
     training = Training(

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
-import backbone_weights
-import checkpoints
 import device
 import images
 import preprocessing
@@ -151,23 +148,6 @@ def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
 def image_paths(dataset: AnomalyDataset) -> list[Path]:
     """The files of a dataset's images."""
     return [dataset.root_dir / row["image_name"] for row in dataset.rows]
-
-
-def adapted_backbone(args: Namespace) -> dict[str, Tensor] | None:
-    """The weights that stage 1 made for the category, None where it made none or another backbone is wanted."""
-    path = args.model / args.category / "resnet18.pt"
-    if args.backbone != "resnet18" or not path.exists():
-        return None
-    return checkpoints.load(path, "backbone", category=args.category)["net"]
-
-
-def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
-    """Which backbone it is, and whose weights."""
-    if adapted is not None:
-        return f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}"
-    if args.backbone != "resnet18":
-        return args.backbone
-    return f"resnet18, {backbone_weights.name(args.backbone_weights)} weights"
 
 
 def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:

@@ -101,9 +101,9 @@ def _completed(args):
 def train_backbone_students(args: Namespace) -> None:
     """Fit students to a frozen backbone and write detector.pt."""
     dataset = stages.good_images(args, None)
-    adapted = stages.adapted_backbone(args)
+    adapted = backbone_weights.adapted_backbone(args)
     settings = {
-        "teacher": stages.backbone_name(args, adapted),
+        "teacher": backbone_weights.backbone_name(args, adapted),
         "seed": args.seed,
         "image_size": stages.sides(args),
         "precision": args.precision,

@@ -138,7 +138,7 @@ def train(args: Namespace, patch_size: int) -> Path:
     path = model_path(args, patch_size)
     weights = {name: getattr(args, f"{name}_weight") for name in ("distillation", "metric", "compactness")}
     paths = stages.pictures_in(args.images) if args.images else stages.image_paths(stages.good_images(args, None))
-    adapted = stages.adapted_backbone(args)
+    adapted = backbone_weights.adapted_backbone(args)
     settings = {
         "seed": args.seed,
         "distillation": args.distillation,
@@ -149,7 +149,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         "images": stages.digest_of(paths, contents=args.images is None),
         "precision": args.precision,
         "image_size": stages.sides(args),
-        "backbone": stages.backbone_name(args, adapted),
+        "backbone": backbone_weights.backbone_name(args, adapted),
         "weights": weights,
     }
     if args.distillation == "patches":
