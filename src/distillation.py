@@ -90,16 +90,16 @@ class DenseDistillation:
     ) -> Iterator[tuple[int, Tensor]]:
         """For each step, a seed for its triplets, and views as views.ViewSampler gives them."""
         seeds = (device.seed_of(seed, "triplets", step) for step in steps)
-        return zip(seeds, ViewSampler(pictures, self._view, seed).batches(steps, size), strict=True)
+        return zip(seeds, ViewSampler(pictures, self._view, seed, self._where).batches(steps, size), strict=True)
 
     def features(self, batch: tuple[int, Tensor]) -> Tensor:
         """What the descriptors of a batch shall decode to: (n,F)."""
-        features = self._backbone.dense(preprocessing.normalise(batch[1].to(self._where)))
+        features = self._backbone.dense(preprocessing.normalise(batch[1]))
         return features[:, :, self._places, self._places].permute(0, 2, 3, 1).flatten(0, 2)
 
     def pixels(self, batch: tuple[int, Tensor]) -> Tensor:
         """What the net sees of a batch, views in half the backbone's size: (N,3,side,side)."""
-        return F.avg_pool2d(preprocessing.normalise(batch[1].to(self._where)), 2)
+        return F.avg_pool2d(preprocessing.normalise(batch[1]), 2)
 
     def ask(self, net: AnomalyNet, batch: tuple[int, Tensor], triplets: bool) -> Answer:
         """Let the net describe a batch."""

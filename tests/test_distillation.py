@@ -58,8 +58,8 @@ def test_a_net_with_batch_normalisation_goes_on_from_one_without(patch_size):
 
 def test_seed_and_step_alone_decide_which_views_are_drawn():
     pictures = [noise(seed=seed) for seed in range(3)]
-    drawn = list(ViewSampler(pictures, 32, 0).batches(range(3), 4))
-    (later,) = ViewSampler(pictures, 32, 0).batches(range(2, 3), 4)
+    drawn = list(ViewSampler(pictures, 32, 0, torch.device("cpu")).batches(range(3), 4))
+    (later,) = ViewSampler(pictures, 32, 0, torch.device("cpu")).batches(range(2, 3), 4)
     assert (drawn[0].shape, drawn[0].dtype) == ((4, 3, 64, 64), torch.uint8)
     assert torch.equal(drawn[2], later)
     assert len(torch.cat(drawn).flatten(1).unique(dim=0)) == 12
@@ -76,7 +76,7 @@ def test_views_are_stretched_both_ways(monkeypatch):
     plain(monkeypatch)
     row, column = np.mgrid[:400, :400] * (255 / 400)
     ramps = Image.fromarray(np.stack([row, column, row], 2).astype(np.uint8))
-    (drawn,) = ViewSampler([ramps], 128, 0).batches(range(1), 200)
+    (drawn,) = ViewSampler([ramps], 128, 0, torch.device("cpu")).batches(range(1), 200)
     high = (drawn[:, 0, -1] - drawn[:, 0, 0].float()).mean(1)
     wide = (drawn[:, 1, :, -1] - drawn[:, 1, :, 0].float()).mean(1)
     ratios = wide / high
@@ -87,7 +87,9 @@ def test_views_are_stretched_both_ways(monkeypatch):
 
 def test_half_of_the_views_have_noise_as_fine_as_the_teacher_sees(monkeypatch):
     plain(monkeypatch, NOISE_SHARE=0.5)
-    (drawn,) = ViewSampler([Image.new("RGB", (300, 300), (120, 130, 140))], 64, 0).batches(range(1), 200)
+    (drawn,) = ViewSampler([Image.new("RGB", (300, 300), (120, 130, 140))], 64, 0, torch.device("cpu")).batches(
+        range(1), 200
+    )
     seen = torch.nn.functional.avg_pool2d(drawn.float(), 2)
     deviations = seen[:, 0].std((1, 2))
     assert 0.35 < (deviations > 0).float().mean() < 0.65
@@ -98,14 +100,14 @@ def test_half_of_the_views_have_noise_as_fine_as_the_teacher_sees(monkeypatch):
 def test_a_view_spans_what_it_says_of_the_shorter_side(monkeypatch):
     plain(monkeypatch, STRETCH=1)
     ramp = np.broadcast_to(np.linspace(0, 255, 300)[:, None, None], (300, 400, 3)).astype(np.uint8)
-    (drawn,) = ViewSampler([Image.fromarray(ramp)], 128, 0).batches(range(1), 200)
+    (drawn,) = ViewSampler([Image.fromarray(ramp)], 128, 0, torch.device("cpu")).batches(range(1), 200)
     spans = (drawn[:, 0, -1] - drawn[:, 0, 0].float()).mean(1) / 255
     assert 128 / 384 - 0.01 < spans.min() < 128 / 384 + 0.02
     assert 128 / 256 - 0.02 < spans.max() < 128 / 256 + 0.01
 
 
 def test_the_exposure_keeps_to_the_range_and_varies():
-    (drawn,) = ViewSampler([noise()], 32, 0).batches(range(1), 100)
+    (drawn,) = ViewSampler([noise()], 32, 0, torch.device("cpu")).batches(range(1), 100)
     means = drawn.float().mean((1, 2, 3))
     assert means.std() > 10
     grey = (drawn.float().std(1).amax((1, 2)) == 0).float().mean().item()
