@@ -13,6 +13,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
@@ -27,6 +28,8 @@ import stages
 from BackboneDetector import BackboneDetector
 from BackboneTeacher import seen_size
 from command_line import run
+from cuda_graph import Recorded
+from Detector import Detector
 from image_store import ImageStore
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the map's range
@@ -54,63 +57,45 @@ def noise(args: Namespace, seed: int, number: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").mul_(255).to(torch.uint8)
 
 
-def fitted(args: Namespace) -> BackboneDetector:
-    """The default detector of images of noise."""
+def fitted(args: Namespace) -> dict[str, Any]:
+    """What a file holds of the default detector, fitted to images of noise."""
     images = noise(args, 0, args.images)
     store = ImageStore(images.__getitem__, len(images))
     settings = Namespace(device=args.device, precision="auto", seed=args.seed)
     backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
     detector, _ = backbone_students.fit(backbone, images.shape[2:], store, list(range(len(images))), settings)
-    where = device.choose(args.device)
-    restored = BackboneDetector.of_checkpoint(detector.cpu().to_checkpoint("efficientnet_lite0"))  # as users have it
-    return restored.to(where, memory_format=device.memory_format(where))
+    return detector.to_checkpoint("efficientnet_lite0")
 
 
-def ways(detector: BackboneDetector, images: torch.Tensor, precision: str, args: Namespace) -> dict[str, Callable]:
+def ways(content: dict[str, Any], images: torch.Tensor, precision: str, args: Namespace) -> dict[str, Callable]:
     """What is timed: no argument, map and scores returned."""
-    plain = partial(detect, detector, images, precision)
-    found = {"as it is": plain}
-    if images.is_cuda:
-        found["CUDA graph"] = replayed(plain)
+    where = images.device
+    networks = BackboneDetector.of_checkpoint(content)
+    Detector(networks, images.shape[2:], None, networks.stride, where, precision)  # moves and converts the networks
+    plain = partial(detect, networks, precision, networks.errors)
+    found = {"as it is": partial(plain, images)}
+    if where.type == "cuda":
+        found["CUDA graph"] = partial(Recorded(plain), images)
         if args.compile:
-            compiled = torch.compile(detector.errors)
-            found["compiled, CUDA graph"] = replayed(partial(detect, detector, images, precision, compiled))
+            compiled = partial(detect, networks, precision, torch.compile(networks.errors))
+            found["compiled, CUDA graph"] = partial(Recorded(compiled), images)
     return found
 
 
-def detect(detector, images, precision, errors=None):
-    """Maps and image scores, on the device; `errors` in place of the detector's own."""
+def detect(networks, precision, errors, images):
+    """Maps and image scores, on the device; `errors` are the networks' own, or compiled."""
     with torch.no_grad(), device.autocast(images.device, precision):
-        found = detector.found_of((errors or detector.errors)(images))
+        found = networks.found_of(errors(images))
         return found.anomaly_maps, scoring.image_scores(found.scored_maps)
-
-
-def replayed(work: Callable) -> Callable:
-    """The work, recorded as a CUDA graph: no launches from Python."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work()
-
-    def replay():
-        graph.replay()
-        return result
-
-    return replay
 
 
 def measure(args: Namespace) -> list[dict]:
     """A row for each batch, precision and way."""
-    detector, works, expected = fitted(args), {}, {}
+    content, works, expected = fitted(args), {}, {}
     for number in args.batch_size:
         images = noise(args, 1, number).to(device.choose(args.device))
         for precision in args.precision:
-            for way, work in ways(detector, images, precision, args).items():
+            for way, work in ways(content, images, precision, args).items():
                 maps = work()[0].float().clone()
                 expected.setdefault(number, maps)
                 error = (maps - expected[number]).abs().max() / (expected[number].max() - expected[number].min())

@@ -9,7 +9,7 @@ output=${1:-results/gpu}
 python=${PYTHON:-python3}
 mkdir -p "$output"
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    size=(--image-size 256) batch=(--batch-size 8) compile=(--compile) fit=() steps=1000 limit=120
+    size=(--image-size 256) batch=(--batch-size 8) compile=(--compile) fit=() steps=3000 limit=150
 else
     size=(--image-size 48 --precision float32 --repeat 1) batch=(--matrix-size 512) compile=()
     fit=(--images 12 --batch-size 1 --repeat 1) steps=1 limit=300
@@ -27,11 +27,11 @@ step() {  # NAME COMMAND...: a step that fails doesn't stop the others
 }
 
 step tests "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py
+step detector "$python" benchmarks/detector_speed.py "${fit[@]}" "${compile[@]}" --output "$output/detector.json"
 step descriptors "$python" benchmarks/dense_extraction.py --stride 1 "${size[@]}" "${batch[@]}" "${compile[@]}" --output "$output/descriptors.json"
 step maps "$python" benchmarks/anomaly_map.py --stride 1 4 "${size[@]}" --output "$output/maps.json"
 step students "$python" benchmarks/students_training.py --stride 4 "${size[@]}" --output "$output/students.json"
-step detector "$python" benchmarks/detector_speed.py "${fit[@]}" "${compile[@]}" --output "$output/detector.json"
-# A teacher of patches, taught on the demo's images; views are drawn by the CPU's threads.
+# A teacher of patches, taught on the demo's images; the GPU draws the views.
 data=$output/data
 step pictures "$python" demo_dataset.py --data "$data" --train 24 --test-good 1 --test-per-kind 1
 step index "$python" mvtec_dataset.py demo_carpet --data "$data"

@@ -45,7 +45,7 @@ class BackboneTeacher(nn.Module):
         return found
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()  # parameters made in inference mode could not be moved
     def fit(cls, backbone: Backbone, size: tuple[int, int], images: Iterable[Tensor]) -> Self:
         """Take the principal components from good images, uint8 (N,3,H,W) each, on the backbone's device."""
         moments = [Moments() for _ in backbone.channels]

@@ -17,6 +17,7 @@ import scoring
 from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_checkpoint
 from BackboneDetector import BackboneDetector
 from command_line import UserError
+from cuda_graph import Recorded
 from images import as_rgb, load_rgb
 
 VERSION = 4  # of the file: what it says is right for these networks and scores alone
@@ -140,6 +141,7 @@ class Detector:
         self.size, self.calibration, self.calibrated_stride = size, calibration, calibrated_stride
         self._where, self._precision = where, precision
         self._transform = preprocessing.image_transform(size)
+        self._find = Recorded(self._found) if where.type == "cuda" and size else self._found
 
     @property
     def fingerprint(self) -> str:
@@ -150,9 +152,12 @@ class Detector:
 
     def look_at(self, picture: Image.Image, kind: str = scoring.IMAGE_SCORES[0]) -> tuple[Tensor, float]:
         """Anomaly map of an RGB picture at the size that the networks see, (h,w), on the CPU, and its image score."""
-        with device.autocast(self._where, self._precision):
-            found = self.networks.find(self._transform(picture)[None].to(self._where))
+        found = self._find(self._transform(picture)[None].to(self._where))
         return found.anomaly_maps[0].cpu(), scoring.image_scores(found.scored_maps, kind).item()
+
+    def _found(self, images):
+        with device.autocast(self._where, self._precision):
+            return self.networks.find(images)
 
     def p_value_of(self, score: float, kind: str = scoring.IMAGE_SCORES[0]) -> float | None:
         """How usual a score from `look_at` is among good images; None without calibration."""

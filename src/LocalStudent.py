@@ -75,7 +75,7 @@ class LocalStudent(nn.Module):
     def folded(self) -> Self:
         """The same, as it predicts in evaluation mode, of plain convolutions."""
         reduce, ring, norm, *others = self.eval().layers
-        plain = nn.Conv2d(ring.in_channels, ring.out_channels, ring.kernel_size)
+        plain = nn.Conv2d(ring.in_channels, ring.out_channels, ring.kernel_size, device=ring.weight.device)
         plain.weight.copy_(ring.weight * ring.seen)
         plain.bias.zero_()
         return type(self)(self.channels, nn.Sequential(reduce, fuse_conv_bn_eval(plain.eval(), norm), *others)).eval()

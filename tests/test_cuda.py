@@ -1,13 +1,23 @@
 """What holds on a CUDA device; elsewhere all of it is skipped."""
 
+from argparse import Namespace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import backbone_students
 import backbone_weights
 import device
+import preprocessing
 from AnomalyNet import PATCH_SIZES, AnomalyNet
+from BackboneDetector import BackboneDetector
+from cuda_graph import Recorded
+from Detector import Detector
 from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
+from image_store import ImageStore
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -52,3 +62,34 @@ def test_the_frozen_backbone_describes_as_on_the_cpu():
             found = backbone.cuda().levels(pictures.cuda())
     for level, wanted in zip(found, expected, strict=True):
         assert relative_error(level.cpu(), wanted) < 1e-4
+
+
+def test_a_recorded_graph_says_of_each_image_what_its_work_says():
+    layer = torch.nn.Conv2d(3, 4, 3).cuda()
+    recorded = Recorded(layer)
+    for seed in range(3):
+        x = torch.randn(1, 3, 20, 30, generator=torch.Generator().manual_seed(seed)).cuda()
+        with torch.no_grad():
+            torch.testing.assert_close(recorded(x), layer(x))
+
+
+@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
+def test_the_default_detector_fits_and_detects_as_on_the_cpu(precision):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 20, 20, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(values).resize((128, 128), Image.Resampling.BICUBIC) for values in pixels]
+    images = torch.stack([preprocessing.to_tensor(picture) for picture in pictures])
+    store = ImageStore(images.__getitem__, len(images))
+    backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
+    args = Namespace(device="cuda", precision="float32", seed=0)
+    fitted, _ = backbone_students.fit(backbone, (128, 128), store, list(range(6)), args)
+    content = fitted.to_checkpoint("efficientnet_lite0")
+
+    def found(where, precision):
+        networks = BackboneDetector.of_checkpoint(content)
+        detector = Detector(networks, (128, 128), None, 8, torch.device(where), precision)
+        return [detector.look_at(picture) for picture in pictures]  # a graph is recorded once and replayed
+
+    tolerance = {"float32": 1e-3, "bfloat16": 0.1}[precision]
+    for (anomaly_map, score), (expected, wanted) in zip(found("cuda", precision), found("cpu", "float32"), strict=True):
+        assert relative_error(anomaly_map, expected) < tolerance
+        assert abs(score - wanted) < tolerance * expected.abs().max()
