@@ -113,15 +113,19 @@ class BackboneDetector(nn.Module):
 
     def found_of(self, errors: Mapping[str, Sequence[Tensor]]) -> Found:
         """What `find` finds, from what `errors` gives."""
-        return Found(*(self._combined(use, self._standardised(use, errors)) for use in (MAP, SCORE)))
+        return Found(*(self._combined(use, self.standardised(use, errors)) for use in (MAP, SCORE)))
 
     def errors(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """Distances of students and teacher, for each kind of student and level: (N,h,w).
+        """Distances of students and teacher on uint8 images (N,3,H,W), as `errors_of` gives them."""
+        return self.errors_of(self.teacher(images))
+
+    def errors_of(self, maps: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """Distances of students and teacher, from the teacher's maps: for each kind of student and level (N,h,w).
 
         The root of the squared error; of several students of the mean over them, which is the paper's regression error
         plus predictive variance.
         """
-        maps = [level.float() for level in self.teacher(images)]
+        maps = [level.float() for level in maps]
         found = {GLOBAL: [student(level).sqrt() for student, level in zip(self.global_students, maps, strict=True)]}
         found[LOCAL] = []
         for around, students in zip(neighbourhoods(self.teacher.strides), self.local_students, strict=True):
@@ -149,20 +153,20 @@ class BackboneDetector(nn.Module):
             found.append(self._combined(use, scores))
         return Found(*found)
 
-    def _standardised(self, use, errors):
+    def standardised(self, use: str, errors: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """What `errors` gives, standardised for the map or for the score."""
         by = self.standardisations[use]
         return {kind: [s(e) for s, e in zip(by[kind], errors[kind], strict=True)] for kind in KINDS}
 
     def _combined(self, use, scores):
         """Standardised errors of both kinds, (N,h,w) a level -> (N,H/8,W/8)."""
-        means, size = {}, self._grid(FINEST_STRIDE)
-        for kind, strides in self.strides.items():
-            levels = [
-                F.interpolate(level[:, None], size, mode="bilinear")[:, 0]
-                for level, stride in zip(scores[kind], strides, strict=True)
-                if counts(use, stride)
-            ]
-            means[kind] = sum(levels) / len(levels)
+        means = {
+            kind: mean_of_levels(
+                [level for level, stride in zip(scores[kind], strides, strict=True) if counts(use, stride)],
+                self._grid(FINEST_STRIDE),
+            )
+            for kind, strides in self.strides.items()
+        }
         return means[LOCAL].lerp(means[GLOBAL], self.shares[use])
 
     @property
@@ -198,6 +202,11 @@ class BackboneDetector(nn.Module):
         )
         found.standardisations.load_state_dict(content["standardisations"])
         return found.eval()
+
+
+def mean_of_levels(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Maps (N,h,w) of any sizes, interpolated to `size` and averaged."""
+    return sum(F.interpolate(level[:, None], size, mode="bilinear")[:, 0] for level in levels) / len(levels)
 
 
 def counts(use: str, stride: int) -> bool:

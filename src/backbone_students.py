@@ -47,19 +47,31 @@ def fit(
         print(f"{MOST_IMAGES:,} of {len(indices):,} good images, evenly spread, are learned from")
         indices = evenly(indices, MOST_IMAGES)
     backbone = backbone.to(where, memory_format=device.memory_format(where))
-    teacher = _fit_teacher(backbone, size, store, evenly(indices, COMPONENT_IMAGES), args)
-    maps = _teacher_maps(teacher, store, indices, args)
-    groups = look_alikes([level for level, stride in zip(maps, teacher.strides, strict=True) if stride >= STRIDE])
+    teacher = fit_teacher(backbone, size, store, evenly(indices, COMPONENT_IMAGES), args)
+    maps = teacher_maps(teacher, store, indices, args)
+    groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
         print(f"{len(indices)} images of {len(groups)} parts: images that look alike are left out together")
+    detector, calibration = fit_students(teacher, maps, groups, args)
+    print(
+        f"global students explain {detector.explained:.0%} of what varies among good images, each left out of the fit"
+    )
+    return detector, calibration
+
+
+def fit_students(
+    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], args: Namespace
+) -> tuple[BackboneDetector, Calibration]:
+    """Fit students to the teacher's maps of good images, (n,K,h,w) a level, and calibrate them.
+
+    Images of one of the `groups` are left out together where errors are to be those on images not seen.
+    """
+    where = device.choose(args.device)
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
     students, left_out = zip(*(GlobalStudent.fit(level.to(where), groups) for level in bar), strict=True)
     locals_, cross_fitted = _local_students(maps, neighbourhoods(teacher.strides), groups, args)
     detector = BackboneDetector(teacher, students, locals_).to(where).eval()
     found = detector.calibrate({GLOBAL: [errors.sqrt() for errors in left_out], LOCAL: cross_fitted})
-    print(
-        f"global students explain {detector.explained:.0%} of what varies among good images, each left out of the fit"
-    )
     return detector, Calibration([found])
 
 
@@ -69,14 +81,15 @@ def evenly(indices: list[int], number: int) -> list[int]:
     return [indices[place] for place in places]
 
 
-def look_alikes(maps: Sequence[Tensor]) -> list[list[int]]:
-    """Groups of images that look alike, from the teacher's maps (n,K,h,w) of some levels; most are alone.
+def look_alikes(maps: Sequence[Tensor], strides: Sequence[int]) -> list[list[int]]:
+    """Groups of images that look alike, from the teacher's maps (n,K,h,w) of all levels; most are alone.
 
-    Two look alike where what their maps have beyond the mean map correlates by ALIKE or more, on average over levels;
-    so do all that are linked by such pairs. Groups of more than half of all images would leave too little to fit to:
-    each image is alone then.
+    Two look alike where what their maps have beyond the mean map correlates by ALIKE or more, on average over the
+    levels of stride STRIDE and more; so do all that are linked by such pairs. Groups of more than half of all images
+    would leave too little to fit to: each image is alone then.
     """
-    similarity = sum(_correlations(level) for level in maps) / len(maps)
+    coarse = [level for level, stride in zip(maps, strides, strict=True) if stride >= STRIDE]
+    similarity = sum(map(_correlations, coarse)) / len(coarse)
     number, labels = connected_components((similarity >= ALIKE).cpu().numpy())
     groups = [np.flatnonzero(labels == label).tolist() for label in range(number)]
     if max(map(len, groups)) > len(labels) / 2:
@@ -121,7 +134,10 @@ def _batches(indices):
     return [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
 
 
-def _fit_teacher(backbone, size, store, indices, args):
+def fit_teacher(
+    backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: Sequence[int], args: Namespace
+) -> BackboneTeacher:
+    """The backbone as a teacher, with principal components of good images of the store."""
     where = device.choose(args.device)
 
     def images() -> Iterator[Tensor]:
@@ -134,8 +150,8 @@ def _fit_teacher(backbone, size, store, indices, args):
 
 
 @torch.inference_mode()
-def _teacher_maps(teacher, store, indices, args):
-    """The teacher's maps of all images: a tensor (n,K,h,w) in half precision, on the CPU, for each level."""
+def teacher_maps(teacher: BackboneTeacher, store: ImageStore, indices: Sequence[int], args: Namespace) -> list[Tensor]:
+    """The teacher's maps of images of the store: a tensor (n,K,h,w) in half precision, on the CPU, for each level."""
     where = device.choose(args.device)
     own = distributed.share(indices)
     batches = _batches(own)

@@ -112,9 +112,9 @@ def test_each_image_is_standardised_by_the_others():
 def test_look_alikes_are_found():
     maps = torch.randn(10, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     maps[7] = maps[2] + 0.1 * maps[4]
-    groups = backbone_students.look_alikes([maps])
+    groups = backbone_students.look_alikes([maps], [16])
     assert [2, 7] in groups and len(groups) == 9
-    assert len(backbone_students.look_alikes([torch.ones(2, 4, 6, 6)])) == 2
+    assert len(backbone_students.look_alikes([torch.ones(2, 4, 6, 6)], [16])) == 2
 
 
 def test_folds_keep_groups_whole():
