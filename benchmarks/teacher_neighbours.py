@@ -31,7 +31,7 @@ import preprocessing
 import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
-from AnomalyNet import AnomalyNet
+from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
 from backbones import BACKBONES
 from command_line import add_folders, run
 from FDFEAnomalyNet import FDFEAnomalyNet
@@ -63,7 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 def of_teacher(path: Path, where: torch.device) -> Describe:
     """What a teacher says of every STRIDE-th pixel."""
     content = checkpoints.load(path, "teacher")
-    net = AnomalyNet(content["patch_size"])
+    net = AnomalyNet(content["patch_size"], descriptor_size=content.get("descriptor_size", DESCRIPTOR_SIZE))
     net.load_state_dict(content["net"])
     return FDFEAnomalyNet(net.to(where, memory_format=device.memory_format(where)).eval(), STRIDE, padding=PADDING)
 

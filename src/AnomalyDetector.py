@@ -19,8 +19,9 @@ NORMALISATIONS = ("place", "image")  # the first is the default
 class Scale(nn.Module):
     """A teacher and M students of one patch size, with what normalises them.
 
-    `mean` and `deviation` (512,) are those of the teacher's descriptors on anomaly-free images (section 3.2). The other
+    `mean` and `deviation` (C,) are those of the teacher's descriptors on anomaly-free images (section 3.2). The other
     buffers say what error and predictive variance are on such images, overall and at each place; `calibrate` sets them.
+    `padding` says what stands round images, as in padding.pad.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class Scale(nn.Module):
         students: Sequence[AnomalyNet],
         mean: Tensor,
         deviation: Tensor,
+        *,
+        padding: str = PADDING,
     ):
         super().__init__()
-        self.patch_size = teacher.patch_size
+        self.patch_size, self.padding = teacher.patch_size, padding
         self.teacher = teacher
         self.students = nn.ModuleList(students)
         self.register_buffer("mean", mean.double())
@@ -50,7 +53,7 @@ class Scale(nn.Module):
     def dense(self, stride: int) -> tuple[FDFEAnomalyNet, list[FDFEAnomalyNet]]:
         """The normalised teacher and the students, describing every `stride`-th pixel of the image."""
         nets = self.normalised_teacher(), *self.students
-        dense, *students = (FDFEAnomalyNet(net, stride, padding=PADDING) for net in nets)
+        dense, *students = (FDFEAnomalyNet(net, stride, padding=self.padding) for net in nets)
         return dense, students
 
     def calibrate(self, statistics: Statistics) -> None:
@@ -122,12 +125,16 @@ class AnomalyDetector(nn.Module):
 
 def scale_to_checkpoint(scale: Scale) -> dict[str, Any]:
     """What rebuilds a Scale, in tensors and numbers."""
-    return {"patch_size": scale.patch_size, "students": len(scale.students), "state": scale.state_dict()}
+    content = {"patch_size": scale.patch_size, "students": len(scale.students), "padding": scale.padding}
+    return content | {"state": scale.state_dict()}
 
 
 def scale_from_checkpoint(content: dict[str, Any]) -> Scale:
     """The Scale that scale_to_checkpoint wrote."""
-    teacher, *students = (AnomalyNet(content["patch_size"]) for _ in range(content["students"] + 1))
-    scale = Scale(teacher, students, torch.zeros(512), torch.ones(512))
+    mean, deviation = (content["state"][name] for name in ("mean", "deviation"))
+    teacher, *students = (
+        AnomalyNet(content["patch_size"], descriptor_size=len(mean)) for _ in range(content["students"] + 1)
+    )
+    scale = Scale(teacher, students, mean, deviation, padding=content.get("padding", PADDING))
     scale.load_state_dict(content["state"])
     return scale.eval()

@@ -36,10 +36,13 @@ DEFAULT_PATCH_SIZES = (33, 65)
 
 
 class AnomalyNet(nn.Module):
-    """Describes patches of `patch_size` x `patch_size` pixels: (N,3,p,p) -> (N,512).
+    """Describes patches of `patch_size` x `patch_size` pixels: (N,3,p,p) -> (N,descriptor_size).
 
     Teacher and students share this architecture. `layers` ends on a spatial size of 1 x 1 for one patch;
     put through FDFEAnomalyNet it describes every pixel of an image.
+
+    With a `descriptor_size` of 128 descriptors are the last convolution of the paper's tables, without activation: the
+    layer that decodes them is then for distillation alone, as in the paper (section 4).
 
     `batch_normalisation` puts one behind every convolution but the last. It is a help in training: with it a teacher
     learns in hundreds of steps what takes thousands without. `folded` puts it into the weights when that is done.
@@ -47,11 +50,11 @@ class AnomalyNet(nn.Module):
     Raises ValueError for a patch size that is not in ARCHITECTURES, or patches of another size.
     """
 
-    def __init__(self, patch_size: int, batch_normalisation: bool = False):
+    def __init__(self, patch_size: int, batch_normalisation: bool = False, descriptor_size: int = DESCRIPTOR_SIZE):
         super().__init__()
         if patch_size not in ARCHITECTURES:
             raise ValueError(f"patch size {patch_size}: choose one of {', '.join(map(str, PATCH_SIZES))}")
-        self.patch_size = patch_size
+        self.patch_size, self.descriptor_size = patch_size, descriptor_size
         layers: list[nn.Module] = []
         channels = 3
         for layer in ARCHITECTURES[patch_size]:
@@ -67,7 +70,11 @@ class AnomalyNet(nn.Module):
                     channels = width
                 case Pooling(size):
                     layers.append(nn.MaxPool2d(size))
-        layers.append(nn.Conv2d(channels, DESCRIPTOR_SIZE, 1))
+        if descriptor_size == channels:
+            while not isinstance(layers[-1], nn.Conv2d):
+                layers.pop()
+        else:
+            layers.append(nn.Conv2d(channels, descriptor_size, 1))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -79,7 +86,7 @@ class AnomalyNet(nn.Module):
     @torch.no_grad()
     def folded(self) -> "AnomalyNet":
         """Return the same network, as it describes in evaluation mode, without batch normalisation."""
-        plain = AnomalyNet(self.patch_size)
+        plain = AnomalyNet(self.patch_size, descriptor_size=self.descriptor_size)
         layers = [layer for layer in self.layers if not isinstance(layer, nn.BatchNorm2d)]
         norms = {self.layers[place - 1]: norm for place, norm in enumerate(self.layers) if norm not in layers}
         for target, layer in zip(plain.layers, layers, strict=True):
@@ -107,7 +114,7 @@ class AnomalyNet(nn.Module):
 
     @torch.no_grad()
     def with_normalised_descriptors(self, mean: Tensor, deviation: Tensor) -> Self:
-        """Return a copy whose descriptors are (descriptor - mean) / deviation, per channel (512,).
+        """Return a copy whose descriptors are (descriptor - mean) / deviation, per channel (C,).
 
         The last convolution is linear, so the paper's normalisation (section 3.2) goes into its weights.
         """
@@ -120,11 +127,12 @@ class AnomalyNet(nn.Module):
 
     @torch.no_grad()
     def projected(self, projection: Tensor) -> Self:
-        """Return a copy whose descriptors are `projection` (K,512) times the descriptor: K numbers."""
+        """Return a copy whose descriptors are `projection` (K,C) times the descriptor: K numbers."""
         found = copy.deepcopy(self)
+        found.descriptor_size = len(projection)
         decode = found.layers[-1]
         projection = projection.to(decode.weight.device).double()
-        found.layers[-1] = nn.Conv2d(decode.in_channels, len(projection), 1).to(decode.weight.device)
-        found.layers[-1].weight.copy_((projection @ decode.weight.double().flatten(1))[..., None, None])
+        found.layers[-1] = nn.Conv2d(decode.in_channels, len(projection), decode.kernel_size).to(decode.weight.device)
+        found.layers[-1].weight.copy_(torch.tensordot(projection, decode.weight.double(), 1))
         found.layers[-1].bias.copy_(projection @ decode.bias.double())
         return found

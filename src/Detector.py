@@ -121,6 +121,9 @@ class Calibration:
 class Detector:
     """Networks, sizes and calibration together. `load_detector` makes one.
 
+    `image_score` is the one of scoring.IMAGE_SCORES that it takes where none is asked for. `paper` is None but for
+    students trained with --paper: then those of their settings that are not the published ones.
+
     detector = load_detector("model/magnetic_tile/detector.pt")
     found = detector("tile.png")
     print(found.score, found.p_value, found.anomalous, found.anomaly_map.shape)
@@ -134,7 +137,11 @@ class Detector:
         calibrated_stride: int,
         where: torch.device,
         precision: str = "auto",
+        *,
+        image_score: str = scoring.IMAGE_SCORES[0],
+        paper: Sequence[str] | None = None,
     ):
+        self.image_score, self.paper = image_score, paper
         self.networks = networks.to(where, memory_format=device.memory_format(where)).eval()
         for student in getattr(networks, "global_students", ()):
             student.compute_in(device.dtype_of(where, precision))
@@ -148,31 +155,32 @@ class Detector:
         """Digest of all that its maps depend on."""
         nets = self.networks
         form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._precision}"
-        return f"{checkpoints.fingerprint(nets.state_dict())} {form}"
+        padded = [scale.padding for scale in getattr(nets, "scales", ())]
+        return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded}"
 
-    def look_at(self, picture: Image.Image, kind: str = scoring.IMAGE_SCORES[0]) -> tuple[Tensor, float]:
+    def look_at(self, picture: Image.Image, kind: str | None = None) -> tuple[Tensor, float]:
         """Anomaly map of an RGB picture at the size that the networks see, (h,w), on the CPU, and its image score."""
         found = self._find(self._transform(picture)[None].to(self._where))
-        return found.anomaly_maps[0].cpu(), scoring.image_scores(found.scored_maps, kind).item()
+        return found.anomaly_maps[0].cpu(), scoring.image_scores(found.scored_maps, kind or self.image_score).item()
 
     def _found(self, images):
         with device.autocast(self._where, self._precision):
             return self.networks.find(images)
 
-    def p_value_of(self, score: float, kind: str = scoring.IMAGE_SCORES[0]) -> float | None:
+    def p_value_of(self, score: float, kind: str | None = None) -> float | None:
         """How usual a score from `look_at` is among good images; None without calibration."""
-        return None if self.calibration is None else self.calibration.p_value(score, kind)
+        return None if self.calibration is None else self.calibration.p_value(score, kind or self.image_score)
 
     def __call__(
         self,
         image: Image.Image | np.ndarray | str | Path,
-        kind: str = scoring.IMAGE_SCORES[0],
+        kind: str | None = None,
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> Detection:
         """Look at an image: a picture or a file of any size and mode, or an array (H,W,3) or (H,W) of uint8.
 
-        `kind` is one of scoring.IMAGE_SCORES. It is called anomalous where its p-value is `false_alarm_rate` or less.
-        Raises UserError where the file is missing or no image.
+        `kind` is one of scoring.IMAGE_SCORES, None the detector's own. It is called anomalous where its p-value is
+        `false_alarm_rate` or less. Raises UserError where the file is missing or no image.
         """
         if isinstance(image, str | Path):
             picture = load_rgb(image)
@@ -194,16 +202,18 @@ def load_detector(
     patch_sizes: Sequence[int] | None = None,
     stride: int | None = None,
     size: preprocessing.Size | str = "trained",
-    normalisation: str = NORMALISATIONS[0],
+    normalisation: str | None = None,
     device_name: str = "auto",
     precision: str = "auto",
+    *,
+    paper: bool = False,
 ) -> Detector:
     """The detector that students_training.py wrote. What is None or "trained" is as in training.
 
     Of patch students: with some of the `patch_sizes` alone, or another `size` or `normalisation`, the calibration does
     not hold, and scores have no p-values. With another `stride` it holds nearly: the maximum of a finer map is higher.
     Students of a frozen backbone take none of these. Raises UserError where the file is missing or broken, or can't be
-    used as asked.
+    used as asked; with `paper`, where the students were not trained with --paper.
     """
     path = Path(path)
     if not path.exists():
@@ -211,9 +221,16 @@ def load_detector(
     content = checkpoints.load(path, "detector")
     if content.get("detector_version") != VERSION:
         raise UserError(f"{path} is of an earlier version: run students_training.py {content['category']}")
+    if paper and content.get("paper") is None:
+        raise UserError(
+            f"{path} was not trained with --paper: run students_training.py {content['category']} --paper, with "
+            "another --model to keep this one"
+        )
     trained = content["image_size"] and tuple(content["image_size"])
     size = trained if size == "trained" else size
-    same = size == trained and normalisation == NORMALISATIONS[0]
+    own_normalisation = content.get("normalisation", NORMALISATIONS[0])
+    normalisation = normalisation or own_normalisation
+    same = size == trained and normalisation == own_normalisation
     if "backbone" in content:
         if not same or patch_sizes or stride:
             raise UserError(
@@ -225,7 +242,9 @@ def load_detector(
         networks = _patch_detector(path, content, patch_sizes, stride, normalisation)
         same = same and len(networks.scales) == len(content["scales"])
     calibration = Calibration.of_state(content["calibration"]) if same else None
-    return Detector(networks, size, calibration, content["stride"], device.choose(device_name), precision)
+    remembered = {"image_score": content.get("image_score", scoring.IMAGE_SCORES[0]), "paper": content.get("paper")}
+    where = device.choose(device_name)
+    return Detector(networks, size, calibration, content["stride"], where, precision, **remembered)
 
 
 def _patch_detector(path, content, patch_sizes, stride, normalisation):

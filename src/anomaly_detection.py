@@ -25,6 +25,7 @@ from PIL import Image
 import distributed
 import figures
 import metrics
+import paper
 import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
@@ -56,17 +57,15 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--image-score",
         choices=scoring.IMAGE_SCORES,
-        default=scoring.IMAGE_SCORES[0],
         help="what of the scores of all places makes the image's: top, the mean of their highest hundredth; maximum, "
         "the paper's, where defects are tiny and images free of noise; mean, for defects that change the whole image "
-        "(default top)",
+        "(default top; maximum where the students were trained with --paper)",
     )
     options.add_argument(
         "--normalisation",
         choices=NORMALISATIONS,
-        default=NORMALISATIONS[0],
         help="place: by what error is usual at each place of good images; image: by what it is overall, the paper's "
-        "(default place)",
+        "(default place; image where the students were trained with --paper)",
     )
     options.add_argument(
         "--input",
@@ -95,11 +94,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         help="of the pixels of good images, this share may be outlined (default 0.01)",
     )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
-    return options.parse_args(arguments)
+    return paper.DETECTION.parse(options, arguments)
 
 
 def detector_of(args: Namespace) -> Detector:
-    """The category's detector, as the command line wants it."""
+    """The category's detector, as the command line wants it; the image score is its own where none is asked for."""
     path = args.model / args.category / "detector.pt"
     size = "trained" if args.image_size is None else stages.image_size(args)
     detector = load_detector(
@@ -110,7 +109,11 @@ def detector_of(args: Namespace) -> Detector:
         args.normalisation,
         args.device,
         args.precision,
+        paper=args.paper,
     )
+    args.image_score = args.image_score or detector.image_score
+    paper.DETECTION.show(args)
+    paper.say("not trained as published", detector.paper or ())
     if detector.calibration is None:
         print("no p-values and no decisions: the detector was calibrated with other settings")
     elif args.false_alarm_rate < (least := detector.calibration.smallest_rate):
@@ -225,7 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.input:
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
-        broken = inspect(detector_of(args), args.input, output, args.category, args.image_score, *rates)
+        detector = detector_of(args)
+        broken = inspect(detector, args.input, output, args.category, args.image_score, *rates)
         return BROKEN_IMAGES if broken else 0
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:

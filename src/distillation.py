@@ -40,16 +40,22 @@ class Answer(NamedTuple):
 
 
 class PatchDistillation:
-    """The paper's: batches of patches, and the backbone's pooled features of each, seen at `backbone_size` pixels."""
+    """The paper's: batches of patches, and the backbone's pooled features of each, seen at `backbone_size` pixels.
 
-    def __init__(self, backbone: Backbone, patch_size: int, backbone_size: int, where: torch.device):
+    `square`: as in patches.PatchSampler.
+    """
+
+    def __init__(
+        self, backbone: Backbone, patch_size: int, backbone_size: int, where: torch.device, *, square: bool = False
+    ):
         self._backbone, self._patch_size, self._size, self._where = backbone, patch_size, backbone_size, where
+        self._square = square
 
     def batches(
         self, pictures: Sequence[Image.Image], seed: int, steps: range, size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """For each step, patches and partners as patches.PatchSampler gives them."""
-        return PatchSampler(pictures, self._patch_size, seed).batches(steps, size)
+        return PatchSampler(pictures, self._patch_size, seed, square=self._square).batches(steps, size)
 
     def features(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """What the descriptors of a batch shall decode to: (n,F)."""

@@ -1,7 +1,8 @@
 """The losses of "Uninformed Students" (Bergmann et al., CVPR 2020, arXiv 1911.02357v2), with the paper's equations.
 
 Squared distances are means over channels where the paper takes sums: with normalised targets the value 1 then means
-"knows the mean alone", and neither the margin nor the weights hang on the descriptors' length.
+"knows the mean alone", and neither the margin nor the weights hang on the descriptors' length. `literal` takes the
+paper's equations as they are printed.
 """
 
 import torch
@@ -9,20 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def knowledge_distillation(descriptors: Tensor, features: Tensor) -> Tensor:
+def knowledge_distillation(descriptors: Tensor, features: Tensor, literal: bool = False) -> Tensor:
     """Section 3.1, equation (1): squared distance of decoded descriptors (N,C) to the backbone's features (N,C)."""
-    return F.mse_loss(descriptors, features)
+    return F.mse_loss(descriptors, features) * (features.shape[1] if literal else 1)
 
 
-def metric_learning(anchors: Tensor, positives: Tensor, margin: float = 1.0) -> Tensor:
+def metric_learning(anchors: Tensor, positives: Tensor, margin: float = 1.0, literal: bool = False) -> Tensor:
     """Section 3.1, equations (2) to (4): triplets of descriptors (N,C), mean over N. In [0, inf).
 
     `positives` are descriptors of the same patches, shifted, in the paper with noise as well. The negative is the
-    hardest in the batch: the other patch whose descriptor comes nearest to the anchor or to the positive. Raises
-    ValueError for N < 2.
+    hardest in the batch: the other patch whose descriptor comes nearest to the anchor or to the positive. `literal`: it
+    is the next patch of the batch, drawn at random. Raises ValueError for N < 2.
     """
     if len(anchors) < 2:
         raise ValueError("metric learning needs two patches or more: the negatives are the other ones")
+    if literal:
+        negatives = anchors.roll(1, 0)
+        to_positive, *to_negative = (
+            (a - b).square().sum(1) for a, b in ((anchors, positives), (anchors, negatives), (positives, negatives))
+        )
+        return (margin + to_positive - torch.minimum(*to_negative)).clamp_min(0).mean()
     to_positive = (anchors - positives).square().mean(1)
     same = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
     nearest = torch.minimum(squared_distances(anchors, anchors), squared_distances(positives, anchors))
@@ -36,21 +43,24 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return (squares - 2 * (a @ b.T) / a.shape[1]).clamp_min(0)
 
 
-def compactness(descriptors: Tensor) -> Tensor:
+def compactness(descriptors: Tensor, literal: bool = False) -> Tensor:
     """Section 3.1, equation (5): correlation between different dimensions of the descriptors (N,C) over the batch.
 
     The paper sums the entries off the diagonal of the (C,C) correlation matrix; here it is the mean of their
-    magnitudes, so that correlations of opposite sign don't cancel. In [0, 1]. Raises ValueError for N < 2.
+    magnitudes, so that correlations of opposite sign don't cancel. In [0, 1]; `literal`: that sum, in [-C, C (C - 1)].
+    Raises ValueError for N < 2.
     """
     if len(descriptors) < 2:
         raise ValueError("correlation needs two descriptors or more")
     centred = descriptors - descriptors.mean(0)
     unit = centred / centred.norm(dim=0).clamp_min(1e-12)
-    magnitudes = (unit.T @ unit).abs()
-    size = len(magnitudes)
-    return (magnitudes.sum() - magnitudes.diagonal().sum()) / (size * (size - 1))
+    correlations = unit.T @ unit
+    size = len(correlations)
+    values = correlations if literal else correlations.abs()
+    total = values.sum() - values.diagonal().sum()
+    return total if literal else total / (size * (size - 1))
 
 
-def regression(student: Tensor, teacher: Tensor) -> Tensor:
+def regression(student: Tensor, teacher: Tensor, literal: bool = False) -> Tensor:
     """Section 3.2, equation (7): squared distance of a student's descriptors (N,C,H,W) to the normalised teacher's."""
-    return F.mse_loss(student, teacher)
+    return F.mse_loss(student, teacher) * (teacher.shape[1] if literal else 1)

@@ -13,7 +13,7 @@ from torch import nn
 
 import preprocessing
 import scoring
-from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Scale
+from AnomalyDetector import AnomalyDetector, Scale
 from BackboneDetector import GLOBAL, LOCAL, MAP, SCORE, BackboneDetector, counts
 from backbones import Lite0
 from BackboneTeacher import FINEST_STRIDE
@@ -22,7 +22,6 @@ from FDFE import pair
 from FDFEAnomalyNet import FDFEAnomalyNet
 from GlobalStudent import GlobalStudent
 from LocalStudent import REACH, neighbourhoods
-from padding import PADDING
 
 OPSET = 18  # the first whose Resize, Pad and reductions take axes
 ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)
@@ -52,11 +51,11 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     """The detector from pixels to scores, with its weights.
 
     Input: "images", uint8 (batch,3,height,width), RGB at the size that the networks see. Outputs: "maps", float32
-    (batch,rows,columns), over the whole image, and "scores", float32 (batch,), of the kind "top". The batch is free,
-    from 1; so are height and width of patch students, whose maps have a value for each pixel. The metadata are JSON:
-    `image_size` to resize to (height and width, null for none) and `held_back_scores`, of which p-values are made as in
-    Calibration.p_value. Raises ValueError for a detector without calibration, of another normalisation than the
-    default, or with another backbone than EfficientNet-Lite0.
+    (batch,rows,columns), over the whole image, and "scores", float32 (batch,), of the detector's own kind. The batch is
+    free, from 1; so are height and width of patch students, whose maps have a value for each pixel. The metadata are
+    JSON: `image_size` to resize to (height and width, null for none) and `held_back_scores`, of which p-values are made
+    as in Calibration.p_value. Raises ValueError for a detector without calibration, or with another backbone than
+    EfficientNet-Lite0.
     """
     networks, calibration = detector.networks, detector.calibration
     if calibration is None:
@@ -69,7 +68,7 @@ def model_of(detector: Detector) -> onnx.ModelProto:
         maps = scored = _patch_maps(graph, networks)
         size = map_size = ("height", "width")
     graph("Squeeze", maps, [1], output="maps")
-    _top(graph, scored)
+    _image_scores(graph, scored, detector.image_score)
     content = helper.make_graph(
         graph.nodes,
         "detector",
@@ -82,7 +81,7 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     )
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(content, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
-    metadata = {"image_size": detector.size, "held_back_scores": calibration.scores().tolist()}
+    metadata = {"image_size": detector.size, "held_back_scores": calibration.scores(detector.image_score).tolist()}
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -185,23 +184,41 @@ def _local_errors(graph, around, students, maps, teacher):
 
 def _patch_maps(graph, networks: AnomalyDetector):
     """AnomalyDetector.find, (N,1,H,W)."""
-    if networks.normalisation != NORMALISATIONS[0]:
-        raise ValueError("only a detector as it was calibrated can be written as ONNX")
     pixels, size = _normalise(graph, "images"), _size(graph, "images")
-    return graph("Mean", *(_scale_map(graph, scale, networks.stride, pixels, size) for scale in networks.scales))
+    maps = []
+    for scale in networks.scales:
+        scores = _scale_scores(graph, scale, networks, pixels)
+        maps.append(_at_every_pixel(graph, scores, networks.stride, size))
+    return graph("Mean", *maps)
 
 
-def _scale_map(graph, scale: Scale, stride, pixels, size):
-    """One scale's scores, (N,1,H,W)."""
-    teacher, students = scale.dense(stride)
+def _scale_scores(graph, scale: Scale, networks: AnomalyDetector, pixels):
+    """One scale's scoring.error_and_variance and Scale.combine, (N,1,h,w)."""
+    teacher, students = scale.dense(networks.stride)
     padded = _pad(graph, pixels, teacher)
     target = _describe_padded(graph, teacher, padded)
-    distances = [
-        graph("ReduceSumSquare", graph("Sub", _describe_padded(graph, student, padded), target), [1])
-        for student in students
-    ]
-    score = _by_place(graph, graph("Mean", *distances), scale.place_mean, scale.place_deviation)
-    return _at_every_pixel(graph, score, stride, size)
+    described = [_describe_padded(graph, student, padded) for student in students]
+    if networks.normalisation == "place":
+        both = graph("Mean", *(_squared_distance(graph, descriptors, target) for descriptors in described))
+        return _by_place(graph, both, scale.place_mean, scale.place_deviation)
+    mean = graph("Mean", *described)
+    error = _squared_distance(graph, mean, target)
+    variance = graph("Mean", *(_squared_distance(graph, descriptors, mean) for descriptors in described))
+    return graph(
+        "Add",
+        _standardised(graph, error, scale.error_mean, scale.error_deviation),
+        _standardised(graph, variance, scale.variance_mean, scale.variance_deviation),
+    )
+
+
+def _squared_distance(graph, a, b):
+    """scoring.squared_norm of a difference, (N,1,h,w)."""
+    return graph("ReduceSumSquare", graph("Sub", a, b), [1])
+
+
+def _standardised(graph, values, mean, deviation):
+    mean, deviation = (value.float().numpy(force=True) for value in (mean, deviation))
+    return graph("Div", graph("Sub", values, mean), deviation)
 
 
 def _normalise(graph, images):
@@ -237,9 +254,10 @@ def _size(graph, x):
 
 
 def _pad(graph, x, net: FDFEAnomalyNet):
-    """FDFEAnomalyNet.pad: mirrored as often as it takes."""
-    if net.padding != PADDING:
-        raise ValueError(f"padding {net.padding} is not written as ONNX")
+    """FDFEAnomalyNet.pad: zeros, or mirrored as often as it takes."""
+    if net.padding == "zeros":
+        (above, below), (left, right) = net.margins()
+        return graph("Pad", x, [above, left, below, right], "", [ROWS, COLUMNS])
     for axis, (before, after) in zip((ROWS, COLUMNS), net.margins(), strict=True):
         length = graph("Squeeze", graph("Shape", x, start=axis, end=axis + 1))
         period = graph("Max", graph("Mul", graph("Sub", length, 1), 2), 1)
@@ -284,11 +302,12 @@ def _at_every_pixel(graph, scores, stride, size):
     return graph("Pad", between, behind, "", [ROWS, COLUMNS], mode="edge")
 
 
-def _top(graph, maps):
-    """scoring.image_scores of the kind "top"."""
+def _image_scores(graph, maps, kind):
+    """scoring.image_scores."""
     pixels = graph("Flatten", maps)
-    number = _rounded_share(graph, pixels, scoring.TOP_SHARE)
-    graph("ReduceMean", _top_values(graph, pixels, number), [1], keepdims=0, output="scores")
+    if kind == "top":
+        pixels = _top_values(graph, pixels, _rounded_share(graph, pixels, scoring.TOP_SHARE))
+    graph("ReduceMax" if kind == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")
 
 
 def _rounded_share(graph, values, share):

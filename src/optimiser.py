@@ -22,10 +22,13 @@ class Optimiser:
     A kernel (out,in,h,w) is a matrix of `out` rows to it. The first layer, with its three colours, biases and
     normalisation are Adam's, at a fixed share of the learning rate.
 
-    `kind` is one of OPTIMISERS; `learning_rate` is the one at the peak of the schedule. Raises ValueError for another.
+    `kind` is one of OPTIMISERS; `learning_rate` is the one at the peak of the schedule; `weight_decay` is Adam's.
+    Raises ValueError for another `kind`.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], kind: str, learning_rate: float):
+    def __init__(
+        self, modules: Iterable[nn.Module], kind: str, learning_rate: float, weight_decay: float = WEIGHT_DECAY
+    ):
         if kind not in OPTIMISERS:
             raise ValueError(f"optimiser {kind}: choose one of {', '.join(OPTIMISERS)}")
         parameters = [parameter for module in modules for parameter in module.parameters()]
@@ -35,7 +38,7 @@ class Optimiser:
         rest = [parameter for parameter in parameters if id(parameter) not in taken]
         share = ADAM_SHARE if kind == "muon" else 1
         self._optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(rest, learning_rate * share, weight_decay=WEIGHT_DECAY)
+            torch.optim.Adam(rest, learning_rate * share, weight_decay=weight_decay)
         ]
         # torch's Muon takes matrices alone, so it moves copies of that shape.
         self._matrices = [nn.Parameter(kernel.detach().flatten(1).clone()) for kernel in self._kernels]

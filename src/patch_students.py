@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +19,21 @@ import device
 import distributed
 import figures
 import losses
+import paper
 import preprocessing
 import scoring
 import stages
 from AnomalyDetector import AnomalyDetector, Found, Scale, scale_from_checkpoint, scale_to_checkpoint
-from AnomalyNet import AnomalyNet
+from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
 from command_line import PRETRAINED, ROOT, UserError
 from Detector import Calibration
 from FDFEAnomalyNet import FDFEAnomalyNet
 from image_store import ImageStore
 from moments import Moments
 from optimiser import Optimiser
-from padding import PADDING
 from prefetch import prefetched
 from SyncBatchNorm2d import SyncBatchNorm2d
-from training import Training, already_trained, forget, learning_rate
+from training import SCHEDULES, Training, already_trained, forget
 from usual import Statistics
 
 See = Callable[[Tensor], Tensor]  # uint8 images (N,3,H,W) -> what the networks take
@@ -44,19 +45,43 @@ PARTS = {17: 128}  # side of what a step sees of an image: for the net that pool
 REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
 
 
-def load_teacher(args: Namespace, patch_size: int) -> AnomalyNet:
-    """The category's teacher where stage 2 has made one, else the one that ships. Raises UserError without either."""
+class Fitted(NamedTuple):
+    """Patch students with their teachers."""
+
+    networks: AnomalyDetector
+    calibrate: Callable[[], Calibration]
+    made_from: list[dict]
+    changed: list[str]  # settings of teachers taught with --paper that are not the published ones, as texts
+
+
+def load_teacher(args: Namespace, patch_size: int) -> tuple[AnomalyNet, list[str]]:
+    """The category's teacher where stage 2 has made one, else the one that ships; with --paper one taught with --paper.
+
+    Returns with it those of its settings that are not the published ones. Raises UserError where there is none.
+    """
     own, *shipped = (
         folder / f"teacher_{patch_size}.pt"
         for folder in (args.model / args.category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED)
     )
-    path = next((path for path in (own, *shipped) if path.exists()), None)
-    if path is None:
-        raise UserError(f"{own} is not there: run teacher_training.py {args.category} --patch-size {patch_size} first")
+    published = args.teacher == paper.TAUGHT
+    for path in filter(Path.exists, (own, *shipped)):
+        content = checkpoints.load(path, "teacher", category=path.parent.name, patch_size=patch_size)
+        if not published or content.get("paper") is not None:
+            break
+    else:
+        command = f"teacher_training.py {args.category} --patch-size {patch_size}"
+        if published:
+            raise UserError(
+                f"no teacher of {patch_size} pixels was taught as in the paper: run {command} --paper --images DIR "
+                "first, or add --teacher patches to take another"
+            )
+        raise UserError(f"{own} is not there: run {command} first")
+    changed = [f"teacher of {patch_size} pixels: {change}" for change in content.get("paper") or ()]
     print(f"teacher: {path}")
-    net = AnomalyNet(patch_size)
-    net.load_state_dict(checkpoints.load(path, "teacher", category=path.parent.name, patch_size=patch_size)["net"])
-    return net.eval().requires_grad_(False)
+    paper.say("not as published", changed)
+    net = AnomalyNet(patch_size, descriptor_size=content.get("descriptor_size", DESCRIPTOR_SIZE))
+    net.load_state_dict(content["net"])
+    return net.eval().requires_grad_(False), changed
 
 
 @torch.inference_mode()
@@ -160,7 +185,7 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
         "stride": args.stride,
         "teacher": checkpoints.fingerprint(teacher_net.state_dict()),
         "images": stages.digest_of(stages.image_paths(dataset)),
-    }
+    } | paper.STUDENTS.identity(args)
     if not args.restart and already_trained(path, KIND, args.category, settings):
         return path
     where = device.choose(args.device)
@@ -173,18 +198,20 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
         return preprocessing.normalise(images.to(where))
 
     teacher_net.to(where, memory_format=device.memory_format(where))
-    dense = partial(FDFEAnomalyNet, stride=stride, padding=PADDING)
-    found = descriptor_moments(dense(teacher_net), seen, store, evenly(learned, CALIBRATED_IMAGES), args, where)
+    dense = partial(FDFEAnomalyNet, stride=stride, padding=args.padding)
+    some = evenly(learned, CALIBRATED_IMAGES)
+    described = learned if args.all_descriptors else some
+    found = descriptor_moments(dense(teacher_net), seen, store, described, args, where)
     teacher = dense(teacher_net.with_normalised_descriptors(found.mean, found.deviation))
     student_nets = nn.ModuleList()
     for number in range(args.students):
         torch.manual_seed(device.seed_of(args.seed, "student", patch_size, number))
-        student_nets.append(AnomalyNet(patch_size, batch_normalisation=True))
+        student_nets.append(AnomalyNet(patch_size, args.batch_normalisation, teacher_net.descriptor_size))
     student_nets.to(where, memory_format=device.memory_format(where))
     SyncBatchNorm2d.convert(student_nets)
     students = [dense(net) for net in student_nets]
 
-    optimiser = Optimiser(student_nets, args.optimiser, args.learning_rate)
+    optimiser = Optimiser(student_nets, args.optimiser, args.learning_rate, args.weight_decay)
     wanted = stages.shuffled_batches(learned, args.batch_size, epochs, args.seed)
     if args.restart:  # all sizes at once, so that after a stop the others are trained again, too
         forget(path.with_name(f"students_{size}.pt") for size in args.patch_size)
@@ -208,24 +235,26 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
         for images in map(distributed.share, groups):  # even where none is left: the batch's statistics are of all
             share = len(images) / (len(wanted[step]) * args.students)
             pixels = teacher.pad(seen(images), offset)
-            if patch_size in PARTS:
+            if patch_size in PARTS and not args.whole_images:
                 pixels = part(pixels, PARTS[patch_size] + patch_size - 1, place)
             with device.autocast(where, args.precision), torch.no_grad():
                 target = teacher.describe_padded(pixels).float()
             for student in students:  # one after another: the memory of one student's activations, not of all
                 with device.autocast(where, args.precision):
                     descriptors = student.describe_padded(pixels)
-                loss = losses.regression(descriptors.float(), target)
+                loss = losses.regression(descriptors.float(), target, args.literal_losses)
                 (loss * len(images) / len(wanted[step])).backward()
                 total += loss.item() * share if len(images) else 0.0
-        optimiser.step(learning_rate(step, len(wanted)))
+        optimiser.step(SCHEDULES[args.schedule](step, len(wanted)))
         training.report(distributed.summed(total))
         if (step + 1) % per_epoch == 0:
             shown = held_back[:REPORTED_IMAGES]
             training.note(held_back=held_back_loss(teacher, students, seen, store, shown, args, where))
 
-    scale = Scale(teacher_net, [net.folded() for net in student_nets], found.mean, found.deviation).to(where)
-    calibrate(scale, store, evenly(learned, CALIBRATED_IMAGES), args, where)
+    folded = [net.folded() for net in student_nets]
+    scale = Scale(teacher_net, folded, found.mean, found.deviation, padding=args.padding).to(where)
+    # The held-back images give the p-values, too. Where they also normalise, four numbers of a scale have seen them.
+    calibrate(scale, store, held_back if args.validation else some, args, where)
     left = held_back_loss(teacher, students, seen, store, held_back, args, where)
     content = {"patch_size": patch_size, "settings": settings, "scale": scale_to_checkpoint(scale.cpu())}
     checkpoints.save(path, KIND, args.category, content | {"held_back_loss": left})
@@ -237,15 +266,17 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
     return path
 
 
-def fit(args: Namespace) -> tuple[AnomalyDetector, Callable[[], Calibration], list]:
-    """Train what is not trained yet. Returns the networks, what calibrates them, and what they were made from."""
+def fit(args: Namespace) -> Fitted:
+    """Train what is not trained yet."""
     sizes = sorted(set(args.patch_size))
     # All of them before any student: one that is missing or broken must not show after half an hour.
     teachers = {patch_size: load_teacher(args, patch_size) for patch_size in sizes}
-    paths = [train(args, patch_size, teachers[patch_size]) for patch_size in sizes]
+    paths = [train(args, patch_size, teachers[patch_size][0]) for patch_size in sizes]
     contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]
     made_from = [
         content["settings"] | {"weights": checkpoints.fingerprint(content["scale"]["state"])} for content in contents
     ]
-    networks = AnomalyDetector([scale_from_checkpoint(content["scale"]) for content in contents], args.stride)
-    return networks, lambda: usual_scores(networks, args), made_from
+    scales = [scale_from_checkpoint(content["scale"]) for content in contents]
+    networks = AnomalyDetector(scales, args.stride, args.normalisation)
+    changed = [change for _, changes in teachers.values() for change in changes]
+    return Fitted(networks, lambda: usual_scores(networks, args), made_from, changed)

@@ -21,11 +21,13 @@ class PatchSampler:
     """Draws triplet partners: a patch, and the same one shifted and with noise.
 
     As in the paper: a picture is zoomed so that its shorter side measures between 4 and 16 patches, a patch is cropped
-    at random, the partner is shifted by up to a quarter of the patch, both are made grey with probability 0.1.
+    at random, the partner is shifted by up to a quarter of the patch, both are made grey with probability 0.1. In the
+    paper both sides of the picture are made to measure the same: `square`. Section 3.1 speaks of changes in luminance,
+    too; section 4 names none but that to grey.
     """
 
-    def __init__(self, pictures: Sequence[Image.Image], patch_size: int, seed: int):
-        self._pictures, self._patch_size, self._seed = pictures, patch_size, seed
+    def __init__(self, pictures: Sequence[Image.Image], patch_size: int, seed: int, *, square: bool = False):
+        self._pictures, self._patch_size, self._seed, self._square = pictures, patch_size, seed, square
 
     def batches(self, steps: range, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each step, patches and partners: two of (size,3,p,p), as preprocessing.normalise gives them.
@@ -46,12 +48,16 @@ class PatchSampler:
         picture = self._pictures[int(random.integers(len(self._pictures)))]
         size = self._patch_size
         shift = (size - 1) // 4
-        shorter = min(picture.size)
-        scale = random.uniform(ZOOM[0] * size, ZOOM[1] * size) / shorter
-        side = (size + 2 * shift) / scale
-        left, top = (random.uniform(0, length - side) for length in picture.size)
+        zoomed = random.uniform(ZOOM[0] * size, ZOOM[1] * size)
+        # Of the picture as it is: what the patch and its surroundings show of it.
+        width, height = (
+            (size + 2 * shift) / (zoomed / length)
+            for length in (picture.size if self._square else (min(picture.size),) * 2)
+        )
+        left = random.uniform(0, picture.width - width)
+        top = random.uniform(0, picture.height - height)
         around = picture.resize(
-            (size + 2 * shift,) * 2, Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+            (size + 2 * shift,) * 2, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
         )
         if random.random() < GREY_SHARE:
             around = around.convert("L").convert("RGB")

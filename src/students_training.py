@@ -3,7 +3,7 @@
 By default the teacher is a frozen backbone, and its students are fitted in a minute: global ones in closed form, which
 see the whole image, and local ones, which see the surroundings of a place. With --teacher patches it is the paper's
 patch network, or several, and M students imitate it. The result, model/CATEGORY/detector.pt, holds all that detection
-needs.
+needs. With --paper all of it is as published.
 """
 
 from argparse import Namespace
@@ -12,6 +12,7 @@ import backbone_students
 import backbone_weights
 import checkpoints
 import distributed
+import paper
 import patch_students
 import stages
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES
@@ -69,8 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         f"takes 100 (default: as many as make {patch_students.VISITS:,} visits of an image)",
     )
     stages.add_stride(patches, default=4, stored=None)
-    args = options.parse_args(arguments)
-    return _completed(args)
+    return _completed(paper.STUDENTS.parse(options, arguments))
 
 
 def _completed(args):
@@ -78,7 +78,11 @@ def _completed(args):
     wanted = args.patch_size or PATCH_OPTIONS["patch_size"]
     own = [args.model / args.category / f"teacher_{patch_size}.pt" for patch_size in wanted]
     given = [f"--{name.replace('_', '-')}" for name in PATCH_OPTIONS if getattr(args, name) is not None]
-    if args.teacher:
+    if args.paper:
+        if args.teacher == "backbone":
+            raise UserError("--teacher backbone contradicts --paper, which has patch networks: leave one of them out")
+        why = "as --paper says"
+    elif args.teacher:
         why = "as --teacher says"
     elif given:
         args.teacher, why = "patches", f"as {given[0]} is for them"
@@ -125,15 +129,22 @@ def train_backbone_students(args: Namespace) -> None:
 def train_patch_students(args: Namespace) -> None:
     """Train patch students, scale by scale, and write detector.pt."""
     path = args.model / args.category / "detector.pt"
-    networks, calibrate, made_from = patch_students.fit(args)
+    fitted = patch_students.fit(args)
+    changed = paper.STUDENTS.changed(args) + fitted.changed if args.paper else None
     args.restart = False
-    if is_made(path, made_from, args):
+    if is_made(path, fitted.made_from, args):
         return
     size = stages.image_size(args)
-    calibration = calibrate()
-    scales = [patch_students.scale_to_checkpoint(scale.cpu()) for scale in networks.scales]
-    content = {"image_size": size and list(size), "stride": args.stride, "scales": scales}
-    save(path, args, made_from, calibration, content)
+    calibration = fitted.calibrate()
+    content = {
+        "image_size": size and list(size),
+        "stride": args.stride,
+        "scales": [patch_students.scale_to_checkpoint(scale.cpu()) for scale in fitted.networks.scales],
+        "normalisation": args.normalisation,
+        "image_score": args.image_score,
+        "paper": changed,
+    }
+    save(path, args, fitted.made_from, calibration, content)
 
 
 def is_made(path, settings, args: Namespace) -> bool:
@@ -160,6 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run stage 3."""
     args = parse_arguments(arguments)
     print(args.shown_teacher)
+    paper.STUDENTS.show(args)
     if args.teacher == "backbone":
         train_backbone_students(args)
     else:

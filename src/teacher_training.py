@@ -6,7 +6,8 @@ others, of a category's own good images or of any pictures:
 
     teacher_training.py pretrained --images DIR --backbone efficientnet_lite0 --patch-size 17 33 65 --restart
 
-replaces those that ship (category "pretrained"); with a category's name the teacher is that category's alone.
+replaces those that ship (category "pretrained"); with a category's name the teacher is that category's alone. --paper
+teaches as the paper does, --images being ImageNet's in the paper.
 """
 
 from argparse import Namespace
@@ -21,15 +22,16 @@ import device
 import distributed
 import figures
 import losses
+import paper
 import stages
-from AnomalyNet import DEFAULT_PATCH_SIZES, DESCRIPTOR_SIZE, PATCH_SIZES, AnomalyNet
+from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES, AnomalyNet
 from command_line import UserError
 from distillation import DenseDistillation, Distillation, PatchDistillation
 from moments import Moments
 from optimiser import Optimiser
 from pictures import Pictures
 from SyncBatchNorm2d import SyncBatchNorm2d
-from training import Training, already_trained, forget, learning_rate
+from training import SCHEDULES, Training, already_trained, forget
 
 KIND = "teacher"
 STEPS_BETWEEN_CHECKS = 500
@@ -120,7 +122,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
             help=f"weight of the {name} loss; 0 leaves it out (default 0 dense, 1 of patches)",
         )
     backbone_weights.add_options(options, default="resnet18")
-    args = options.parse_args(arguments)
+    args = paper.TEACHER.parse(options, arguments)
     for name, value in DEFAULTS[args.distillation].items():
         if getattr(args, name) is None:
             setattr(args, name, value[args.optimiser] if isinstance(value, dict) else value)
@@ -138,7 +140,7 @@ def train(args: Namespace, patch_size: int) -> Path:
     path = model_path(args, patch_size)
     weights = {name: getattr(args, f"{name}_weight") for name in ("distillation", "metric", "compactness")}
     paths = stages.pictures_in(args.images) if args.images else stages.image_paths(stages.good_images(args, None))
-    adapted = backbone_weights.adapted_backbone(args)
+    adapted = None if args.paper else backbone_weights.adapted_backbone(args)
     settings = {
         "seed": args.seed,
         "distillation": args.distillation,
@@ -154,6 +156,7 @@ def train(args: Namespace, patch_size: int) -> Path:
     }
     if args.distillation == "patches":
         settings["backbone_size"] = args.backbone_size
+    settings |= paper.TEACHER.identity(args)
     start = args.start_from and checkpoints.load(args.start_from, KIND, patch_size=patch_size)["net"]
     if start:
         settings["start_from"] = checkpoints.fingerprint(start)
@@ -167,7 +170,8 @@ def train(args: Namespace, patch_size: int) -> Path:
     if args.distillation == "dense":
         distillation = DenseDistillation(backbone, patch_size, where)
     else:
-        distillation = PatchDistillation(backbone, patch_size, args.backbone_size, where)
+        seen_at = args.backbone_size or patch_size
+        distillation = PatchDistillation(backbone, patch_size, seen_at, where, square=args.square_zoom)
     size = stages.image_size(args)
     learned, held_back = (
         Pictures([paths[index] for index in part], size) for part in stages.held_back_split(len(paths), args.seed)
@@ -176,7 +180,7 @@ def train(args: Namespace, patch_size: int) -> Path:
     with device.autocast(where, args.precision):
         moments = feature_moments(distillation, learned, args)
     torch.manual_seed(device.seed_of(args.seed, "teacher", patch_size))
-    net = AnomalyNet(patch_size, batch_normalisation=args.distillation == "dense").to(where, memory_format=layout)
+    net = AnomalyNet(patch_size, args.distillation == "dense", args.descriptor_size).to(where, memory_format=layout)
     if start:
         trained = AnomalyNet(patch_size)
         trained.load_state_dict(start)
@@ -184,8 +188,8 @@ def train(args: Namespace, patch_size: int) -> Path:
         pixels = torch.cat(distributed.gathered(distillation.pixels(batch).cpu()))
         net.start_from(trained.to(where), pixels.to(where, memory_format=layout))
     SyncBatchNorm2d.convert(net)
-    decoder = Decoder(moments).to(where)
-    optimiser = Optimiser((net, decoder), args.optimiser, args.learning_rate)
+    decoder = Decoder(moments, args.descriptor_size, args.literal_losses).to(where)
+    optimiser = Optimiser((net, decoder), args.optimiser, args.learning_rate, args.weight_decay)
     if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
         forget(model_path(args, size) for size in args.patch_size)
         args.restart = False
@@ -202,18 +206,19 @@ def train(args: Namespace, patch_size: int) -> Path:
         with device.autocast(where, args.precision):
             features = distillation.features(batch)
             answer = distillation.ask(net, batch, triplets=weights["metric"] > 0)
-        decoded, target = decoder(answer.descriptors), decoder.normalise(features)
-        parts = {"distillation": losses.knowledge_distillation(decoded, target) * portion(args)}
+        decoded, target = decoder(answer.descriptors), decoder.target(features)
+        parts = {"distillation": losses.knowledge_distillation(decoded, target, args.literal_losses) * portion(args)}
         if weights["metric"] or weights["compactness"]:
             anchors = distributed.rows_of_all(answer.anchors)
         if weights["metric"]:
-            parts["metric"] = losses.metric_learning(anchors, distributed.rows_of_all(answer.positives))
+            positives = distributed.rows_of_all(answer.positives)
+            parts["metric"] = losses.metric_learning(anchors, positives, literal=args.literal_losses)
         if weights["compactness"]:
-            parts["compactness"] = losses.compactness(anchors)
+            parts["compactness"] = losses.compactness(anchors, args.literal_losses)
         loss = sum(weights[name] * value for name, value in parts.items())
         optimiser.zero_grad()
         loss.backward()
-        optimiser.step(learning_rate(step, args.steps))
+        optimiser.step(SCHEDULES[args.schedule](step, args.steps))
         parts["distillation"] = distributed.all_reduce(parts["distillation"].detach())
         loss = sum(weights[name] * value.detach() for name, value in parts.items())
         training.report(loss.item(), **{name: value.item() for name, value in parts.items()})
@@ -223,9 +228,12 @@ def train(args: Namespace, patch_size: int) -> Path:
 
     with device.autocast(where, args.precision):
         unexplained = unexplained_variance(net, decoder, distillation, held_back, args)
-    teacher = net.folded().half().cpu()  # half the file; students imitate it as it was rounded
+    # float16 halves the file; students imitate the teacher as it was rounded.
+    teacher = net.folded().to(getattr(torch, args.saved_in)).cpu()
     content = {
         "patch_size": patch_size,
+        "descriptor_size": args.descriptor_size,
+        "paper": paper.TEACHER.changed(args) if args.paper else None,
         "settings": settings,
         "net": teacher.state_dict(),
         "unexplained_variance": unexplained,
@@ -245,17 +253,26 @@ def portion(args: Namespace) -> float:
 
 
 class Decoder(nn.Module):
-    """The linear head that decodes descriptors (n,512) to a backbone's features, normalised per channel: (n,F)."""
+    """The linear head that decodes descriptors (n,C) to a backbone's features (n,F), normalised per channel.
 
-    def __init__(self, moments: Moments):
+    `literal`: to the features as the backbone gives them.
+    """
+
+    def __init__(self, moments: Moments, descriptor_size: int, literal: bool = False):
         super().__init__()
-        self.register_buffer("mean", moments.mean.float())
-        self.register_buffer("deviation", moments.deviation.float())
-        self.linear = nn.Linear(DESCRIPTOR_SIZE, len(self.mean))
+        mean, deviation = moments.mean.float(), moments.deviation.float()
+        self.register_buffer("mean", torch.zeros_like(mean) if literal else mean)
+        self.register_buffer("deviation", torch.ones_like(deviation) if literal else deviation)
+        self.register_buffer("unit", deviation / self.deviation, persistent=False)
+        self.linear = nn.Linear(descriptor_size, len(mean))
 
-    def normalise(self, features: Tensor) -> Tensor:
-        """Features as the backbone gives them (n,F) -> what `forward` shall say of them."""
+    def target(self, features: Tensor) -> Tensor:
+        """Features as the backbone gives them (n,F) -> what `forward` should say of them."""
         return (features - self.mean) / self.deviation
+
+    def unexplained(self, decoded: Tensor, target: Tensor) -> float:
+        """The share of the features' variance that is in the differences of `decoded` and `target` (n,F)."""
+        return losses.knowledge_distillation(decoded / self.unit, target / self.unit).item()
 
     def forward(self, descriptors: Tensor) -> Tensor:
         return self.linear(descriptors)
@@ -282,8 +299,7 @@ def unexplained_variance(
     seed = device.seed_of(args.seed, "held back")
     for batch in distillation.batches(pictures, seed, range(BATCHES_MEASURED), args.batch_size):
         decoded = decoder(distillation.ask(net, batch, triplets=False).descriptors)
-        target = decoder.normalise(distillation.features(batch))
-        found.append(losses.knowledge_distillation(decoded, target).item())
+        found.append(decoder.unexplained(decoded, decoder.target(distillation.features(batch))))
     net.train()
     return distributed.summed(sum(found) / len(found) * portion(args))
 
@@ -291,6 +307,10 @@ def unexplained_variance(
 def main(arguments: list[str] | None = None) -> None:
     """Run stage 2."""
     args = parse_arguments(arguments)
+    if args.paper and args.images is None:
+        raise UserError(
+            "--paper: the paper teaches on ImageNet, not on the category; give a folder of pictures, --images"
+        )
     if args.batch_size < 2 and args.distillation == "patches" and (args.metric_weight or args.compactness_weight):
         raise UserError("--batch-size 1: metric learning and compactness need two patches or more")
     if not (args.distillation_weight or args.metric_weight or args.compactness_weight):
@@ -306,6 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(
                 f"--start-from {args.start_from}: it would be written over; copy it, or give another --model"
             )
+    paper.TEACHER.show(args)
     for patch_size in args.patch_size:
         train(args, patch_size)
 

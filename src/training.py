@@ -151,6 +151,14 @@ def learning_rate(step: int, steps: int, peak: float = 1.0, warm_up: float = 0.0
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
 
 
+def constant(step: int, steps: int) -> float:
+    """The share of the learning rate in each step: all of it."""
+    return 1.0
+
+
+SCHEDULES = {"cosine": learning_rate, "constant": constant}  # step and steps -> share of the learning rate
+
+
 def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
     """Let all of an optimiser's groups go on with this learning rate."""
     for group in optimiser.param_groups:

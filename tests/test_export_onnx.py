@@ -13,10 +13,11 @@ from PIL import Image
 import checkpoints
 import export_onnx
 import scoring
-from AnomalyDetector import AnomalyDetector, Found, Scale, scale_to_checkpoint
+from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, Scale, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
 from command_line import ROOT, UserError
 from Detector import VERSION, Calibration, load_detector
+from padding import PADDING
 from usual import Statistics
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="optional: requirements-onnx.txt")
@@ -28,11 +29,12 @@ CATEGORY = "knit"
 TOLERANCE = 1e-4  # of the map's range
 
 
-def scale_of(patch_size, students=1):
+def scale_of(patch_size, students=1, descriptor_size=512, padding=PADDING):
     """A scale of random weights, whose places differ."""
     torch.manual_seed(patch_size)
-    nets = [AnomalyNet(patch_size) for _ in range(students + 1)]
-    scale = Scale(nets[0], nets[1:], torch.randn(512), torch.rand(512) + 0.5).eval()
+    nets = [AnomalyNet(patch_size, descriptor_size=descriptor_size) for _ in range(students + 1)]
+    mean, deviation = torch.randn(descriptor_size), torch.rand(descriptor_size) + 0.5
+    scale = Scale(nets[0], nets[1:], mean, deviation, padding=padding).eval()
     statistics = Statistics()
     statistics.update(1000 + 300 * torch.rand(6, 40, 50), 10 * torch.rand(6, 40, 50))
     scale.calibrate(statistics)
@@ -43,11 +45,11 @@ def pictures(*size, number=2):
     return torch.randint(256, (number, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def save_detector(model, scales, stride=4, size=(48, 40)):
+def save_detector(model, scales, stride=4, size=(48, 40), **remembered):
     """detector.pt with a calibration on noise; its path."""
     images = pictures(48, 40, number=5)
-    found = AnomalyDetector(scales, stride).find(images)
-    content = {
+    found = AnomalyDetector(scales, stride, remembered.get("normalisation", NORMALISATIONS[0])).find(images)
+    content = remembered | {
         "detector_version": VERSION,
         "image_size": size,
         "stride": stride,
@@ -71,7 +73,7 @@ def require_same(session, detector, images):
     assert maps.dtype == scores.dtype == np.float32
     assert maps.shape == expected.shape
     assert np.abs(maps - expected.numpy()).max() <= TOLERANCE * (expected.max() - expected.min()).item()
-    assert np.allclose(scores, scoring.image_scores(scored).numpy(), rtol=1e-4)
+    assert np.allclose(scores, scoring.image_scores(scored, detector.image_score).numpy(), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,18 @@ def test_every_stride(tmp_path, patch_size, stride):
     path = save_detector(tmp_path, [scale_of(patch_size)])
     detector = load_detector(path, stride=stride, device_name="cpu", precision="float32")
     require_same(exported(path, "--stride", str(stride)), detector, pictures(23, 18))
+
+
+@pytest.mark.parametrize("students", (1, 3))
+def test_the_paper_s_detector(tmp_path, students):
+    """Error and variance each by one mean and deviation, zeros round the image, the maximum for a score."""
+    scales = [scale_of(size, students, 128, "zeros") for size in (17, 65)]
+    path = save_detector(tmp_path, scales, stride=1, normalisation="image", image_score="maximum", paper=[])
+    detector, session = load_detector(path, device_name="cpu", precision="float32"), exported(path)
+    for size in ((23, 18), (48, 40)):
+        require_same(session, detector, pictures(*size))
+    held_back = json.loads(session.get_modelmeta().custom_metadata_map["held_back_scores"])
+    assert held_back == detector.calibration.scores("maximum").tolist() != detector.calibration.scores().tolist()
 
 
 @pytest.mark.parametrize("size", ((48, 40), None))

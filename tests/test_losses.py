@@ -59,6 +59,30 @@ def test_compactness_of_a_dimension_that_never_varies_is_finite():
     assert descriptors.grad.isfinite().all()
 
 
+def test_to_the_letter_distances_are_sums():
+    a, b, maps, others = random(6, 5), random(6, 5, seed=1), random(2, 3, 4, 5), random(2, 3, 4, 5, seed=1)
+    expected = ((a - b) ** 2).sum(1).mean().item()
+    assert losses.knowledge_distillation(a, b, literal=True).item() == pytest.approx(expected)
+    expected = ((maps - others) ** 2).sum(1).mean().item()
+    assert losses.regression(maps, others, literal=True).item() == pytest.approx(expected)
+
+
+def test_to_the_letter_a_triplet_has_one_negative_with_anchor_swap():
+    anchors, positives = random(4, 3), random(4, 3, seed=1)
+    total = 0
+    for i in range(4):
+        negative = anchors[i - 1]
+        near = min(((anchors[i] - negative) ** 2).sum().item(), ((positives[i] - negative) ** 2).sum().item())
+        total += max(0, 1 + ((anchors[i] - positives[i]) ** 2).sum().item() - near)
+    assert losses.metric_learning(anchors, positives, literal=True).item() == pytest.approx(total / 4)
+
+
+def test_to_the_letter_compactness_is_the_sum_of_correlations():
+    descriptors = random(50, 4)
+    expected = torch.corrcoef(descriptors.T).sum() - 4
+    assert losses.compactness(descriptors, literal=True).item() == pytest.approx(expected.item())
+
+
 def test_regression_is_the_mean_square():
     student, teacher = random(2, 3, 4, 5), random(2, 3, 4, 5, seed=1)
     assert losses.regression(student, teacher).item() == pytest.approx(((student - teacher) ** 2).mean().item())

@@ -106,6 +106,17 @@ def test_the_shorter_side_is_zoomed_to_between_4_and_16_patches(tmp_path, image_
     assert 1 / 5 < spans.max() < 1 / 4 + 0.015
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_square_both_sides_are_zoomed_to_between_4_and_16_patches(tmp_path, axis):
+    ramp = np.linspace(0, 255, (120, 240)[axis])[(slice(None), None) if axis == 0 else (None, slice(None))]
+    Image.fromarray(np.broadcast_to(ramp[..., None], (120, 240, 3)).astype(np.uint8)).save(tmp_path / "ramp.png")
+    sampler = PatchSampler(Pictures([tmp_path / "ramp.png"]), 33, 0, square=True)
+    pixels = in_unit_range(only_batch(sampler, 200)[0])[:, 0]
+    spans = (pixels.select(axis + 1, -1) - pixels.select(axis + 1, 0)).mean(1) * 33 / 32
+    assert 1 / 16 - 0.015 < spans.min() < 1 / 14
+    assert 1 / 5 < spans.max() < 1 / 4 + 0.015
+
+
 def test_the_budget_changes_how_often_is_read_and_nothing_else(pictures, monkeypatch):
     read = []
     monkeypatch.setattr(images, "load_rgb", lambda path: read.append(path) or Image.open(path).convert("RGB"))
