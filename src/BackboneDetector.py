@@ -1,7 +1,7 @@
 """A frozen backbone and its students together: images in, anomaly maps out."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -10,59 +10,56 @@ from torch import Tensor, nn
 from AnomalyDetector import Found
 from BackboneTeacher import FINEST_STRIDE, BackboneTeacher
 from GlobalStudent import GlobalStudent
-from LocalStudent import LocalStudent, neighbourhoods
+from LocalStudent import LocalStudent, Neighbourhood, neighbourhoods
 
-BORDER = 48  # pixels from the image's border within which students see less than elsewhere
 COARSE_STRIDE = 32  # levels of this stride tell that there is a defect, not where
 SHARPNESS = 4  # of the turn from local to global students in the map, as global ones explain more than half
-LEAST_SHARE, SCORE_SHARE = 0.3, 0.7  # of the global students, in map and score: chosen on five sets, one for all
+LEAST_SHARE, SCORE_SHARE = 0.3, 0.6  # of the global students, in map and score: chosen on five sets, one for all
 GLOBAL, LOCAL = KINDS = "global", "local"  # students
 MAP, SCORE = "map", "score"  # what errors are standardised for
 
 
+class Errors(NamedTuple):
+    """Of students, by their kind, for each level: (N,h,w)."""
+
+    found: dict[str, list[Tensor]]  # distances of their predictions to the teacher's maps
+    expected: dict[str, list[Tensor]]  # what local students expect these to be where nothing is wrong
+
+    def of(self, use: str) -> dict[str, list[Tensor]]:
+        """What the map is made of, the errors; or what the score is: by how much they are more than expected."""
+        if use == MAP:
+            return self.found
+        return {
+            kind: [
+                error - F.interpolate(expected[:, None], error.shape[1:], mode="bilinear")[:, 0]
+                for error, expected in zip(self.found[kind], self.expected[kind], strict=True)
+            ]
+            for kind in KINDS
+        }
+
+
 class Standardisation(nn.Module):
-    """Errors (N,h,w) -> deviations from what is usual on good images: (error / factor - mean) / std.
+    """Values (N,h,w) -> (value - mean) / std of good images, of all places together (section 3.2 of the paper)."""
 
-    One mean and one std for all places, as in section 3.2 of the paper. `factor` (h,w) is 1, or at the border what
-    errors are there, as a multiple of those within, where that is more than 1.
-    """
-
-    def __init__(self, factor: Tensor, mean: Tensor, std: Tensor):
+    def __init__(self, mean: Tensor, std: Tensor):
         super().__init__()
-        self.register_buffer("factor", factor)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def forward(self, errors: Tensor) -> Tensor:
-        return (errors / self.factor - self.mean) / self.std
+    def forward(self, values: Tensor) -> Tensor:
+        return (values - self.mean) / self.std
 
     @classmethod
-    def fit(cls, errors: Tensor, classes: Tensor) -> tuple[Self, Tensor]:
-        """From good images' errors (n,h,w); places of one of the `classes` (h,w), integers, share a factor.
-
-        Returns with it those errors, each image's standardised by all other images.
-        """
-        classes = classes.to(errors.device)
-        onehot = F.one_hot(classes.flatten()).to(errors.dtype)
-        flat = errors.flatten(1)
-        counts, sums, squares = onehot.sum(0), flat @ onehot, flat.square() @ onehot
-        number = len(errors)
-        own, own_squares = F.pad(sums, (0, 0, 1, 0)), F.pad(squares, (0, 0, 1, 0))  # first of no image, then of each
-        images = torch.tensor([number] + [max(1, number - 1)] * number, device=errors.device)[:, None]
-        means = ((sums.sum(0) - own) / images / counts).clamp_min(1e-12)
-        factors = (means / means[:, -1:]).clamp_min(1)
-        mean = ((means / factors) * counts).sum(1) / counts.sum()
-        mean_square = ((squares.sum(0) - own_squares) / images / factors.square()).sum(1) / counts.sum()
-        std = (mean_square - mean.square()).clamp_min(1e-12).sqrt()
-        left_out = (errors / factors[1:, classes] - mean[1:, None, None]) / std[1:, None, None]
-        return cls(factors[0, classes], mean[0], std[0]), left_out
-
-
-def border_classes(size: Sequence[int], stride: int | None) -> Tensor:
-    """How many places each of (h,w) lies from the border, up to those BORDER pixels within; for no stride 0 for all."""
-    most = 0 if stride is None else min(max(1, BORDER // stride), (min(size) - 1) // 2)
-    rows, columns = (torch.minimum(torch.arange(length), length - 1 - torch.arange(length)) for length in size)
-    return torch.minimum(rows[:, None], columns).clamp_max(most)
+    def fit(cls, values: Tensor) -> tuple[Self, Tensor]:
+        """From good images' values (n,h,w). Returns with it those values, each image's standardised by all others."""
+        parts = values.double().flatten(1)
+        sums, squares, number = parts.sum(1), parts.square().sum(1), len(parts)
+        own_sums, own_squares = F.pad(sums, (1, 0)), F.pad(squares, (1, 0))  # first of no image, then of each
+        counts = torch.tensor([number] + [max(1, number - 1)] * number, device=values.device) * parts.shape[1]
+        means = (sums.sum() - own_sums) / counts
+        stds = ((squares.sum() - own_squares) / counts - means.square()).clamp_min(1e-12).sqrt()
+        means, stds = means.to(values.dtype), stds.to(values.dtype)
+        return cls(means[0], stds[0]), (values - means[1:, None, None]) / stds[1:, None, None]
 
 
 class BackboneDetector(nn.Module):
@@ -74,8 +71,10 @@ class BackboneDetector(nn.Module):
     LEAST_SHARE at least; the local ones have the rest. For the image's score global ones weigh SCORE_SHARE: they tell
     best whether there is a defect, local ones where.
 
-    For the same reason levels of a stride of 32 count for the score alone, and in the score errors at the border are
-    brought down to what they are within; in the map they stay, as defects at the border then show as well.
+    For the same reason levels of a stride of 32 count for the score alone. And the score is made of what errors are
+    beyond those that local students expect from the surroundings: at borders and edges, where parts lie anyhow, errors
+    are large on good images, too. In the map errors stay as they are: around a large defect all is strange, and larger
+    errors are expected there.
 
     `local_students` are M for each of `neighbourhoods(teacher.strides)`. `calibrate` makes the standardisations.
     """
@@ -98,7 +97,7 @@ class BackboneDetector(nn.Module):
         for use in (MAP, SCORE):
             self.standardisations[use] = nn.ModuleDict(
                 {
-                    kind: nn.ModuleList(_unknown(self._grid(stride)) for stride in strides)
+                    kind: nn.ModuleList(Standardisation(torch.zeros(()), torch.ones(())) for _ in strides)
                     for kind, strides in self.strides.items()
                 }
             )
@@ -111,16 +110,16 @@ class BackboneDetector(nn.Module):
         """Anomaly maps of uint8 images (N,3,H,W), and what their image scores are of; both (N,H/8,W/8)."""
         return self.found_of(self.errors(images))
 
-    def found_of(self, errors: Mapping[str, Sequence[Tensor]]) -> Found:
+    def found_of(self, errors: Errors) -> Found:
         """What `find` finds, from what `errors` gives."""
         return Found(*(self._combined(use, self.standardised(use, errors)) for use in (MAP, SCORE)))
 
-    def errors(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """Distances of students and teacher on uint8 images (N,3,H,W), as `errors_of` gives them."""
+    def errors(self, images: Tensor) -> Errors:
+        """Errors of all students on uint8 images (N,3,H,W)."""
         return self.errors_of(self.teacher(images))
 
-    def errors_of(self, maps: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        """Distances of students and teacher, from the teacher's maps: for each kind of student and level (N,h,w).
+    def errors_of(self, maps: Sequence[Tensor]) -> Errors:
+        """Errors of all students, from the teacher's maps.
 
         The root of the squared error; of several students of the mean over them, which is the paper's regression error
         plus predictive variance.
@@ -128,14 +127,16 @@ class BackboneDetector(nn.Module):
         maps = [level.float() for level in maps]
         found = {GLOBAL: [student(level).sqrt() for student, level in zip(self.global_students, maps, strict=True)]}
         found[LOCAL] = []
+        expected = {GLOBAL: [None] * len(maps), LOCAL: []}
         for around, students in zip(neighbourhoods(self.teacher.strides), self.local_students, strict=True):
-            stacked, channels = around.of(maps)
-            squares = zip(*(student.squared_errors(stacked, channels) for student in students), strict=True)
-            found[LOCAL] += [(sum(level) / len(students)).sqrt() for level in squares]
-        return found
+            stacked = around.of(maps)[0]
+            squared, logs = zip(*(student.errors(stacked) for student in students), strict=True)
+            found[LOCAL] += [(sum(level) / len(students)).sqrt() for level in zip(*squared, strict=True)]
+            sort_expected(expected, around, sum(logs) / len(students))
+        return Errors(found, expected)
 
     @torch.inference_mode()
-    def calibrate(self, errors: Mapping[str, Sequence[Tensor]]) -> Found:
+    def calibrate(self, errors: Errors) -> Found:
         """Take from good images what errors are usual: those of students that have not seen them, as `errors` gives.
 
         Returns what is found in those images, each standardised by all the others.
@@ -143,20 +144,16 @@ class BackboneDetector(nn.Module):
         found = []
         for use in (MAP, SCORE):
             scores = {}
-            for kind, strides in self.strides.items():
-                parts = [
-                    Standardisation.fit(error, border_classes(error.shape[1:], stride if use == SCORE else None))
-                    for error, stride in zip(errors[kind], strides, strict=True)
-                ]
-                self.standardisations[use][kind] = nn.ModuleList(part for part, _ in parts)
-                scores[kind] = [left_out for _, left_out in parts]
+            for kind, levels in errors.of(use).items():
+                parts, scores[kind] = zip(*map(Standardisation.fit, levels), strict=True)
+                self.standardisations[use][kind] = nn.ModuleList(parts)
             found.append(self._combined(use, scores))
         return Found(*found)
 
-    def standardised(self, use: str, errors: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+    def standardised(self, use: str, errors: Errors) -> dict[str, list[Tensor]]:
         """What `errors` gives, standardised for the map or for the score."""
-        by = self.standardisations[use]
-        return {kind: [s(e) for s, e in zip(by[kind], errors[kind], strict=True)] for kind in KINDS}
+        by, values = self.standardisations[use], errors.of(use)
+        return {kind: [s(v) for s, v in zip(by[kind], values[kind], strict=True)] for kind in KINDS}
 
     def _combined(self, use, scores):
         """Standardised errors of both kinds, (N,h,w) a level -> (N,H/8,W/8)."""
@@ -204,6 +201,13 @@ class BackboneDetector(nn.Module):
         return found.eval()
 
 
+def sort_expected(expected: dict[str, list], around: Neighbourhood, logs: Tensor) -> None:
+    """Put what local students of a neighbourhood expect, (N,E,h,w), where `Errors` has it."""
+    for level, log in zip(around.global_levels, logs.unbind(1), strict=False):
+        expected[GLOBAL][level] = log.exp()
+    expected[LOCAL] += list(logs[:, len(around.global_levels) :].exp().unbind(1))
+
+
 def mean_of_levels(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Maps (N,h,w) of any sizes, interpolated to `size` and averaged."""
     return sum(F.interpolate(level[:, None], size, mode="bilinear")[:, 0] for level in levels) / len(levels)
@@ -212,7 +216,3 @@ def mean_of_levels(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 def counts(use: str, stride: int) -> bool:
     """Whether levels of this stride have a part in the map, or in the score."""
     return use == SCORE or stride < COARSE_STRIDE
-
-
-def _unknown(size):
-    return Standardisation(torch.ones(size), torch.zeros(()), torch.ones(()))

@@ -20,7 +20,7 @@ from command_line import UserError
 from cuda_graph import Recorded
 from images import as_rgb, load_rgb
 
-VERSION = 4  # of the file: what it says is right for these networks and scores alone
+VERSION = 5  # of the file: what it says is right for these networks and scores alone
 FALSE_ALARM_RATE = 0.05
 CONFIDENCE = 0.95
 QUANTILES = 20_001  # of good pixels, for the pixel threshold

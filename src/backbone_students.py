@@ -18,13 +18,13 @@ from tqdm import tqdm
 import device
 import distributed
 import stages
-from BackboneDetector import GLOBAL, LOCAL, BackboneDetector
+from BackboneDetector import GLOBAL, LOCAL, BackboneDetector, Errors, sort_expected
 from backbones import Backbone
 from BackboneTeacher import BackboneTeacher
 from Detector import Calibration
 from GlobalStudent import GlobalStudent
 from image_store import ImageStore
-from LocalStudent import REACH, STRIDE, LocalStudent, Neighbourhood, neighbourhoods
+from LocalStudent import REACH, STRIDE, LocalStudent, Neighbourhood, log_distance, neighbourhoods
 from optimiser import Optimiser
 from training import learning_rate
 
@@ -69,10 +69,10 @@ def fit_students(
     where = device.choose(args.device)
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
     students, left_out = zip(*(GlobalStudent.fit(level.to(where), groups) for level in bar), strict=True)
-    locals_, cross_fitted = _local_students(maps, neighbourhoods(teacher.strides), groups, args)
+    left_out = [errors.sqrt() for errors in left_out]
+    locals_, errors = _local_students(maps, left_out, neighbourhoods(teacher.strides), groups, args)
     detector = BackboneDetector(teacher, students, locals_).to(where).eval()
-    found = detector.calibrate({GLOBAL: [errors.sqrt() for errors in left_out], LOCAL: cross_fitted})
-    return detector, Calibration([found])
+    return detector, Calibration([detector.calibrate(errors)])
 
 
 def evenly(indices: list[int], number: int) -> list[int]:
@@ -105,24 +105,25 @@ def folds_of(groups: Sequence[Sequence[int]], number: int) -> list[list[int]]:
     return found
 
 
-def train_local(inputs: Tensor, steps: int, seed: int, description: str) -> LocalStudent:
-    """A local student, trained on crops drawn at random from maps (n,K,h,w) of good images."""
-    torch.manual_seed(seed)
+def train_local(
+    student: LocalStudent, inputs: Tensor, log_errors: Tensor, steps: int, seed: int, description: str
+) -> LocalStudent:
+    """Train it on crops drawn at random from maps (n,K,h,w) of good images, and global students' errors (n,G,h,w)."""
     where = inputs.device
-    student = LocalStudent(inputs.shape[1]).to(where).train()
     optimiser = Optimiser([student], "muon", LEARNING_RATE)
     random = device.generator(seed)
     padded = F.pad(inputs, (REACH, REACH, REACH, REACH), mode="reflect").permute(0, 2, 3, 1).contiguous()
+    log_errors = log_errors.permute(0, 2, 3, 1).contiguous()
     number, rows, columns = len(inputs), *inputs.shape[2:]
     side = torch.arange(CROP + 2 * REACH, device=where)
     for step in tqdm(range(steps), description, leave=False, dynamic_ncols=True):
         image, row, column = (
-            torch.randint(most, (CROPS,), generator=random).to(where)
+            torch.randint(most, (CROPS,), generator=random).to(where)[:, None, None]
             for most in (number, rows - CROP + 1, columns - CROP + 1)
         )
-        crops = padded[image[:, None, None], (row[:, None] + side)[:, :, None], (column[:, None] + side)[:, None]]
-        crops = crops.permute(0, 3, 1, 2).float()
-        loss = F.mse_loss(student.inner(crops), crops[:, :, REACH:-REACH, REACH:-REACH])
+        crops = padded[image, row + side[:, None], column + side].permute(0, 3, 1, 2).float()
+        targets = log_errors[image, row + side[:CROP, None], column + side[:CROP]].permute(0, 3, 1, 2)
+        loss = student.loss(crops, targets)
         loss = loss / distributed.processes()  # all processes do the same, and the optimiser sums their gradients
         optimiser.zero_grad()
         loss.backward()
@@ -174,33 +175,56 @@ def _correlations(maps):
     return gram / norms[:, None] / norms
 
 
-def _local_students(maps, around: Sequence[Neighbourhood], groups, args):
-    """For each neighbourhood its students, one a fold, and each image's errors (n,h,w) of each level by the student
-    that has not seen it.
+def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups, args):
+    """For each neighbourhood its students, one a fold, and the errors of all students on images not seen.
+
+    `global_errors` (n,h,w) a level are those of global students.
     """
     where = device.choose(args.device)
-    number = len(maps[0])
-    folds = folds_of(groups, FOLDS)
-    students, errors = [], []
+    students, found, expected = [], [], {GLOBAL: [None] * len(maps), LOCAL: []}
     for neighbourhood in around:
         inputs, channels = neighbourhood.of(maps)
         inputs = inputs.to(where)
-        squares = torch.empty(len(channels), number, *inputs.shape[2:])
-        steps = LOCAL_STEPS if neighbourhood.stride == STRIDE else COARSE_STEPS
-        trained = []
-        for count, fold in enumerate(folds):
-            seen = sorted(set(range(number)) - set(fold)) or fold
-            seed = device.seed_of(args.seed, "local student", neighbourhood.stride, count)
-            description = f"local student, stride {neighbourhood.stride}, {count + 1} of {len(folds)}"
-            trained.append(train_local(inputs[seen], steps, seed, description))
-            squares[:, fold] = _squared_errors(trained[-1], inputs[fold], channels)
+        log_errors = torch.stack(
+            [
+                log_distance(F.adaptive_avg_pool2d(global_errors[level], inputs.shape[2:]))
+                for level in neighbourhood.global_levels
+            ],
+            1,
+        )
+        trained, squared, logs = _cross_fitted(neighbourhood, inputs, channels, log_errors, groups, args)
         students.append(trained)
-        errors += list(squares.sqrt().to(where))
-    return students, errors
+        found += list(squared.sqrt().to(where))
+        sort_expected(expected, neighbourhood, logs.to(where))
+    return students, Errors({GLOBAL: list(global_errors), LOCAL: found}, expected)
+
+
+def _cross_fitted(around, inputs, channels, log_errors, groups, args):
+    """A neighbourhood's students, one a fold, and what each image's own says of it, that has not seen it.
+
+    That is as LocalErrors holds it: (levels,n,h,w) and (n,E,h,w), on the CPU.
+    """
+    number, size = len(inputs), inputs.shape[2:]
+    folds = folds_of(groups, FOLDS)
+    steps = LOCAL_STEPS if around.stride == STRIDE else COARSE_STEPS
+    students, squared = [], torch.empty(len(channels), number, *size)
+    logs = torch.empty(number, log_errors.shape[1] + len(channels), *size)
+    for count, fold in enumerate(folds):
+        seen = sorted(set(range(number)) - set(fold)) or fold
+        seed = device.seed_of(args.seed, "local student", around.stride, count)
+        torch.manual_seed(seed)
+        student = LocalStudent(channels, log_errors.shape[1]).to(inputs.device).train()
+        own = [part.square().sum(1).mean().sqrt() for part in inputs[seen].float().split(channels, 1)]
+        student.expect(torch.cat([log_errors[seen].mean((0, 2, 3)), log_distance(torch.stack(own))]))
+        description = f"local student, stride {around.stride}, {count + 1} of {len(folds)}"
+        students.append(train_local(student, inputs[seen], log_errors[seen], steps, seed, description))
+        squared[:, fold], logs[fold] = _errors(students[-1], inputs[fold])
+    return students, squared, logs
 
 
 @torch.inference_mode()
-def _squared_errors(student, inputs, channels):
-    """Of each level, for maps (n,K,h,w): (levels,n,h,w), on the CPU."""
-    parts = inputs.split(BATCH)
-    return torch.cat([torch.stack(student.squared_errors(part.float(), channels)).cpu() for part in parts], 1)
+def _errors(student, inputs):
+    """What LocalErrors holds, for maps (n,K,h,w): (levels,n,h,w) and (n,E,h,w), on the CPU."""
+    found = [student.errors(part.float()) for part in inputs.split(BATCH)]
+    squared = torch.cat([torch.stack(errors.squared) for errors in found], 1)
+    return squared.cpu(), torch.cat([errors.expected for errors in found]).cpu()

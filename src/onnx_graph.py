@@ -92,24 +92,46 @@ def _backbone_maps(graph, networks: BackboneDetector):
     maps = _levels(graph, networks.teacher)
     errors = {GLOBAL: [_global_error(graph, *both) for both in zip(networks.global_students, maps, strict=True)]}
     errors[LOCAL] = []
+    expected = {GLOBAL: {}, LOCAL: []}
     for around, students in zip(neighbourhoods(networks.strides[GLOBAL]), networks.local_students, strict=True):
-        errors[LOCAL] += _local_errors(graph, around, students, maps, networks.teacher)
+        found, logs = _local_errors(graph, around, students, maps)
+        errors[LOCAL] += found
+        for place, level in enumerate(around.global_levels):
+            expected[GLOBAL][level] = _channels(graph, logs, place, place + 1)
+        first = len(around.global_levels)
+        expected[LOCAL] += [_channels(graph, logs, first + place, first + place + 1) for place in range(len(found))]
     size = [length // networks.stride for length in networks.teacher.size]
-    found = []
-    for use in (MAP, SCORE):
-        means = []
-        for kind, share in ((GLOBAL, networks.shares[use]), (LOCAL, 1 - networks.shares[use])):
-            levels = []
-            for by, error, stride in zip(
-                networks.standardisations[use][kind], errors[kind], networks.strides[kind], strict=True
-            ):
-                if counts(use, stride):
-                    factor, mean, std = (value.numpy(force=True) for value in (by.factor, by.mean, by.std))
-                    score = graph("Div", graph("Sub", graph("Div", error, factor), mean), std)
-                    levels.append(graph("Resize", score, "", "", size, mode="linear", axes=[ROWS, COLUMNS]))
-            means.append(graph("Mul", graph("Mean", *levels), np.float32(share)))
-        found.append(graph("Add", *means))
-    return found
+    return [_combined(graph, networks, use, (errors, expected), size) for use in (MAP, SCORE)]
+
+
+def _combined(graph, networks, use, both, size):
+    """BackboneDetector.found_of, for one use."""
+    means, (errors, expected) = [], both
+    for kind, share in ((GLOBAL, networks.shares[use]), (LOCAL, 1 - networks.shares[use])):
+        levels = []
+        for level, (by, stride) in enumerate(
+            zip(networks.standardisations[use][kind], networks.strides[kind], strict=True)
+        ):
+            if not counts(use, stride):
+                continue
+            score = errors[kind][level]
+            if use == SCORE:
+                own = [length // stride for length in networks.teacher.size]
+                score = graph("Sub", score, _resized(graph, graph("Exp", expected[kind][level]), own))
+            mean, std = (value.numpy(force=True) for value in (by.mean, by.std))
+            levels.append(_resized(graph, graph("Div", graph("Sub", score, mean), std), size))
+        means.append(graph("Mul", graph("Mean", *levels), np.float32(share)))
+    return graph("Add", *means)
+
+
+def _resized(graph, x, size):
+    """Interpolated to rows and columns of `size`."""
+    return graph("Resize", x, "", "", size, mode="linear", axes=[ROWS, COLUMNS])
+
+
+def _channels(graph, x, first, last):
+    """Channels `first` to `last`, this one left out."""
+    return graph("Slice", x, [first], [last], [1])
 
 
 def _levels(graph, teacher):
@@ -165,21 +187,22 @@ def _global_error(graph, student: GlobalStudent, maps):
     return graph("Sqrt", graph("ReduceSumSquare", residual, [1]))
 
 
-def _local_errors(graph, around, students, maps, teacher):
-    """Of each level of a neighbourhood, what BackboneDetector.errors gives, (N,1,h,w)."""
+def _local_errors(graph, around, students, maps):
+    """The root of the students' mean squared error at each level, (N,1,h,w), and LocalErrors.expected."""
     parts = [_pooled(graph, maps[level], factor) for level, factor in zip(around.levels, around.factors, strict=True)]
     stacked = graph("Concat", *parts, axis=1)
     padded = graph("Pad", stacked, [REACH] * 4, "", [ROWS, COLUMNS], mode="reflect")
-    squares = []
+    channels, squares, logs = students[0].channels, [], []
     for student in students:
-        difference = graph("Sub", _layers(graph, student.layers, padded), stacked)
+        predicted, all_channels = _layers(graph, student.layers, padded), student.layers[-1].out_channels
+        difference = graph("Sub", _channels(graph, predicted, 0, sum(channels)), stacked)
         squares.append(graph("Mul", difference, difference))
+        logs.append(_channels(graph, predicted, sum(channels), all_channels))
     mean, found, first = graph("Mean", *squares), [], 0
-    for level in around.levels:
-        last = first + teacher.projections[level].out_channels
-        found.append(graph("Sqrt", graph("ReduceSum", graph("Slice", mean, [first], [last], [1]), [1])))
-        first = last
-    return found
+    for number in channels:
+        found.append(graph("Sqrt", graph("ReduceSum", _channels(graph, mean, first, first + number), [1])))
+        first += number
+    return found, graph("Mean", *logs)
 
 
 def _patch_maps(graph, networks: AnomalyDetector):

@@ -12,11 +12,11 @@ import mvtec_dataset
 import preprocessing
 import scoring
 import students_training
-from BackboneDetector import BackboneDetector, Standardisation, border_classes
+from BackboneDetector import GLOBAL, LOCAL, MAP, SCORE, BackboneDetector, Errors, Standardisation
 from BackboneTeacher import BackboneTeacher, seen_size
 from command_line import UserError
 from Detector import confident_rate, load_detector
-from LocalStudent import REACH, LocalStudent, neighbourhoods
+from LocalStudent import LocalStudent, neighbourhoods
 
 
 def smooth(number, seed, size=(128, 160)):
@@ -65,7 +65,7 @@ def test_components_hold_nearly_all_variance_and_are_normalised():
 
 def test_a_local_student_does_not_see_what_it_predicts():
     torch.manual_seed(0)
-    student = LocalStudent(5).folded()
+    student = LocalStudent([2, 3], 1).folded()
     maps = torch.randn(1, 5, 15, 15)
     changed = maps.clone()
     changed[:, :, 6:9, 6:9] += 10
@@ -77,7 +77,7 @@ def test_a_local_student_does_not_see_what_it_predicts():
 
 def test_folding_changes_nothing():
     torch.manual_seed(0)
-    student = LocalStudent(5)
+    student = LocalStudent([2, 3], 1)
     student.layers[2].running_mean.normal_()
     student.layers[2].running_var.uniform_(0.5, 2)
     maps = torch.randn(2, 5, 12, 9)
@@ -87,26 +87,46 @@ def test_folding_changes_nothing():
         torch.testing.assert_close(folded(maps), expected, rtol=1e-4, atol=1e-5)
         restored = LocalStudent.of_checkpoint(folded.to_checkpoint())
         assert torch.equal(restored(maps), folded(maps))
-        padded = F.pad(maps, (REACH,) * 4, mode="reflect")
-        assert torch.equal(folded.inner(padded), folded(maps))
 
 
 def test_levels_are_predicted_by_their_stride():
     around = neighbourhoods((8, 8, 16, 16, 32))
     assert [(n.stride, n.levels, n.factors) for n in around] == [(16, (1, 2, 3), (2, 1, 1)), (32, (4,), (1,))]
+    assert [n.global_levels for n in around] == [(0, 1, 2, 3), (4,)]
     assert [(n.stride, n.levels) for n in neighbourhoods((8, 8, 16))] == [(16, (1, 2))]
+
+
+def test_a_local_student_learns_where_errors_are_large():
+    """Left of the middle maps are noise, and a global student errs 5 times as much as to the right."""
+    torch.manual_seed(0)
+    maps = torch.randn(6, 5, 16, 16)
+    maps[:, :, :, 8:] *= 0.1
+    log_errors = torch.zeros(6, 1, 16, 16)
+    log_errors[:, :, :, :8] = np.log(5)
+    student = backbone_students.train_local(LocalStudent([2, 3], 1), maps, log_errors, 150, 0, "")
+    with torch.no_grad():
+        found = student.errors(maps)
+    expected = found.expected.exp().mean((0, 2))
+    assert torch.allclose(expected[0, [2, 13]], torch.tensor([5.0, 1.0]), rtol=0.2)
+    for level, own in zip(found.squared, expected[1:], strict=True):
+        errors = level.sqrt().mean((0, 1))
+        assert torch.allclose(own[[2, 13]], errors[[2, 13]], rtol=0.4)
+
+
+def test_the_score_takes_off_what_is_expected():
+    levels = [torch.full((1, 8, 8), 3.0)]
+    errors = Errors({GLOBAL: levels, LOCAL: levels}, {GLOBAL: [torch.full((1, 4, 4), 2.0)], LOCAL: levels})
+    assert errors.of(MAP)[GLOBAL] is levels
+    assert errors.of(SCORE)[GLOBAL][0].eq(1).all() and errors.of(SCORE)[LOCAL][0].eq(0).all()
 
 
 def test_each_image_is_standardised_by_the_others():
     errors = torch.rand(6, 8, 9, generator=torch.Generator().manual_seed(0)) + 1
-    errors[:, 0] *= 3
-    classes = border_classes((8, 9), 16)
-    standardisation, left_out = Standardisation.fit(errors, classes)
-    alone, _ = Standardisation.fit(errors[1:], classes)
-    torch.testing.assert_close(left_out[0], alone(errors[:1])[0], rtol=1e-3, atol=1e-3)
-    assert (standardisation.factor >= 1).all() and standardisation.factor[4, 4] == 1
+    standardisation, left_out = Standardisation.fit(errors)
+    alone, _ = Standardisation.fit(errors[1:])
+    torch.testing.assert_close(left_out[0], alone(errors[:1])[0])
     found = standardisation(errors)
-    assert abs(found.mean()) < 1e-3 and abs(found.std() - 1) < 0.02
+    assert abs(found.mean()) < 1e-5 and abs(found.std() - 1) < 0.02
 
 
 def test_look_alikes_are_found():
