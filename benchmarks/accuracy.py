@@ -102,7 +102,7 @@ def neighbours(detector: Detector, category: str, args: Namespace) -> dict:
     maps, masks, scores, labels = [], [], [], []
     for sample, descriptors, size in described(AnomalyDataset(args.data / category, type="test")):
         nearest = torch.cat([torch.cdist(part, bank).amin(1) for part in descriptors.split(QUERIES)]).view(1, *size)
-        maps.append(at_own_size(nearest[0], sample["image"]))
+        maps.append(at_own_size(nearest[0], sample["size"]))
         scores.append(scoring.image_scores(nearest).item())
         labels.append(sample["label"])
         masks.append(np.asarray(sample["mask"]) > 0 if sample["label"] else None)

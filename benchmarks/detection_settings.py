@@ -68,7 +68,7 @@ def measure(args: Namespace) -> list[dict]:
 
             turns[setting].append(measuring.seconds(work, where))
             if len(maps[setting]) == number:
-                maps[setting].append(at_own_size(found["map"], sample["image"]))
+                maps[setting].append(at_own_size(found["map"], sample["size"]))
                 scores[setting].append(found["score"])
     labels = np.array([row["label"] for row in dataset.rows])
     rows = []

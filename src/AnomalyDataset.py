@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from category_index import COLUMNS, read_index
 from command_line import UserError
-from images import load_mask, load_rgb
+from images import load_mask, load_reduced
 
 
 class AnomalyDataset(Dataset):
@@ -19,11 +19,13 @@ class AnomalyDataset(Dataset):
         mask: what `gt_transform` makes of the mask (PIL, mode L, 255 on defects); all 0 where there is none.
         label: 0 for good, 1 for a defect.
         path: the image's path in the category's folder, with forward slashes.
+        size: the height and width of the image's file.
 
     Args:
         root_dir: the category's folder, which holds the index that mvtec_dataset.sh writes, NAME/NAME.csv.
         transform: from a PIL image to what the network takes, such as a tensor (3,H,W); None leaves the image.
         gt_transform: the same for the mask, such as to (1,H,W); None leaves the mask.
+        least: a large JPEG may be given smaller, both sides this long or longer: see `images.load_reduced`.
         **constraint: columns of the index and the value that a row must have, as in `type="train", label=0`.
 
     Attributes:
@@ -41,6 +43,7 @@ class AnomalyDataset(Dataset):
         root_dir: str | Path,
         transform: Callable | None = None,
         gt_transform: Callable | None = None,
+        least: int | None = None,
         **constraint: str | int,
     ):
         unknown = sorted(set(constraint) - set(COLUMNS))
@@ -49,6 +52,7 @@ class AnomalyDataset(Dataset):
         self.root_dir = Path(root_dir).absolute()  # not resolve(): the index is named like a link, not its target
         self.transform = transform
         self.gt_transform = gt_transform
+        self.least = least
         rows = read_index(self.root_dir / f"{self.root_dir.name}.csv")
         self.rows = [row for row in rows if all(row[column] == value for column, value in constraint.items())]
 
@@ -57,16 +61,17 @@ class AnomalyDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
-        image = load_rgb(self.root_dir / row["image_name"])
-        mask = load_mask(self.root_dir / row["gt_name"]) if row["gt_name"] else Image.new("L", image.size)
-        if mask.size != image.size:
+        image, (height, width) = load_reduced(self.root_dir / row["image_name"], self.least)
+        mask = load_mask(self.root_dir / row["gt_name"]) if row["gt_name"] else Image.new("L", (width, height))
+        if mask.size != (width, height):
             raise UserError(
-                f"{self.root_dir / row['gt_name']} has {mask.width} x {mask.height} pixels, its image {image.width} x "
-                f"{image.height}: mend it and run ./mvtec_dataset.sh again"
+                f"{self.root_dir / row['gt_name']} has {mask.width} x {mask.height} pixels, its image {width} x "
+                f"{height}: mend it and run ./mvtec_dataset.sh again"
             )
         return {
             "image": self.transform(image) if self.transform else image,
             "mask": self.gt_transform(mask) if self.gt_transform else mask,
             "label": row["label"],
             "path": row["image_name"],
+            "size": (height, width),
         }

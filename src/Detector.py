@@ -18,7 +18,7 @@ from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_c
 from BackboneDetector import BackboneDetector
 from command_line import UserError
 from cuda_graph import Recorded
-from images import as_rgb, load_rgb
+from images import as_rgb, load_reduced
 
 VERSION = 5  # of the file: what it says is right for these networks and scores alone
 FALSE_ALARM_RATE = 0.05
@@ -151,6 +151,11 @@ class Detector:
         self._find = Recorded(self._found) if where.type == "cuda" and size else self._found
 
     @property
+    def least_side(self) -> int | None:
+        """Large JPEGs may come with both sides this long: see `images.load_reduced`."""
+        return preprocessing.least_side(self.size)
+
+    @property
     def fingerprint(self) -> str:
         """Digest of all that its maps depend on."""
         nets = self.networks
@@ -183,18 +188,19 @@ class Detector:
         `false_alarm_rate` or less. Raises UserError where the file is missing or no image.
         """
         if isinstance(image, str | Path):
-            picture = load_rgb(image)
+            picture, size = load_reduced(image, self.least_side)
         else:
             picture = as_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
+            size = picture.size[::-1]
         anomaly_map, score = self.look_at(picture, kind)
         p_value = self.p_value_of(score, kind)
         decision = None if p_value is None else p_value <= false_alarm_rate
-        return Detection(at_own_size(anomaly_map, picture), score, p_value, decision)
+        return Detection(at_own_size(anomaly_map, size), score, p_value, decision)
 
 
-def at_own_size(anomaly_map: Tensor, picture: Image.Image) -> np.ndarray:
-    """The map (h,w) at the picture's own size: float32 (H,W)."""
-    return np.array(preprocessing.resize(Image.fromarray(anomaly_map.numpy()), picture.size[::-1]))
+def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """The map (h,w) at its image's own `size`, (H,W): float32."""
+    return np.array(preprocessing.resize(Image.fromarray(anomaly_map.numpy()), size))
 
 
 def load_detector(

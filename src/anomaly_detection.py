@@ -7,7 +7,7 @@ Written under results/CATEGORY/:
   metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect;
                   image_au_roc_of_maxima takes the maps' maxima for scores, as MVTec AD's evaluation script does
   scores.csv      path, label, image score and p-value of every test image
-  figures/        image, ground truth and anomaly map of every test image, on one colour scale
+  figures/        image, ground truth and anomaly map of every test image, on one colour scale; JPEG
   curves.png      ROC and PRO curves, and the scores of good against anomalous images (also as SVG)
   examples.png    the most anomalous image of each kind, the middle one and the least, on one sheet
   anomaly_maps/   float32 TIFFs at the images' own size, as MVTec AD's evaluation script reads them
@@ -34,7 +34,7 @@ from command_line import UserError
 from Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
 from files import make_folder, write_whole
 from images import encoded
-from inspection import inspect
+from inspection import inspect, shown_side
 from prefetch import prefetched
 from progress import Progress
 from result_page import ResultPage
@@ -127,36 +127,48 @@ def detector_of(args: Namespace) -> Detector:
 
 
 def detect(
-    detector: Detector, dataset: AnomalyDataset, args: Namespace, results: Path, progress: Progress
+    detector: Detector, dataset: AnomalyDataset, args: Namespace, page: ResultPage, progress: Progress
 ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
-    """Map (H,W), score and mask (None for a good one) of each image. Writes the maps; goes on after a stop.
+    """Map (H,W), score and mask (None for a good one) of each image. Goes on after a stop.
 
-    Each of several processes maps its share of the images; the first alone is given the maps of all.
+    Writes the maps, and the images for the page, while the next ones are looked at. Each of several processes looks at
+    its share of the images; the first alone is given the maps of all.
     """
     maps, scores, masks = [], [], []
-    rows = distributed.share(dataset.rows)
-    paths = [results / "anomaly_maps" / args.category / Path(row["image_name"]).with_suffix(".tiff") for row in rows]
-    samples = prefetched(dataset.__getitem__, distributed.share(range(len(dataset))))
-    for row, path, sample in zip(rows, paths, stages.with_bar(samples, len(rows), "anomaly maps"), strict=True):
-        score = progress.get(row["image_name"])
-        if score is not None and path.exists():
-            maps.append(np.asarray(Image.open(path)))
+    numbers = distributed.share(range(len(dataset)))
+
+    def path_of(number: int) -> Path:
+        name = Path(dataset.rows[number]["image_name"]).with_suffix(".tiff")
+        return page.path.parent / "anomaly_maps" / args.category / name
+
+    def look_at(number: int, sample: dict) -> tuple:
+        score = progress.get(sample["path"])
+        if score is not None and path_of(number).exists() and page.picture_of(number).exists():
+            return number, sample, None, score
+        return number, sample, *detector.look_at(sample["image"], args.image_score)
+
+    def keep(found: tuple) -> tuple:
+        number, sample, small_map, score = found
+        if small_map is None:
+            anomaly_map = np.asarray(Image.open(path_of(number)))
         else:
-            anomaly_map, score = detector.look_at(sample["image"], args.image_score)
-            maps.append(at_own_size(anomaly_map, sample["image"]))
-            write_whole(path, encoded(Image.fromarray(maps[-1]), "TIFF"))
-            progress.put(row["image_name"], score)
-        scores.append(score)
-        masks.append(np.asarray(sample["mask"]) > 0 if row["gt_name"] else None)
+            anomaly_map = at_own_size(small_map, sample["size"])
+            page.save_image(number, sample["image"])
+            write_whole(path_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
+            progress.put(sample["path"], score)
+        return anomaly_map, score, np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None
+
+    looked_at = map(look_at, numbers, prefetched(dataset.__getitem__, numbers))
+    kept = prefetched(keep, looked_at, finish=True)
+    for found in stages.with_bar(kept, len(numbers), "anomaly maps"):
+        for values, value in zip((maps, scores, masks), found, strict=True):
+            values.append(value)
     if distributed.active():
-        scores, masks, paths = (distributed.in_order(found) for found in (scores, masks, paths))
-        maps = [np.asarray(Image.open(path)) for path in paths] if distributed.is_first() else []
+        scores, masks = (distributed.in_order(found) for found in (scores, masks))
+        maps = []
+        if distributed.is_first():
+            maps = [np.asarray(Image.open(path_of(number))) for number in range(len(dataset))]
     return maps, np.array(scores), masks
-
-
-def printable(name: str) -> str:
-    """A file's name with bytes that are no text as question marks."""
-    return name.encode(errors="replace").decode()
 
 
 def scores_table(dataset: AnomalyDataset, scores: np.ndarray, p_values: list[float | None]) -> str:
@@ -183,39 +195,34 @@ def kind_of(row: dict) -> str:
     return Path(row["image_name"]).parent.name
 
 
-def write_figures(dataset: AnomalyDataset, maps, scores, masks, results: Path) -> ResultPage:
-    """A figure per test image, and a sheet of examples: the highest, middle and lowest score of each kind.
-
-    Returns the page to look at, with all images on it.
-    """
-    vmin, vmax = figures.colour_scale(maps)
-    figure = figures.ResultFigure(vmin, vmax)
-    page = ResultPage(results, results.name, vmin, vmax)
+def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage) -> None:
+    """Draw a figure of each image, a sheet of each kind's highest, middle and lowest score, and what the page shows."""
+    scale = figures.colour_scale(maps)
+    results = page.path.parent
     kinds: dict[str, list[int]] = {}
-    for index in np.argsort(-scores):
-        kinds.setdefault(kind_of(dataset.rows[index]), []).append(int(index))
-    chosen = {index for group in kinds.values() for index in (group[0], group[len(group) // 2], group[-1])}
-    examples = {}
-    samples = prefetched(dataset.__getitem__, range(len(dataset)))
-    for index, sample in enumerate(stages.with_bar(samples, len(dataset), "figures")):
-        name = Path(sample["path"])
+    for number in np.argsort(-scores):
+        kinds.setdefault(kind_of(dataset.rows[number]), []).append(int(number))
+    chosen = [
+        n for _, group in sorted(kinds.items()) for n in dict.fromkeys((group[0], group[len(group) // 2], group[-1]))
+    ]
+
+    def draw(number: int) -> figures.Example:
+        row, picture = dataset.rows[number], Image.open(page.picture_of(number))
+        name, kind = Path(row["image_name"]), kind_of(row)
         example = figures.Example(
-            np.asarray(sample["image"]),
-            masks[index],
-            maps[index],
-            scores[index],
-            printable(f"{name.parent.name}/{name.stem}"),
+            np.asarray(picture), masks[number], maps[number], scores[number], f"{kind}/{name.stem}"
         )
-        path = results / "figures" / name.parent.name / f"{name.stem}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.save(path, *example)
-        label = dataset.rows[index]["label"]
-        page.add(name.name, name.parent.name, label, scores[index], example.image, masks[index], maps[index])
-        if index in chosen:
-            examples[index] = example
-    order = [index for _, group in sorted(kinds.items()) for index in group if index in chosen]
-    figures.save_contact_sheet(results / "examples.png", [examples[index] for index in order], vmin, vmax)
-    return page
+        path = results / "figures" / kind / f"{name.stem}.jpg"
+        figures.save_picture(figures.result_figure(example, *scale), path, figures.DPI)
+        page.save_map(number, maps[number], *scale)
+        page.add(number, name.name, kind, label=row["label"], score=scores[number], mask=masks[number])
+        return example
+
+    drawn = prefetched(draw, range(len(dataset)))
+    bar = enumerate(stages.with_bar(drawn, len(dataset), "figures"))
+    examples = {number: example for number, example in bar if number in chosen}
+    sheet = figures.contact_sheet([examples[number] for number in chosen], *scale)
+    figures.save_picture(sheet, results / "examples.png", figures.SHEET_DPI)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,11 +242,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")
     detector = detector_of(args)
+    dataset.least = shown_side(detector)
     results = args.results / args.category
     make_folder(results)
     images = stages.digest_of(stages.image_paths(dataset))
     progress = Progress(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
-    maps, scores, masks = detect(detector, dataset, args, results, progress)
+    page = ResultPage(results, args.category)
+    maps, scores, masks = detect(detector, dataset, args, page, progress)
     if not distributed.is_first():
         progress.finish()
         return 0
@@ -257,7 +266,8 @@ def main(arguments: list[str] | None = None) -> int:
     write_whole(results / "scores.csv", scores_table(dataset, scores, p_values))
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)
-    page = write_figures(dataset, maps, scores, masks, results).finish(measures, *curves)
+    write_figures(dataset, maps, scores, masks, page)
+    page.finish(measures, *curves)
     write_whole(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
     progress.finish()
 
@@ -268,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: none, {measures['missing'][name]}")
     for name, value in measures.get("decisions", {}).items():
         print(f"{name} {value:.4f}")
-    print(f"page to look at: {page}")
+    print(f"page to look at: {page.path}")
     print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
     if args.show:
         for name in ("examples.png", "curves.png"):

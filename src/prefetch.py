@@ -9,8 +9,11 @@ from typing import TypeVar
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def prefetched(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """function(item) for each item, in order, a few computed ahead. An exception comes up at its item's turn."""
+def prefetched(function: Callable[[Item], Result], items: Iterable[Item], finish: bool = False) -> Iterator[Result]:
+    """function(item) for each item, in order, a few computed ahead. An exception comes up at its item's turn.
+
+    Where reading stops early, those computed ahead are dropped, unless they are to `finish`.
+    """
     threads = cpu_count() or 1
     pool = ThreadPoolExecutor(threads)
     waiting: deque = deque()
@@ -22,4 +25,4 @@ def prefetched(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=not finish)

@@ -35,6 +35,11 @@ def resize(image: Image.Image, size: Size) -> Image.Image:
     return image.resize(size[::-1], Image.Resampling.BILINEAR)
 
 
+def least_side(size: Size) -> int | None:
+    """How long both sides of a picture must be for `resize` to give what it gives of the whole one, nearly."""
+    return None if size is None else 2 * max(size)
+
+
 def normalise(images: Tensor) -> Tensor:
     """RGB from 0 to 255 (N,3,H,W) -> float32 by ImageNet's mean and deviation, in the device's layout."""
     mean, deviation = _imagenet(images.device)

@@ -3,6 +3,7 @@
 import glob
 import json
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import distributed
@@ -39,15 +40,17 @@ class Progress:
             path = path.with_name(f"{path.name}.{distributed.rank()}")
             write_whole(path, json.dumps(key) + "\n")
         self._file = path.open("a")
+        self._lock = Lock()
 
     def get(self, name: str) -> Any:
         """What was put under this name, None if nothing was."""
         return self._found.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        """Keep it."""
-        self._file.write(json.dumps([name, value]) + "\n")
-        self._file.flush()
+        """Keep it; threads may do so at once."""
+        with self._lock:
+            self._file.write(json.dumps([name, value]) + "\n")
+            self._file.flush()
 
     def finish(self) -> None:
         """The job is done, in all processes: the next one starts anew."""

@@ -107,7 +107,8 @@ def sides(args: Namespace) -> list[int | None]:
 
 def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
     """The category's anomaly-free training images as uint8 tensors. Raises UserError if there are fewer than 2."""
-    dataset = AnomalyDataset(args.data / args.category, preprocessing.image_transform(size), type="train", label=0)
+    transform, least = preprocessing.image_transform(size), preprocessing.least_side(size)
+    dataset = AnomalyDataset(args.data / args.category, transform, least=least, type="train", label=0)
     if len(dataset) < 2:
         raise UserError(f"{args.data / args.category} has {len(dataset)} images in train/good: two are the least")
     return dataset

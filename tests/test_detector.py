@@ -181,7 +181,25 @@ def test_new_images_get_decisions_maps_and_overlays(folder, pictures, tmp_path, 
         assert float(row["p_value"]) == pytest.approx(expected.p_value, rel=1e-4)
         assert int(row["anomalous"]) == expected.anomalous
         assert np.array_equal(np.asarray(Image.open(output / "anomaly_maps" / f"{name}.tiff")), expected.anomaly_map)
-        assert Image.open(output / "overlays" / f"{name}.png").size == (22, 30)
+        assert Image.open(output / "overlays" / f"{name}.jpg").size == (22, 30)
+
+
+def test_a_large_photograph_is_seen_smaller_and_gets_a_map_of_its_own_size(folder, tmp_path, monkeypatch):
+    ramp = np.linspace(0, 255, 2100)[:, None] * np.linspace(0.2, 1, 2060)
+    photograph = Image.fromarray(ramp.astype(np.uint8)).convert("RGB")
+    path = tmp_path / "large.jpg"
+    photograph.save(path, quality=95)
+    seen, look_at = [], Detector.look_at
+    monkeypatch.setattr(Detector, "look_at", lambda *given: seen.append(given[1].size) or look_at(*given))
+    found, whole = (load_detector(folder / CATEGORY / "detector.pt")(image) for image in (path, photograph))
+    assert run(folder, tmp_path, "--input", path, "--output", tmp_path / "out") == 0
+    assert seen == [(258, 263), (2060, 2100), (1030, 1050)]
+    assert found.anomaly_map.shape == (2100, 2060)
+    assert np.abs(found.anomaly_map - whole.anomaly_map).mean() < 0.1 * whole.anomaly_map.std()
+    with Image.open(tmp_path / "out" / "anomaly_maps" / "large.jpg.tiff") as anomaly_map:
+        assert anomaly_map.size == (2060, 2100)
+    with Image.open(tmp_path / "out" / "overlays" / "large.jpg.jpg") as overlay:
+        assert overlay.size == (1004, 1024)
 
 
 def test_readable_images_alone_end_well(folder, pictures, tmp_path):

@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import figures
 import metrics
@@ -34,11 +34,26 @@ def assert_no_text_is_clipped(figure):
         assert inside, f"{name!r} at {box.extents} leaves the figure of {width} x {height}"
 
 
-def assert_no_text_overlaps(texts, renderer):
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts if text.get_text()]
-    for index, (first, box) in enumerate(boxes):
-        for second, other in boxes[index + 1 :]:
-            assert not box.overlaps(other), f"{first!r} lies over {second!r}"
+@pytest.fixture
+def written(monkeypatch):
+    """What Pillow writes on pictures: the words and their box."""
+    found, text = [], ImageDraw.ImageDraw.text
+
+    def noted(draw, place, words, fill, font, anchor):
+        found.append((words, draw.textbbox(place, words, font, anchor)))
+        text(draw, place, words, fill, font, anchor)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
+    return found
+
+
+def assert_words_are_apart_and_within(written, size):
+    assert written
+    for index, (words, (left, top, right, bottom)) in enumerate(written):
+        assert left >= 0 and top >= 0 and right <= size[0] and bottom <= size[1], f"{words!r} leaves the picture"
+        for others, box in written[index + 1 :]:
+            apart = left >= box[2] or right <= box[0] or top >= box[3] or bottom <= box[1]
+            assert apart, f"{words!r} lies over {others!r}"
 
 
 @pytest.fixture
@@ -115,43 +130,57 @@ def test_outline_runs_round_a_region_of_any_size_and_leaves_it_visible(size):
 
 @pytest.mark.parametrize("shape", [(60, 80), (200, 40), (20, 300), (64, 64)])
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_result_figure_clips_and_overlaps_no_text(tmp_path, shape, with_mask):
+def test_result_figure_clips_and_overlaps_no_text(tmp_path, written, shape, with_mask):
     rng = np.random.default_rng(0)
     mask = np.zeros(shape, np.uint8) if with_mask else None
-    result = figures.ResultFigure(-0.00123, 123456.0)
     title = "a_category_of_things/a_kind_of_defect_with_a_long_name/000_a_long_name"
-    arguments = rng.integers(0, 255, (*shape, 3)).astype(np.uint8), mask, rng.random(shape), -0.000123456, title
-    result.save(tmp_path / "figures" / "result.png", *arguments)
-    with Image.open(tmp_path / "figures" / "result.png") as picture:
-        assert picture.mode == "RGB" and picture.width == figures.COLUMN_WIDTH * figures.DPI
-        assert picture.size == result.canvas.get_width_height()
-    assert_no_text_is_clipped(result.figure)
-    assert_no_text_overlaps(result.figure.texts, result.canvas.get_renderer())
-    assert "…" in result.title.get_text()
+    image, anomaly_map = rng.integers(0, 255, (*shape, 3)).astype(np.uint8), rng.random(shape)
+    example = figures.Example(image, mask, anomaly_map, -0.000123456, title)
+    drawn = figures.result_figure(example, -0.00123, 123456.0)
+    assert_words_are_apart_and_within(written, drawn.size)
+    assert next(words for words, _ in written if "…" in words).startswith("a_category")
+    figures.save_picture(drawn, tmp_path / "figures" / "result.jpg", figures.DPI)
+    with Image.open(tmp_path / "figures" / "result.jpg") as picture:
+        assert (picture.mode, picture.size) == ("RGB", drawn.size)
+        assert picture.width == figures.COLUMN_WIDTH * figures.DPI
+        assert picture.info["dpi"] == (figures.DPI, figures.DPI)
+
+
+def test_a_title_of_any_characters_is_one_line(written):
+    figures.result_figure(make_example(title="crack/a\nb\udcff漢"), 0, 4)
+    assert "crack/a?b?漢" in [words for words, _ in written]
 
 
 def test_one_value_has_one_colour_in_two_result_figures():
     image = np.full((50, 50, 3), 128, np.uint8)
-    result = figures.ResultFigure(0, 4)
-    first = result.draw(image, None, np.full((50, 50), 2.0), 2.0, "first")
     second_map = np.full((50, 50), 2.0)
     second_map[:5] = 60
-    second = result.draw(image, None, second_map, 60.0, "second")
     expected = figures.overlay(image[:1, :1], np.full((1, 1), 2.0), 0, 4)[0, 0]
-    row, column = first.shape[0] * 2 // 3, first.shape[1] * 6 // 10
-    assert np.array_equal(first[row, column], expected)
-    assert np.array_equal(second[row, column], expected)
+    for anomaly_map in (np.full((50, 50), 2.0), second_map):
+        drawn = np.asarray(figures.result_figure(figures.Example(image, None, anomaly_map, 2.0, "title"), 0, 4))
+        assert np.array_equal(drawn[len(drawn) * 2 // 3, drawn.shape[1] * 6 // 10], expected)
 
 
-def test_result_figures_are_the_same_bytes_whatever_was_drawn_before(tmp_path):
-    example, other = make_example(), make_example((90, 50), seed=1, title="other")
-    used = figures.ResultFigure(0, 4)
-    used.draw(*other)
-    used.save(tmp_path / "used.png", *example)
-    image, mask, anomaly_map, score, title = example
-    with matplotlib.rc_context({"font.size": 30, "font.family": "serif"}):  # a user's own style does not reach it
-        figures.ResultFigure(0, 4).save(tmp_path / "new.png", image, mask, anomaly_map, score, title)
-    assert (tmp_path / "used.png").read_bytes() == (tmp_path / "new.png").read_bytes()
+@pytest.mark.parametrize("shape", [(60, 80), (200, 40), (20, 300)])
+def test_result_figure_shows_image_truth_and_map_side_by_side(shape):
+    image, mask = np.full((*shape, 3), 128, np.uint8), np.zeros(shape, np.uint8)
+    mask[shape[0] // 4 : shape[0] // 2, shape[1] // 4 : shape[1] // 2] = 1
+    drawn = figures.result_figure(figures.Example(image, mask, np.full(shape, 9.0), 1.0, ""), 0, 4)
+    pixels = np.asarray(drawn).astype(int)
+    hottest = figures.overlay(image[:1, :1], np.full((1, 1), 9.0), 0, 4)[0, 0]
+    colours = (128, 128, 128), figures.OUTLINE, hottest
+    grey, line, hot = (np.nonzero(np.abs(pixels - colour).max(2) < 3)[1] for colour in colours)
+    assert len(hot) == pytest.approx((len(grey) + len(line)) / 2, rel=0.02)
+    assert grey.min() < line.min() < line.max() < hot.min()
+    assert 0 < len(line) < len(grey) / 10
+
+
+def test_pictures_are_the_same_bytes_whatever_the_user_s_style(tmp_path):
+    with matplotlib.rc_context({"font.size": 30, "font.family": "serif"}):
+        figures._font.cache_clear()
+        figures.save_picture(figures.result_figure(make_example(), 0, 4), tmp_path / "one.jpg", figures.DPI)
+    figures.save_picture(figures.result_figure(make_example(), 0, 4), tmp_path / "two.jpg", figures.DPI)
+    assert (tmp_path / "one.jpg").read_bytes() == (tmp_path / "two.jpg").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["curves.svg", "curves.v2"])
@@ -199,22 +228,19 @@ def test_thinned_curves_keep_their_ends_and_shape():
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_contact_sheet_clips_no_text_and_fits_its_rows(tmp_path, count):
+def test_contact_sheet_clips_no_text_and_fits_its_rows(written, count):
     shapes = [(60, 80), (120, 60), (30, 90), (60, 60), (60, 80)]
     rows = [make_example(shapes[index], index, title=f"a_long_kind_of_defect/{index:03}") for index in range(count)]
     rows[0] = rows[0]._replace(mask=None)
-    figure, picture = figures._contact_sheet(rows, 0, 4, 2)
-    assert_no_text_is_clipped(figure)
-    assert picture.shape[:2] == figure.canvas.get_width_height()[::-1]
-    figures.save_contact_sheet(tmp_path / "sheet.png", rows, 0, 4)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == picture.shape[1::-1]
-        assert sheet.width == figures.COLUMN_WIDTH * figures.SHEET_DPI * min(count, 2)
+    sheet = figures.contact_sheet(rows, 0, 4)
+    assert_words_are_apart_and_within(written, sheet.size)
+    assert len(written) == 2 * count + 3 * min(count, 2)
+    assert sheet.width == figures.COLUMN_WIDTH * figures.SHEET_DPI * min(count, 2)
 
 
-def test_contact_sheet_needs_an_example(tmp_path):
+def test_contact_sheet_needs_an_example():
     with pytest.raises(ValueError, match="at least one"):
-        figures.save_contact_sheet(tmp_path / "sheet.png", [], 0, 1)
+        figures.contact_sheet([], 0, 1)
 
 
 @pytest.mark.parametrize("count", [1, 3, 3000])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from command_line import ROOT, UserError
-from images import is_image, load_mask, load_rgb
+from images import is_image, load_mask, load_reduced, load_rgb
 
 
 def pixels(path):
@@ -151,6 +151,27 @@ def test_too_large_an_image_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     with pytest.raises(UserError, match=r"large\.png.*megapixels"):
         load_rgb(path)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("least, factor", [(None, 1), (130, 1), (120, 2), (40, 4), (1, 8)])
+def test_a_large_jpeg_is_read_smaller_and_upright(tmp_path, turned, least, factor):
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    whole = Image.fromarray(coarse).resize((400, 240))
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1  # turned: stored on its side
+    stored = whole.transpose(Image.Transpose.ROTATE_90) if turned else whole
+    path = save(stored, tmp_path / "a.jpg", quality=95, exif=exif)
+    found, size = load_reduced(path, least)
+    assert size == (240, 400) and found.size == (400 // factor, 240 // factor)
+    difference = np.asarray(found, int) - np.asarray(load_rgb(path).resize(found.size, Image.Resampling.BOX), int)
+    assert np.abs(difference).mean() < 4
+
+
+def test_what_is_no_jpeg_is_read_whole(tmp_path):
+    path = save(Image.new("RGB", (400, 240)), tmp_path / "a.png")
+    found, size = load_reduced(path, 1)
+    assert (found.size, size) == ((400, 240), (240, 400))
 
 
 def test_is_image_by_suffix(tmp_path):

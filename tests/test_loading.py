@@ -55,6 +55,23 @@ def test_whoever_stops_reading_leaves_no_threads_behind():
     assert threading.active_count() == before
 
 
+def test_what_is_to_finish_is_finished_when_a_stop_comes():
+    stopped, done = threading.Event(), []
+
+    def items():
+        yield from range(2 * (cpu_count() or 1))
+        stopped.set()
+        raise KeyboardInterrupt
+
+    def work(item):
+        stopped.wait(10)
+        done.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(prefetched(work, items(), finish=True))
+    assert sorted(done) == list(range(2 * (cpu_count() or 1)))
+
+
 # progress
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import figures
 import metrics
 from result_page import MAP_SIDE, ResultPage, curve_path, outline_path, write_summary_page
 
@@ -33,15 +34,23 @@ def make_page(folder, labels, scores, kinds, names=None, side=24, masked=True):
     mask[side // 3 : side // 2, side // 3 : side // 2] = True
     maps = [rng.random((side, side)).astype(np.float32) + bool(label) * mask for label in labels]
     masks = [mask if label else None for label in labels] if masked else None
-    page = ResultPage(folder, folder.name, 0.5, 2)
+    page = ResultPage(folder, folder.name)
     for index, label in enumerate(labels):
         image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-        name = names[index] if names else f"{index:03d}.png"
-        page.add(name, kinds[index], label, scores[index], image, masks[index] if masks else None, maps[index])
+        page.save_image(index, Image.fromarray(image))
+        page.save_map(index, maps[index], 0.5, 2)
+        name, mask = names[index] if names else f"{index:03d}.png", masks[index] if masks else None
+        page.add(index, name, kinds[index], label=label, score=scores[index], mask=mask)
     known = np.array([bool(label) for label in labels])
     evaluation = metrics.Evaluation(maps, masks, scores, known, kinds)
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     return page.finish(evaluation.measures(), *curves), evaluation.measures()
+
+
+def save_pictures(page, number, size, anomaly_map=None):
+    """Of a black image of a size (width, height), and of a map."""
+    page.save_image(number, Image.new("RGB", size))
+    page.save_map(number, np.zeros(size[::-1]) if anomaly_map is None else anomaly_map, 0, 1)
 
 
 def data_of(page: Path) -> dict:
@@ -98,19 +107,22 @@ def test_an_older_page_leaves_no_pictures_behind(tmp_path):
     page, _ = make_page(tmp_path / "tile", [1, 0, 0], [3, 1, 2], ["crack", "good", "good"])
     own = page.parent / "page" / "notes.txt"
     own.write_text("mine")
-    started = ResultPage(page.parent, "tile", 0, 1)
+    (own.parent / "2024.jpg.txt").write_text("mine")
+    started = ResultPage(page.parent, "tile")
     assert not page.exists()
-    started.add("a.png", "good", 0, 1.0, np.zeros((4, 4), np.uint8), None, np.zeros((4, 4)))
+    save_pictures(started, 5, (4, 4))
+    started.add(5, "a.png", "good", label=0, score=1.0)
     started.finish({})
     files = sorted(path.name for path in own.parent.iterdir())
-    assert files == ["0000.jpg", "0000_map.png", "0000_small.jpg", "cover.jpg", "notes.txt"]
+    assert files == ["0005.jpg", "0005_map.png", "0005_small.jpg", "2024.jpg.txt", "cover.jpg", "notes.txt"]
 
 
 def test_large_images_are_made_smaller_and_maps_stretch(tmp_path):
-    page = ResultPage(tmp_path, "large", 0, 1)
+    page = ResultPage(tmp_path, "large")
     mask = np.zeros((1500, 3000), dtype=bool)
     mask[700, 2000] = True  # one pixel must not be lost
-    page.add("a.png", "dot", 1, 1.0, np.zeros((1500, 3000, 3), np.uint8), mask, np.ones((750, 1500), np.float32))
+    save_pictures(page, 0, (3000, 1500), np.ones((750, 1500), np.float32))
+    page.add(0, "a.png", "dot", label=1, score=1.0, mask=mask)
     sizes = {path.name: Image.open(path).size for path in (tmp_path / "page").iterdir()}
     assert sizes["0000.jpg"] == (1024, 512)
     assert sizes["0000_small.jpg"] == (320, 160)
@@ -121,8 +133,7 @@ def test_large_images_are_made_smaller_and_maps_stretch(tmp_path):
 
 
 def test_the_map_is_transparent_where_it_is_low(tmp_path):
-    page = ResultPage(tmp_path, "map", 0, 1)
-    page.add("a.png", "good", 0, 1.0, np.zeros((2, 2, 3), np.uint8), None, np.array([[-1, 0], [1, 9]], np.float32))
+    ResultPage(tmp_path, "map").save_map(0, np.array([[-1, 0], [1, 9]], np.float32), 0, 1)
     red, _, _, opacity = Image.open(tmp_path / "page" / "0000_map.png").convert("RGBA").split()
     red, opacity = np.asarray(red, dtype=int), np.asarray(opacity)
     assert (opacity[0] < 60).all()
@@ -168,10 +179,23 @@ def test_the_curve_ends_at_its_limit():
 
 def test_wrong_values_are_named(tmp_path):
     with pytest.raises(ValueError, match="colour scale"):
-        ResultPage(tmp_path, "tile", 1, 1)
-    page = ResultPage(tmp_path, "tile", 0, 1)
+        ResultPage(tmp_path, "tile").save_map(0, np.zeros((4, 4)), 1, 1)
     with pytest.raises(ValueError, match="score of a"):
-        page.add("a.png", "good", 0, float("nan"), np.zeros((4, 4), np.uint8), None, np.zeros((4, 4)))
+        ResultPage(tmp_path, "tile").add(0, "a.png", "good", label=0, score=float("nan"))
+
+
+def test_the_cover_is_the_defect_of_the_highest_score_beside_its_map(tmp_path):
+    page = ResultPage(tmp_path, "tile")
+    for number, (label, score, grey) in enumerate(((0, 9, 10), (1, 2, 60), (1, 3, 160), (1, 1, 220))):
+        page.save_image(number, Image.new("RGB", (30, 20), (grey,) * 3))
+        page.save_map(number, np.full((5, 5), 7.0), 0, 4)
+        page.add(number, f"{number}.png", "kind", label=label, score=score)
+    page.finish({})
+    cover = np.asarray(Image.open(tmp_path / "page" / "cover.jpg"), dtype=int)
+    assert cover.shape == (20, 60, 3)
+    assert abs(cover[:, :28] - 160).max() < 6
+    expected = figures.overlay(np.full((1, 1), 160, np.uint8), np.full((1, 1), 7.0), 0, 4)[0, 0].astype(int)
+    assert abs(cover[:, 34:] - expected).max() < 12
 
 
 def test_a_category_named_mean_is_no_mean(tmp_path):
@@ -465,8 +489,9 @@ def test_without_defects(browser, tmp_path):
 
 
 def test_without_labels_and_with_one_image(browser, tmp_path):
-    page = ResultPage(tmp_path, "new", 0, 1)
-    page.add("a.png", "new", None, 2.0, np.zeros((8, 8, 3), np.uint8), None, np.zeros((8, 8)))
+    page = ResultPage(tmp_path, "new")
+    save_pictures(page, 0, (8, 8))
+    page.add(0, "a.png", "new", label=None, score=2.0)
     visit(browser, page.finish({}))
     assert browser.find_element("id", "counts").text.split("\n") == ["flagged", "0", "not flagged", "1"]
     slide(browser, 0.4)

@@ -116,7 +116,7 @@ def test_the_stages_leave_models_maps_figures_and_measures(done):
     assert [int(row["label"]) for row in rows] == [0] * 4 + [1] * 4
     for row in rows:
         name = Path(row["path"]).relative_to("test").with_suffix("")
-        assert Image.open(results / "figures" / f"{name}.png").width > 1000
+        assert Image.open(results / "figures" / f"{name}.jpg").width > 1000
         anomaly_map = Image.open(results / "anomaly_maps" / CATEGORY / "test" / f"{name}.tiff")
         assert (anomaly_map.mode, anomaly_map.size) == ("F", SIZE[::-1])
     assert (results / "curves.svg").exists()
@@ -258,7 +258,7 @@ def test_a_stopped_detection_goes_on_to_the_same_maps(done, tmp_path, monkeypatc
 def test_a_detection_stopped_at_its_pictures_does_not_ask_the_networks_again(done, tmp_path, monkeypatch):
     options = [CATEGORY, *done.folders, "--results", str(tmp_path)]
     with monkeypatch.context() as patched:
-        patched.setattr(anomaly_detection.figures, "save_contact_sheet", interrupted)
+        patched.setattr(anomaly_detection.figures, "contact_sheet", interrupted)
         with pytest.raises(KeyboardInterrupt):
             anomaly_detection.main(options)
     monkeypatch.setattr(AnomalyDetector, "find", None)
