@@ -18,23 +18,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+import described
 import measuring
 import numpy as np
-import torch
-from torch import Tensor
 
 import backbone_students
-import backbone_weights
 import device
-import preprocessing
 import scoring
 import stages
 from AnomalyDataset import AnomalyDataset
-from BackboneDetector import BackboneDetector
 from command_line import UserError, add_folders, run
-from image_store import ImageStore
 
 SET_ASIDE = 5  # one part of so many
+PARTS = ("train", 0), ("test", 0), ("test", 1)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -53,36 +49,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     return options.parse_args(arguments)
 
 
-def teacher_maps(category: str, args: Namespace) -> tuple[backbone_students.BackboneTeacher, list[Tensor], int]:
-    """The teacher, its maps of all images a level, the good ones first, and how many are good."""
-    where = device.choose(args.device)
-    transform = preprocessing.image_transform((args.image_size, args.image_size))
-    sets = [
-        AnomalyDataset(args.data / category, transform, type=kind, label=label)
-        for kind, label in (("train", 0), ("test", 0), ("test", 1))
-    ]
-    samples = [(dataset, index) for dataset in sets for index in range(len(dataset))]
-    good = len(sets[0]) + len(sets[1])
-    if good < 2 * SET_ASIDE:
-        raise UserError(f"{args.data / category} has {good} good images: {2 * SET_ASIDE} are the least to split")
-    store = ImageStore(lambda number: samples[number][0][samples[number][1]]["image"], len(samples))
-    backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
-    backbone = backbone.to(where, memory_format=device.memory_format(where))
-    learned = backbone_students.evenly(list(range(len(sets[0]))), backbone_students.COMPONENT_IMAGES)
-    teacher = backbone_students.fit_teacher(backbone, (args.image_size,) * 2, store, learned, args)
-    return teacher, backbone_students.teacher_maps(teacher, store, list(range(len(samples))), args), good
-
-
-@torch.inference_mode()
-def image_scores(networks: BackboneDetector, maps: Sequence[Tensor], args: Namespace) -> list[float]:
-    """The image scores of the teacher's maps (n,K,h,w) a level."""
-    where, found = device.choose(args.device), []
-    for batch in zip(*(level.split(backbone_students.BATCH) for level in maps), strict=True):
-        scored = networks.found_of(networks.errors_of([level.to(where) for level in batch])).scored_maps
-        found += scoring.image_scores(scored, args.image_score).tolist()
-    return found
-
-
 def split(groups: Sequence[Sequence[int]], seed: int) -> tuple[list[list[int]], list[int]]:
     """Groups to learn from and images to set aside: groups at random, until there are enough."""
     number = sum(map(len, groups))
@@ -97,7 +63,11 @@ def split(groups: Sequence[Sequence[int]], seed: int) -> tuple[list[list[int]], 
 
 def measure(category: str, args: Namespace) -> list[dict]:
     """A row for each rate."""
-    teacher, maps, good = teacher_maps(category, args)
+    sets = [AnomalyDataset(args.data / category, type=kind, label=label) for kind, label in PARTS]
+    good = len(sets[0]) + len(sets[1])
+    if good < 2 * SET_ASIDE:
+        raise UserError(f"{args.data / category} has {good} good images: {2 * SET_ASIDE} are the least to split")
+    teacher, maps = described.teacher_and_maps(sets, (args.image_size,) * 2, args)
     groups = backbone_students.look_alikes([level[:good] for level in maps], teacher.strides)
     observed, found = ({rate: [] for rate in args.rates} for _ in range(2))
     for number in stages.with_bar(range(args.splits), args.splits, category):
@@ -109,7 +79,8 @@ def measure(category: str, args: Namespace) -> list[dict]:
             teacher, [level[indices] for level in maps], renumbered, args
         )
         tested = aside + list(range(good, len(maps[0])))
-        scores = image_scores(networks, [level[tested] for level in maps], args)
+        found_in = networks.found_of(described.errors(networks, [level[tested] for level in maps], args))
+        scores = scoring.image_scores(found_in.scored_maps, args.image_score).tolist()
         p_values = np.array([calibration.p_value(score, args.image_score) for score in scores])
         for rate in args.rates:
             anomalous = p_values <= rate

@@ -66,12 +66,30 @@ def fit_students(
 
     Images of one of the `groups` are left out together where errors are to be those on images not seen.
     """
+    return calibrated(teacher, *fit_errors(teacher, maps, groups, args))
+
+
+def fit_errors(
+    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], args: Namespace
+) -> tuple[list[GlobalStudent], list[list[LocalStudent]], Errors]:
+    """Students as BackboneDetector takes them, and the errors on each image of those that have not seen it."""
     where = device.choose(args.device)
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
     students, left_out = zip(*(GlobalStudent.fit(level.to(where), groups) for level in bar), strict=True)
     left_out = [errors.sqrt() for errors in left_out]
-    locals_, errors = _local_students(maps, left_out, neighbourhoods(teacher.strides), groups, args)
-    detector = BackboneDetector(teacher, students, locals_).to(where).eval()
+    return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), groups, args)
+
+
+def calibrated(
+    teacher: BackboneTeacher,
+    global_students: Sequence[GlobalStudent],
+    local_students: Sequence[Sequence[LocalStudent]],
+    errors: Errors,
+) -> tuple[BackboneDetector, Calibration]:
+    """The detector of these students, and what is usual, by their `errors` on good images that they have not seen."""
+    detector = (
+        BackboneDetector(teacher, global_students, local_students).to(teacher.projections[0].weight.device).eval()
+    )
     return detector, Calibration([detector.calibrate(errors)])
 
 

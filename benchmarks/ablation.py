@@ -1,0 +1,167 @@
+"""What each part of the default detector is worth: the same students, with parts of them left out or weighed otherwise.
+
+The students are fitted once for each set, image size and backbone. Then maps and scores are combined in many ways:
+levels, kinds of students, shares, with and without the errors that are expected. Image AU-ROC / AU-PRO up to a false
+positive rate of 0.3, at the images' own sizes.
+
+    python3 benchmarks/ablation.py bottle demo_carpet --output ablation.json
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import described
+import measuring
+import numpy as np
+from torch import Tensor
+
+import backbone_students
+import backbone_weights
+import device
+import metrics
+import scoring
+import stages
+from AnomalyDataset import AnomalyDataset
+from BackboneDetector import GLOBAL, KINDS, LOCAL, MAP, SCORE, BackboneDetector, Errors, counts, mean_of_levels
+from BackboneTeacher import seen_size
+from command_line import add_folders, run
+from Detector import at_own_size
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("categories", nargs="+", help="made ready by mvtec_dataset.sh, with defects and masks to test")
+    add_folders(options, "data", "model")
+    options.add_argument("--image-size", type=stages.positive, nargs="+", default=[512, 256], help="(default 512 256)")
+    options.add_argument(
+        "--resnet18",
+        action="store_true",
+        help="also with torchvision's ResNet18 as the backbone: as stage 1 adapted it, else with --backbone-weights",
+    )
+    backbone_weights.add_option(options)
+    options.add_argument("--device", default="auto")
+    options.add_argument("--precision", choices=device.PRECISIONS, default="auto")
+    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument("--output", type=Path, help="write machine, settings and the table here, as JSON")
+    return options.parse_args(arguments)
+
+
+def combined(networks: BackboneDetector, scores: dict[str, list[Tensor]], use: str, share: float, only=None) -> Tensor:
+    """Standardised errors -> (N,h,w): levels that count for the `use`, or `only` the one of this place."""
+    size, means = [length // networks.stride for length in networks.teacher.size], {}
+    for kind in KINDS:
+        levels = [
+            level
+            for place, (level, stride) in enumerate(zip(scores[kind], networks.strides[kind], strict=True))
+            if (counts(use, stride) if only is None else place == only)
+        ]
+        means[kind] = mean_of_levels(levels, size) if levels else None
+    if share in (0, 1):
+        return means[GLOBAL if share else LOCAL]
+    return means[LOCAL].lerp(means[GLOBAL], share)
+
+
+def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) -> dict[str, Callable[[], tuple]]:
+    """What is compared: each gives the maps, and what scores are of. In `plain` nothing is expected."""
+    by = {use: networks.standardised(use, errors) for use in (MAP, SCORE)}
+    raw = plain.standardised(SCORE, without_expectations(errors))
+    of_map, of_score = networks.shares[MAP], networks.shares[SCORE]
+
+    def both(map_share, score_share, only=None, score=by[SCORE], maps=by[MAP]):
+        return (
+            combined(networks, maps, MAP, map_share, only),
+            combined(networks, score, SCORE, score_share, only),
+        )
+
+    found = {
+        "as it is": partial(both, of_map, of_score),
+        "global students alone": partial(both, 1, 1),
+        "local students alone": partial(both, 0, 0),
+        "equal shares": partial(both, 0.5, 0.5),
+        "score: nothing expected": partial(both, of_map, of_score, score=raw),
+        "map: less what is expected": partial(both, of_map, of_score, maps=by[SCORE]),
+    }
+    for place, stride in enumerate(networks.strides[GLOBAL]):
+        found[f"global, level {place + 1} (stride {stride}) alone"] = partial(both, 1, 1, place)
+    for place, stride in enumerate(networks.strides[LOCAL]):
+        found[f"local, level {place + 2} (stride {stride}) alone"] = partial(both, 0, 0, place)
+    return found
+
+
+def without_expectations(errors: Errors) -> Errors:
+    """The same errors, where none is expected."""
+    return errors._replace(expected={kind: [level * 0 for level in levels] for kind, levels in errors.found.items()})
+
+
+def evaluated(maps: Tensor, scored: Tensor, samples: list[dict]) -> tuple[float, float]:
+    """Image AU-ROC and AU-PRO."""
+    own = [at_own_size(one.cpu(), sample["size"]) for one, sample in zip(maps, samples, strict=True)]
+    labels = np.array([sample["label"] for sample in samples])
+    masks = [np.asarray(sample["mask"]) > 0 if sample["label"] else None for sample in samples]
+    scores = scoring.image_scores(scored).cpu().numpy()
+    measures = metrics.Evaluation(own, masks, scores, labels, [str(label) for label in labels]).measures()
+    return measures["image_au_roc"], measures["au_pro"]
+
+
+def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
+    """For each way, image AU-ROC and AU-PRO."""
+    sets = [
+        AnomalyDataset(args.data / category, type="train", label=0),
+        AnomalyDataset(args.data / category, type="test"),
+    ]
+    samples = [sets[1][index] for index in range(len(sets[1]))]
+    learned, found = len(sets[0]), {}
+    backbones = {"": None}
+    if args.resnet18:
+        args.backbone, args.category = "resnet18", category
+        adapted = backbone_weights.adapted_backbone(args)
+        name = backbone_weights.backbone_name(args, adapted)
+        backbones[name] = backbone_weights.backbone("resnet18", args.backbone_weights, adapted)
+    for name, backbone in backbones.items():
+        for side in args.image_size if not name else args.image_size[:1]:
+            teacher, maps = described.teacher_and_maps(sets, seen_size((side, side)), args, backbone)
+            good = [level[:learned] for level in maps]
+            groups = backbone_students.look_alikes(good, teacher.strides)
+            fitted = backbone_students.fit_errors(teacher, good, groups, args)
+            networks, _ = backbone_students.calibrated(teacher, *fitted)
+            plain, _ = backbone_students.calibrated(teacher, *fitted[:2], without_expectations(fitted[2]))
+            errors = described.errors(networks, [level[learned:] for level in maps], args)
+            first = not found
+            for way, work in ways(networks, errors, plain).items():
+                if first or way == "as it is":
+                    label = way if first else ", ".join(filter(None, (name, f"at {side} x {side}")))
+                    found[label] = evaluated(*work(), samples)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, write JSON."""
+    args = parse_arguments(arguments)
+    found = {
+        category: measure(category, args) for category in stages.with_bar(args.categories, len(args.categories), "sets")
+    }
+    machine = measuring.machine(device.choose(args.device))
+    print(f"{measuring.machine_line(machine)}; seed {args.seed}, {args.precision}, {args.image_size[0]} pixels\n")
+    labels = list(dict.fromkeys(label for ways_of in found.values() for label in ways_of))
+    lines = [
+        (
+            label,
+            *(
+                "{:.3f} / {:.3f}".format(*found[category][label]) if label in found[category] else ""
+                for category in found
+            ),
+        )
+        for label in labels
+    ]
+    print(measuring.table(("way", *found), lines))
+    measuring.write_json(args.output, "ablation", args, machine, rows=found)
+
+
+if __name__ == "__main__":
+    run(main, resumes=False)

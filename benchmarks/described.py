@@ -1,0 +1,52 @@
+"""What the benchmarks of the default detector share: the teacher's maps of whole sets, computed once."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import backbone_students
+import backbone_weights
+import device
+import preprocessing
+from AnomalyDataset import AnomalyDataset
+from BackboneDetector import KINDS, BackboneDetector, Errors
+from backbones import Backbone
+from BackboneTeacher import BackboneTeacher
+from image_store import ImageStore
+
+
+def teacher_and_maps(
+    sets: Sequence[AnomalyDataset], size: tuple[int, int], args: Namespace, backbone: Backbone | None = None
+) -> tuple[BackboneTeacher, list[Tensor]]:
+    """The teacher, as students_training.py fits it to the first set, and its maps of all sets' images.
+
+    Maps are (n,K,h,w) a level. Images are resized to `size`. Of `args`: device, precision. The backbone is
+    EfficientNet-Lite0 if not given.
+    """
+    where, transform = device.choose(args.device), preprocessing.image_transform(size)
+    rows = [(dataset, index) for dataset in sets for index in range(len(dataset))]
+    store = ImageStore(lambda number: transform(rows[number][0][rows[number][1]]["image"]), len(rows))
+    backbone = backbone or backbone_weights.backbone("efficientnet_lite0", "imagenet")
+    backbone = backbone.to(where, memory_format=device.memory_format(where))
+    learned = backbone_students.evenly(list(range(len(sets[0]))), backbone_students.COMPONENT_IMAGES)
+    teacher = backbone_students.fit_teacher(backbone, size, store, learned, args)
+    return teacher, backbone_students.teacher_maps(teacher, store, list(range(len(rows))), args)
+
+
+@torch.inference_mode()
+def errors(networks: BackboneDetector, maps: Sequence[Tensor], args: Namespace) -> Errors:
+    """The errors of all students on the teacher's maps (n,K,h,w) a level."""
+    where = device.choose(args.device)
+    batches = zip(*(level.split(backbone_students.BATCH) for level in maps), strict=True)
+    parts = [networks.errors_of([level.to(where) for level in batch]) for batch in batches]
+    return Errors(
+        *(
+            {
+                kind: [torch.cat(level) for level in zip(*(part[place][kind] for part in parts), strict=True)]
+                for kind in KINDS
+            }
+            for place in range(len(Errors._fields))
+        )
+    )
