@@ -27,6 +27,7 @@ import stages
 from BackboneDetector import BackboneDetector
 from BackboneTeacher import seen_size
 from command_line import run
+from Detector import Calibration
 from image_store import ImageStore
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the map's range
@@ -54,16 +55,16 @@ def noise(args: Namespace, seed: int, number: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").mul_(255).to(torch.uint8)
 
 
-def fitted(args: Namespace) -> BackboneDetector:
-    """The default detector of images of noise."""
+def fitted(args: Namespace) -> tuple[BackboneDetector, Calibration]:
+    """The default detector of images of noise, and its calibration."""
     images = noise(args, 0, args.images)
     store = ImageStore(images.__getitem__, len(images))
     settings = Namespace(device=args.device, precision="auto", seed=args.seed)
     backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
-    detector, _ = backbone_students.fit(backbone, images.shape[2:], store, list(range(len(images))), settings)
+    detector, calibration = backbone_students.fit(backbone, images.shape[2:], store, list(range(len(images))), settings)
     where = device.choose(args.device)
     restored = BackboneDetector.of_checkpoint(detector.cpu().to_checkpoint("efficientnet_lite0"))  # as users have it
-    return restored.to(where, memory_format=device.memory_format(where))
+    return restored.to(where, memory_format=device.memory_format(where)), calibration
 
 
 def ways(detector: BackboneDetector, images: torch.Tensor, precision: str, args: Namespace) -> dict[str, Callable]:
@@ -106,7 +107,7 @@ def replayed(work: Callable) -> Callable:
 
 def measure(args: Namespace) -> list[dict]:
     """A row for each batch, precision and way."""
-    detector, works, expected = fitted(args), {}, {}
+    (detector, _), works, expected = fitted(args), {}, {}
     for number in args.batch_size:
         images = noise(args, 1, number).to(device.choose(args.device))
         for precision in args.precision:
