@@ -29,7 +29,7 @@ from BackboneDetector import BackboneDetector
 from BackboneTeacher import seen_size
 from command_line import run
 from cuda_graph import Recorded
-from Detector import Detector
+from Detector import Calibration, Detector
 from image_store import ImageStore
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the map's range
@@ -57,14 +57,14 @@ def noise(args: Namespace, seed: int, number: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").mul_(255).to(torch.uint8)
 
 
-def fitted(args: Namespace) -> dict[str, Any]:
-    """What a file holds of the default detector, fitted to images of noise."""
+def fitted(args: Namespace) -> tuple[dict[str, Any], Calibration]:
+    """What a file holds of the default detector, fitted to images of noise, and its calibration."""
     images = noise(args, 0, args.images)
     store = ImageStore(images.__getitem__, len(images))
     settings = Namespace(device=args.device, precision="auto", seed=args.seed)
     backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
-    detector, _ = backbone_students.fit(backbone, images.shape[2:], store, list(range(len(images))), settings)
-    return detector.to_checkpoint("efficientnet_lite0")
+    detector, calibration = backbone_students.fit(backbone, images.shape[2:], store, list(range(len(images))), settings)
+    return detector.to_checkpoint("efficientnet_lite0"), calibration
 
 
 def ways(content: dict[str, Any], images: torch.Tensor, precision: str, args: Namespace) -> dict[str, Callable]:
@@ -91,7 +91,7 @@ def detect(networks, precision, errors, images):
 
 def measure(args: Namespace) -> list[dict]:
     """A row for each batch, precision and way."""
-    content, works, expected = fitted(args), {}, {}
+    (content, _), works, expected = fitted(args), {}, {}
     for number in args.batch_size:
         images = noise(args, 1, number).to(device.choose(args.device))
         for precision in args.precision:

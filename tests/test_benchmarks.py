@@ -1,8 +1,10 @@
 import importlib
 import json
+from argparse import Namespace
 
 import anomaly_map
 import dense_extraction
+import latency
 import measuring
 import numpy as np
 import published
@@ -14,6 +16,7 @@ import teacher_neighbours
 import torch
 from PIL import Image
 
+import backbone_students
 import checkpoints
 import losses
 import mvtec_dataset
@@ -228,3 +231,45 @@ def test_parts_seen_before_are_known_by_their_thumbnails(tmp_path):
     assert rows["good"]["seen_before"] == 1
     assert rows["hole"]["seen_before"] == 0
     assert rows["all"]["image_au_roc"] == rows["hole"]["image_au_roc"] == 1
+
+
+def test_latency_times_ours_and_what_is_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(backbone_students, "LOCAL_STEPS", 2)
+    monkeypatch.setattr(backbone_students, "COARSE_STEPS", 2)
+    options = ["--images", "4", "--image-size", "128", "--rival-size", "64", "--picture-size", "96", "--repeat", "2"]
+
+    def report():
+        latency.main([*options, "--output", str(tmp_path / "figures.json")])
+        return json.loads((tmp_path / "figures.json").read_text())
+
+    def missing(args):
+        raise ImportError("No module named 'anomalib'")
+
+    monkeypatch.setattr(latency, "rivals", missing)
+    rows = report()["rows"]
+    assert {row["name"] for row in rows} <= {"ours", "ours, ONNX Runtime"}
+    assert "PatchCore are left out, anomalib is not installed" in capsys.readouterr().out
+
+    seen = []
+
+    class Rival(torch.nn.Module):
+        def forward(self, images):
+            seen.append(images.shape)
+            return Namespace(anomaly_map=images[:, :1], pred_score=images.amax())
+
+    monkeypatch.setattr(latency, "rivals", lambda args: {"rival": (Rival(), lambda image: image / 255)})
+    found = report()
+    assert set(seen) == {(1, 3, 64, 64)}
+    ours = [row for row in found["rows"] if row["name"] == "ours"][-1]
+    assert ours["times_ours"] == 1
+    for row in found["rows"]:
+        assert row["times_ours"] == pytest.approx(row["seconds"] / ours["seconds"])
+    assert {row["side"] for row in found["rows"]} == {64, 128}
+    turns = {step["step"]: np.array(step["turns"]) for step in found["steps"]}
+    assert np.allclose(turns.pop("all"), sum(turns.values()))
+    assert all((values > 0).all() for values in turns.values())
+
+
+def test_patchcore_remembers_a_share_of_all_patches():
+    args = latency.parse_arguments(["--images", "209", "--rival-size", "256", "--bank", "0.1"])
+    assert latency.bank_size(args) == 21_402
