@@ -21,7 +21,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from command_line import UserError, run  # noqa: E402
+from student_teacher.runtime.errors import UserError, run  # noqa: E402
 
 DEFECTS = ("cut", "hole", "thread", "stain", "metal")
 VERSION = 1  # of the pictures: raise it with every change that alters a pixel

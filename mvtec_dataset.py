@@ -16,10 +16,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from archives import unpack_category  # noqa: E402
-from category_index import COLUMNS, write_index  # noqa: E402
-from command_line import UserError, category_name, run  # noqa: E402
-from images import IMAGE_SUFFIXES, is_image, load_mask, load_rgb  # noqa: E402
+from student_teacher.images.index import COLUMNS, write_index  # noqa: E402
+from student_teacher.images.reading import IMAGE_SUFFIXES, is_image, load_mask, load_rgb  # noqa: E402
+from student_teacher.runtime.archives import unpack_category  # noqa: E402
+from student_teacher.runtime.errors import UserError, run  # noqa: E402
+from student_teacher.runtime.paths import category_name  # noqa: E402
 
 WHOLE_ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 

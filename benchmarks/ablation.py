@@ -20,17 +20,28 @@ import measuring
 import numpy as np
 from torch import Tensor
 
-import backbone_students
-import backbone_weights
-import device
-import metrics
-import scoring
-import stages
 from AnomalyDataset import AnomalyDataset
-from BackboneDetector import GLOBAL, KINDS, LOCAL, MAP, SCORE, BackboneDetector, Errors, counts, mean_of_levels
-from BackboneTeacher import seen_size
-from command_line import add_folders, run
-from Detector import at_own_size
+from student_teacher.detection import scoring
+from student_teacher.detection.BackboneDetector import (
+    GLOBAL,
+    KINDS,
+    LOCAL,
+    MAP,
+    SCORE,
+    BackboneDetector,
+    Errors,
+    counts,
+    mean_of_levels,
+)
+from student_teacher.detection.Detector import at_own_size
+from student_teacher.evaluation import metrics
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.bars import with_bar
+from student_teacher.runtime.errors import run
+from student_teacher.runtime.paths import add_folders
+from student_teacher.teachers import backbone_weights
+from student_teacher.teachers.BackboneTeacher import seen_size
+from student_teacher.training import backbone_students
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -38,7 +49,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("categories", nargs="+", help="made ready by mvtec_dataset.sh, with defects and masks to test")
     add_folders(options, "data", "model")
-    options.add_argument("--image-size", type=stages.positive, nargs="+", default=[512, 256], help="(default 512 256)")
+    options.add_argument(
+        "--image-size", type=command_line.positive, nargs="+", default=[512, 256], help="(default 512 256)"
+    )
     options.add_argument(
         "--resnet18",
         action="store_true",
@@ -47,7 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     backbone_weights.add_option(options)
     options.add_argument("--device", default="auto")
     options.add_argument("--precision", choices=device.PRECISIONS, default="auto")
-    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--output", type=Path, help="write machine, settings and the table here, as JSON")
     return options.parse_args(arguments)
 
@@ -143,9 +156,7 @@ def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     args = parse_arguments(arguments)
-    found = {
-        category: measure(category, args) for category in stages.with_bar(args.categories, len(args.categories), "sets")
-    }
+    found = {category: measure(category, args) for category in with_bar(args.categories, len(args.categories), "sets")}
     machine = measuring.machine(device.choose(args.device))
     print(f"{measuring.machine_line(machine)}; seed {args.seed}, {args.precision}, {args.image_size[0]} pixels\n")
     labels = list(dict.fromkeys(label for ways_of in found.values() for label in ways_of))

@@ -24,16 +24,16 @@ import measuring
 import numpy as np
 import torch
 
-import device
-import metrics
-import preprocessing
-import scoring
-import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import ROOT, UserError, add_folders, run
-from Detector import Detector, at_own_size, load_detector
-from LocalStudent import neighbourhoods
-from prefetch import prefetched
+from student_teacher.detection import scoring
+from student_teacher.detection.Detector import Detector, at_own_size, load_detector
+from student_teacher.evaluation import metrics
+from student_teacher.images import preprocessing
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.paths import ROOT, add_folders
+from student_teacher.runtime.prefetch import prefetched
+from student_teacher.students.LocalStudent import neighbourhoods
 
 BANK, QUERIES = 10_000, 1_024  # descriptors of good images; asked for at once
 TIMED = 20  # pictures
@@ -46,7 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     add_folders(options, "data")
     options.add_argument("--folder", type=Path, default=ROOT / "results" / "accuracy", help="for models and results")
     options.add_argument("--precision", choices=device.PRECISIONS, default="auto")
-    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--no-neighbours", action="store_true", help="leave the rival out: it takes a minute")
     options.add_argument(
         "--training", default="", metavar="OPTIONS", help='further ones of students_training.py, as "..."'

@@ -30,22 +30,21 @@ import torch
 from measuring import Timing
 from published import PublishedDetector, require_same_maps
 
-import device
-import scoring
-import stages
-from AnomalyDetector import AnomalyDetector, Scale
 from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
-from command_line import run
+from student_teacher.detection import scoring
+from student_teacher.detection.AnomalyDetector import AnomalyDetector, Scale
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.errors import run
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = measuring.parser(__doc__)
     measuring.add_rated(options)
-    options.add_argument("--students", type=stages.positive, default=3, help="the paper takes 3 (default 3)")
+    options.add_argument("--students", type=command_line.positive, default=3, help="the paper takes 3 (default 3)")
     options.add_argument(
         "--memory",
-        type=stages.positive,
+        type=command_line.positive,
         nargs="*",
         metavar="PIXELS",
         help="also measure the peak of memory on one image of this height and width, or several; the published way's "

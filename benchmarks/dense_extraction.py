@@ -26,13 +26,12 @@ import torch
 from measuring import Timing
 from published import MultiPoolingNet, require_same_descriptors
 
-import device
-import preprocessing
-import stages
 from AnomalyNet import AnomalyNet
-from command_line import run
 from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
+from student_teacher.images import preprocessing
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.errors import run
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -41,7 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     measuring.add_rated(options)
     options.add_argument(
         "--sampled-rows",
-        type=stages.positive,
+        type=command_line.positive,
         default=1,
         help="rows of an image on which every patch is visited; more for a steadier figure (default 1)",
     )

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import backbone_students
-import backbone_weights
-import device
-import preprocessing
 from AnomalyDataset import AnomalyDataset
-from BackboneDetector import KINDS, BackboneDetector, Errors
-from backbones import Backbone
-from BackboneTeacher import BackboneTeacher
-from image_store import ImageStore
+from student_teacher.detection.BackboneDetector import KINDS, BackboneDetector, Errors
+from student_teacher.images import preprocessing
+from student_teacher.images.store import ImageStore
+from student_teacher.runtime import device
+from student_teacher.teachers import backbone_weights
+from student_teacher.teachers.backbones import Backbone
+from student_teacher.teachers.BackboneTeacher import BackboneTeacher
+from student_teacher.training import backbone_students
 
 
 def teacher_and_maps(

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from measuring import Timing
 
-import device
-import metrics
-import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import add_folders, run
-from Detector import at_own_size, load_detector
-from prefetch import prefetched
+from student_teacher.detection.Detector import at_own_size, load_detector
+from student_teacher.evaluation import metrics
+from student_teacher.runtime import device
+from student_teacher.runtime.bars import with_bar
+from student_teacher.runtime.errors import run
+from student_teacher.runtime.paths import add_folders
+from student_teacher.runtime.prefetch import prefetched
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -59,7 +60,7 @@ def measure(args: Namespace) -> list[dict]:
     maps, scores, turns = ({setting: [] for setting in settings} for _ in range(3))
     masks, found = [], {}
     samples = prefetched(dataset.__getitem__, range(len(dataset)))
-    for number, sample in enumerate(stages.with_bar(samples, len(dataset), "images")):
+    for number, sample in enumerate(with_bar(samples, len(dataset), "images")):
         masks.append(np.asarray(sample["mask"]) > 0)
         for setting in settings * (1 + (number == 0)):
 

@@ -20,17 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import measuring
 import torch
 
-import backbone_students
-import backbone_weights
-import device
-import scoring
-import stages
-from BackboneDetector import BackboneDetector
-from BackboneTeacher import seen_size
-from command_line import run
-from cuda_graph import Recorded
-from Detector import Calibration, Detector
-from image_store import ImageStore
+from student_teacher.detection import scoring
+from student_teacher.detection.BackboneDetector import BackboneDetector
+from student_teacher.detection.Detector import Calibration, Detector
+from student_teacher.images.store import ImageStore
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.cuda_graph import Recorded
+from student_teacher.runtime.errors import run
+from student_teacher.teachers import backbone_weights
+from student_teacher.teachers.BackboneTeacher import seen_size
+from student_teacher.training import backbone_students
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the map's range
 
@@ -39,13 +38,15 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda ...")
-    options.add_argument("--image-size", type=stages.positive, default=512, help="height and width (default 512)")
-    options.add_argument("--images", type=stages.positive, default=209, help="good ones to fit to (default 209)")
-    options.add_argument("--batch-size", type=stages.positive, nargs="+", default=[1, 32], help="(default 1 32)")
+    options.add_argument("--image-size", type=command_line.positive, default=512, help="height and width (default 512)")
+    options.add_argument("--images", type=command_line.positive, default=209, help="good ones to fit to (default 209)")
+    options.add_argument("--batch-size", type=command_line.positive, nargs="+", default=[1, 32], help="(default 1 32)")
     options.add_argument("--precision", nargs="+", choices=device.PRECISIONS[1:], default=["float32", "bfloat16"])
     options.add_argument("--compile", action="store_true", help="also compiled, on a GPU: takes a minute")
-    options.add_argument("--repeat", type=stages.positive, default=5, help="counted turns that each takes (default 5)")
-    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument(
+        "--repeat", type=command_line.positive, default=5, help="counted turns that each takes (default 5)"
+    )
+    options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--output", type=Path, help="write machine, settings and every turn here, as JSON")
     return options.parse_args(arguments)
 

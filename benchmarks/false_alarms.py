@@ -22,12 +22,13 @@ import described
 import measuring
 import numpy as np
 
-import backbone_students
-import device
-import scoring
-import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import UserError, add_folders, run
+from student_teacher.detection import scoring
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.bars import with_bar
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.paths import add_folders
+from student_teacher.training import backbone_students
 
 SET_ASIDE = 5  # one part of so many
 PARTS = ("train", 0), ("test", 0), ("test", 1)
@@ -37,11 +38,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("categories", nargs="+", help="made ready by mvtec_dataset.sh")
-    options.add_argument("--rates", type=stages.share, nargs="+", default=[0.05, 0.1], metavar="X")
-    options.add_argument("--splits", type=stages.positive, default=20, help="random ones (default 20)")
-    options.add_argument("--image-size", type=stages.positive, default=512, help="height and width (default 512)")
+    options.add_argument("--rates", type=command_line.share, nargs="+", default=[0.05, 0.1], metavar="X")
+    options.add_argument("--splits", type=command_line.positive, default=20, help="random ones (default 20)")
+    options.add_argument("--image-size", type=command_line.positive, default=512, help="height and width (default 512)")
     options.add_argument("--image-score", choices=scoring.IMAGE_SCORES, default=scoring.IMAGE_SCORES[0])
-    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--device", default="auto")
     options.add_argument("--precision", choices=device.PRECISIONS, default="auto")
     add_folders(options, "data")
@@ -70,7 +71,7 @@ def measure(category: str, args: Namespace) -> list[dict]:
     teacher, maps = described.teacher_and_maps(sets, (args.image_size,) * 2, args)
     groups = backbone_students.look_alikes([level[:good] for level in maps], teacher.strides)
     observed, found = ({rate: [] for rate in args.rates} for _ in range(2))
-    for number in stages.with_bar(range(args.splits), args.splits, category):
+    for number in with_bar(range(args.splits), args.splits, category):
         learned, aside = split(groups, device.seed_of(args.seed, "split", number))
         indices = sorted(index for group in learned for index in group)
         place = {index: order for order, index in enumerate(indices)}

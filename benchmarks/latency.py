@@ -40,15 +40,15 @@ from measuring import Timing
 from PIL import Image
 from torch import Tensor, nn
 
-import device
-import preprocessing
-import scoring
-import stages
-from BackboneDetector import BackboneDetector
-from BackboneTeacher import BackboneTeacher, seen_size
-from command_line import UserError, add_folders, run
-from Detector import Detector, load_detector
-from GlobalStudent import GlobalStudent
+from student_teacher.detection import scoring
+from student_teacher.detection.BackboneDetector import BackboneDetector
+from student_teacher.detection.Detector import Detector, load_detector
+from student_teacher.images import preprocessing
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.paths import add_folders
+from student_teacher.students.GlobalStudent import GlobalStudent
+from student_teacher.teachers.BackboneTeacher import BackboneTeacher, seen_size
 
 CPU = torch.device("cpu")
 PATCH_STRIDE = 8  # pixels between PatchCore's patches: those of layer2
@@ -64,15 +64,25 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", nargs="?", help="whose detector is timed; default: one fitted to images of noise")
     add_folders(options, "model")
-    options.add_argument("--image-size", type=stages.positive, default=512, help="of the fitted one (default 512)")
-    options.add_argument("--images", type=stages.positive, default=209, help="good ones to learn from (default 209)")
-    options.add_argument("--rival-size", type=stages.positive, default=256, help="of the others (default 256, theirs)")
-    options.add_argument("--bank", type=stages.share, default=0.1, help="PatchCore's share of patches (default 0.1)")
-    options.add_argument("--picture-size", type=stages.positive, default=1024, help="of the picture (default 1024)")
     options.add_argument(
-        "--repeat", type=stages.positive, default=20, help="counted turns that each takes (default 20)"
+        "--image-size", type=command_line.positive, default=512, help="of the fitted one (default 512)"
     )
-    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument(
+        "--images", type=command_line.positive, default=209, help="good ones to learn from (default 209)"
+    )
+    options.add_argument(
+        "--rival-size", type=command_line.positive, default=256, help="of the others (default 256, theirs)"
+    )
+    options.add_argument(
+        "--bank", type=command_line.share, default=0.1, help="PatchCore's share of patches (default 0.1)"
+    )
+    options.add_argument(
+        "--picture-size", type=command_line.positive, default=1024, help="of the picture (default 1024)"
+    )
+    options.add_argument(
+        "--repeat", type=command_line.positive, default=20, help="counted turns that each takes (default 20)"
+    )
+    options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--output", type=Path, help="write machine, settings and every turn here, as JSON")
     return options.parse_args(arguments)
 

@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import device
-import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyNet import PATCH_SIZES
-from command_line import UserError
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.errors import UserError
 
 STRIDES = (1, 2, 4, 8)
 WARM_UP = 1
@@ -120,15 +119,15 @@ def parser(description: str, repeat: int = 5) -> ArgumentParser:
         choices=device.PRECISIONS[1:],
         help="default: float32, and bfloat16 where the hardware computes it faster; bfloat16 is slow elsewhere",
     )
-    options.add_argument("--image-size", type=stages.positive, default=256, help="height and width (default 256)")
+    options.add_argument("--image-size", type=command_line.positive, default=256, help="height and width (default 256)")
     options.add_argument(
         "--repeat",
-        type=stages.positive,
+        type=command_line.positive,
         default=repeat,
         help=f"counted turns that each takes, after {WARM_UP} to warm up; more if the spread is wide, as on a busy "
         f"machine (default {repeat})",
     )
-    options.add_argument("--seed", type=stages.seed, default=0, help="of images and weights (default 0)")
+    options.add_argument("--seed", type=command_line.seed, default=0, help="of images and weights (default 0)")
     options.add_argument("--output", type=Path, help="write machine, settings, every turn and the table here, as JSON")
     return options
 
@@ -136,10 +135,10 @@ def parser(description: str, repeat: int = 5) -> ArgumentParser:
 def add_rated(options: ArgumentParser) -> None:
     """Add what the benchmarks share whose rates are set against a matrix product's: stride, batch and matrix size."""
     add_strides(options, STRIDES)
-    options.add_argument("--batch-size", type=stages.positive, default=1, help="images at once (default 1)")
+    options.add_argument("--batch-size", type=command_line.positive, default=1, help="images at once (default 1)")
     options.add_argument(
         "--matrix-size",
-        type=stages.positive,
+        type=command_line.positive,
         default=4096,
         help="of the square matrices whose product shows what the hardware can do; 1024 is quicker on a slow CPU, and "
         "shows less than it can (default 4096)",

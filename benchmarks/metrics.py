@@ -25,12 +25,13 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import measuring
 
-import metrics
-import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import add_folders, run
-from images import load_mask
-from metrics import Maps, Masks
+from student_teacher.evaluation import metrics
+from student_teacher.evaluation.metrics import Maps, Masks
+from student_teacher.images.reading import load_mask
+from student_teacher.runtime import command_line
+from student_teacher.runtime.errors import run
+from student_teacher.runtime.paths import add_folders
 
 LIMITS = (0.3, 0.05)
 TOLERANCE = 1e-6
@@ -137,7 +138,7 @@ def check_result(category: str, data: Path, results: Path) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark, print the table, write the file; 1 if the implementations disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    positive = stages.positive
+    positive = command_line.positive
     parser.add_argument("--maps", type=positive, default=80, help="number of maps, a quarter of them good (80)")
     parser.add_argument("--size", type=positive, default=512, help="height and width of a map in pixels (512)")
     parser.add_argument(
@@ -146,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=5,
         help="turns each takes (5); more if the spread is wide, as on a busy machine",
     )
-    parser.add_argument("--seed", type=stages.seed, default=0, help="of the synthetic maps (0)")
+    parser.add_argument("--seed", type=command_line.seed, default=0, help="of the synthetic maps (0)")
     parser.add_argument("--output", type=Path, help="write the times and the measures here, as JSON")
     parser.add_argument(
         "--check", metavar="CATEGORY", help="instead, compare the metrics.json of a tested category to the plain way's"

@@ -19,27 +19,28 @@ import measuring
 import numpy as np
 
 import anomaly_detection
-import device
 import mvtec_dataset
-import stages
 import students_training
 from AnomalyDataset import AnomalyDataset
-from command_line import UserError, add_folders, category_name, run
+from student_teacher.images import category as categories
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.paths import add_folders, category_name
 
 
 def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
     """Read the command line: our own options, and those for students_training.py."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
-    options.add_argument("--numbers", type=stages.positive, nargs="+", default=[10, 30, 100, 300], metavar="N")
+    options.add_argument("--numbers", type=command_line.positive, nargs="+", default=[10, 30, 100, 300], metavar="N")
     options.add_argument(
         "--visits",
-        type=stages.positive,
+        type=command_line.positive,
         default=students_training.VISITS,
         help="of an image by each student (default %(default)s, as by students of 33 pixels in students_training.py)",
     )
     add_folders(options, "data")
-    options.add_argument("--seed", type=stages.seed, default=0, help="draws the images (default 0)")
+    options.add_argument("--seed", type=command_line.seed, default=0, help="draws the images (default 0)")
     options.add_argument(
         "--folder", type=Path, required=True, metavar="DIR", help="for the data, models and results of all detectors"
     )
@@ -69,13 +70,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, test, print the table, write JSON."""
     args, theirs = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     source = args.data / args.category
-    good = stages.image_paths(AnomalyDataset(source, type="train", label=0))
+    good = categories.image_paths(AnomalyDataset(source, type="train", label=0))
     if max(args.numbers) > len(good):
         raise UserError(f"--numbers {max(args.numbers)}: {source} has {len(good)} images in train/good")
     rows = []
     for number in args.numbers:
         name = make_category(args, good, number)
-        learned, _ = stages.held_back_split(number, 0)
+        learned, _ = categories.held_back_split(number, 0)
         folders = [f"--{folder}={args.folder / folder}" for folder in ("data", "model")]
         students_training.main([name, *folders, "--epochs", str(args.visits / len(learned)), *theirs])
         anomaly_detection.main([name, *folders, f"--results={args.folder / 'results'}"])

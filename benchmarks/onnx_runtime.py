@@ -23,12 +23,11 @@ import onnxruntime
 import torch
 from measuring import Timing
 
-import device
-import onnx_graph
-import scoring
-import stages
-from command_line import UserError, add_folders, run
-from Detector import Detector, load_detector
+from student_teacher.detection import onnx_graph, scoring
+from student_teacher.detection.Detector import Detector, load_detector
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.paths import add_folders
 
 FLOAT32 = "PyTorch", "float32"  # what the others are compared with
 TOLERANCE = 1e-4  # of the map's range
@@ -39,10 +38,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", help="a category whose students have been trained")
     add_folders(options, "model")
-    stages.add_stride(options, default=None)
-    stages.add_image_size(options, default=None)
-    options.add_argument("--batch-size", type=stages.positive, default=1, help="images at once (default 1)")
-    options.add_argument("--repeat", type=stages.positive, default=5, help="counted turns that each takes (default 5)")
+    command_line.add_stride(options, default=None)
+    command_line.add_image_size(options, default=None)
+    options.add_argument("--batch-size", type=command_line.positive, default=1, help="images at once (default 1)")
+    options.add_argument(
+        "--repeat", type=command_line.positive, default=5, help="counted turns that each takes (default 5)"
+    )
     options.add_argument("--output", type=Path, help="write machine, settings and every turn here, as JSON")
     return options.parse_args(arguments)
 
@@ -67,7 +68,7 @@ def measure(args: Namespace) -> list[dict]:
     """A row for each runtime and precision; `seconds` and `turns` are for one image. Sets args.image_size."""
     path = args.model / args.category / "detector.pt"
     detector = load_detector(path, stride=args.stride, device_name="cpu", precision="float32")
-    size = detector.size if args.image_size is None else stages.image_size(args)
+    size = detector.size if args.image_size is None else command_line.image_size(args)
     if size is None:
         raise UserError("images of native size differ: name one by --image-size")
     args.image_size = list(size)

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from measuring import exact_float32
 from torch import Tensor, nn
 
-import losses
-import preprocessing
-from AnomalyDetector import Scale
 from AnomalyNet import AnomalyNet
+from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
-from padding import PADDING
+from student_teacher.detection.AnomalyDetector import Scale
+from student_teacher.images import preprocessing
+from student_teacher.training import losses
 
 TOLERANCE = 1e-5  # descriptors, relative to the largest
 MAP_TOLERANCE = 1e-4  # maps: sums of squares of differences

@@ -23,17 +23,15 @@ import torch
 from measuring import Timing
 from torch import nn
 
-import device
-import distributed
-import losses
-import preprocessing
-import stages
 from AnomalyNet import AnomalyNet
-from command_line import UserError, run
+from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
-from optimiser import Optimiser
-from padding import PADDING
-from SyncBatchNorm2d import SyncBatchNorm2d
+from student_teacher.images import preprocessing
+from student_teacher.runtime import command_line, device, distributed
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
+from student_teacher.training import losses
+from student_teacher.training.optimiser import Optimiser
 
 ESTIMATED = 8  # GPUs, or machines
 WORKER = "SCALING_WORKER"  # the variable that names the file a worker writes
@@ -44,13 +42,13 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options = measuring.parser(__doc__, repeat=5)
     options.set_defaults(patch_size=[65])
     options.add_argument("--stride", type=int, choices=measuring.STRIDES, default=4, help="as in training (default 4)")
-    options.add_argument("--batch-size", type=stages.positive, default=4, help="images a step, of all processes")
-    options.add_argument("--students", type=stages.positive, default=3, help="the paper takes 3 (default 3)")
-    options.add_argument("--processes", type=stages.positive, nargs="+", default=[1, 2], help="default 1 2")
+    options.add_argument("--batch-size", type=command_line.positive, default=4, help="images a step, of all processes")
+    options.add_argument("--students", type=command_line.positive, default=3, help="the paper takes 3 (default 3)")
+    options.add_argument("--processes", type=command_line.positive, nargs="+", default=[1, 2], help="default 1 2")
     for name, default, what in (("gpu", 300, "GPUs of a machine"), ("network", 1.25, "machines")):
         options.add_argument(
             f"--{name}-bandwidth",
-            type=stages.positive_real,
+            type=command_line.positive_real,
             default=default,
             metavar="GB/S",
             help=f"between {what}, each way, for the estimate (default {default})",

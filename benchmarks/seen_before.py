@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-import metrics
-import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import UserError, add_folders, run
-from prefetch import prefetched
+from student_teacher.evaluation import metrics
+from student_teacher.runtime.bars import with_bar
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.paths import add_folders
+from student_teacher.runtime.prefetch import prefetched
 
 THUMBNAIL, SHIFT, SHADES = 48, 12, 15  # pixels: side, largest shift, width of the mean that is taken off
 ALIKE = 0.8  # correlation from which two images are likely to show the same part
@@ -44,7 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 def thumbnails(dataset: AnomalyDataset) -> Tensor:
     """Of a dataset of `grey_thumbnail`s, without coarse shades, of mean 0 and norm 1: (N,THUMBNAIL,THUMBNAIL)."""
     samples = prefetched(dataset.__getitem__, range(len(dataset)))
-    grey = [sample["image"] for sample in stages.with_bar(samples, len(dataset), "images")]
+    grey = [sample["image"] for sample in with_bar(samples, len(dataset), "images")]
     half = SHADES // 2
     shades = F.avg_pool2d(F.pad(found := torch.stack(grey), (half,) * 4, mode="reflect"), SHADES, 1)
     found = (found - shades).flatten(1)

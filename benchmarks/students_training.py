@@ -27,15 +27,14 @@ from measuring import Timing
 from published import PublishedTraining
 from torch import Tensor, nn
 
-import device
-import losses
-import preprocessing
-import stages
 from AnomalyNet import AnomalyNet
-from command_line import run
+from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
-from optimiser import Optimiser
-from padding import PADDING
+from student_teacher.images import preprocessing
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.errors import run
+from student_teacher.training import losses
+from student_teacher.training.optimiser import Optimiser
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-5  # the paper's
 MUON_LEARNING_RATE = 0.05
@@ -48,17 +47,19 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options = measuring.parser(__doc__, repeat=3)
     options.set_defaults(patch_size=[65])
     measuring.add_strides(options, (1, 4, 8))
-    options.add_argument("--batch-size", type=stages.positive, default=4, help="images a step of ours (default 4)")
     options.add_argument(
-        "--published-batch-size", type=stages.positive, default=1, help="images a step as published (default 1)"
+        "--batch-size", type=command_line.positive, default=4, help="images a step of ours (default 4)"
+    )
+    options.add_argument(
+        "--published-batch-size", type=command_line.positive, default=1, help="images a step as published (default 1)"
     )
     options.add_argument(
         "--published-repeat",
-        type=stages.positive,
+        type=command_line.positive,
         default=1,
         help="counted turns of the published way, --repeat at most; it is slow: 2 or 3 show its spread (default 1)",
     )
-    options.add_argument("--students", type=stages.positive, default=3, help="the paper takes 3 (default 3)")
+    options.add_argument("--students", type=command_line.positive, default=3, help="the paper takes 3 (default 3)")
     return measuring.read(options, arguments)
 
 

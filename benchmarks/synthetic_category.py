@@ -28,10 +28,12 @@ import seen_before
 import torch
 from PIL import Image, ImageDraw
 
-import device
-import stages
 from AnomalyDataset import AnomalyDataset
-from command_line import UserError, add_folders, category_name, run
+from student_teacher.images import category as categories
+from student_teacher.runtime import command_line, device
+from student_teacher.runtime.bars import with_bar
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.paths import add_folders, category_name
 
 SIDE = 256  # of the images that are written, and the unit of all lengths below
 Grey = np.ndarray  # (SIDE,SIDE) float
@@ -42,19 +44,21 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
     add_folders(options, "data")
-    options.add_argument("--seed", type=stages.seed, default=0, help="as in students_training.py: what is held back")
+    options.add_argument(
+        "--seed", type=command_line.seed, default=0, help="as in students_training.py: what is held back"
+    )
     options.add_argument("--unseen", action="store_true", help="hold back all photographs of some parts")
     return options.parse_args(arguments)
 
 
 def unseen_split(good: AnomalyDataset, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to learn from and to hold back: as many as stages.held_back_split, but whole groups that are alike."""
+    """Indices to learn from and to hold back: as many as held_back_split, but whole groups that are alike."""
     pixels = seen_before.thumbnails(good)
     alike = seen_before.correlations(pixels, pixels) > seen_before.ALIKE
     group = torch.arange(len(alike))
     while not torch.equal(spread := torch.where(alike | alike.T, group, len(alike)).amin(1).minimum(group), group):
         group = spread
-    wanted = len(stages.held_back_split(len(alike), seed)[1])
+    wanted = len(categories.held_back_split(len(alike), seed)[1])
     held_back: list[int] = []
     sizes = group.bincount(minlength=len(alike))
     for number in np.random.default_rng(device.seed_of(seed, "unseen")).permutation(len(alike)):
@@ -161,13 +165,13 @@ def main(arguments: list[str] | None = None) -> None:
         if not held_back:
             raise UserError(f"{args.data / args.category}: all images look like one part, so none can be left unseen")
     else:
-        learned, held_back = stages.held_back_split(len(good), args.seed)
+        learned, held_back = categories.held_back_split(len(good), args.seed)
     begun = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(begun, ignore_errors=True)
     for index in learned:
         save(np.asarray(good[index]["image"]), begun / "train" / "good" / f"{index:04}.png")
     images = [np.asarray(good[index]["image"], dtype=float) for index in held_back]
-    for number, image in enumerate(stages.with_bar(images, len(images), "defects")):
+    for number, image in enumerate(with_bar(images, len(images), "defects")):
         save(image, begun / "test" / "good" / f"{number:03}.png")
         other = images[(number + 7) % len(images)]
         for kind, paint in KINDS.items():

@@ -23,20 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import backbone_weights
-import checkpoints
-import device
-import metrics
-import preprocessing
-import scoring
-import stages
 from AnomalyDataset import AnomalyDataset
 from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
-from backbones import BACKBONES
-from command_line import add_folders, run
+from FDFE import PADDING, pad
 from FDFEAnomalyNet import FDFEAnomalyNet
-from padding import PADDING, pad
-from prefetch import prefetched
+from student_teacher.detection import scoring
+from student_teacher.evaluation import metrics
+from student_teacher.images import preprocessing
+from student_teacher.runtime import checkpoints, command_line, device
+from student_teacher.runtime.bars import with_bar
+from student_teacher.runtime.errors import run
+from student_teacher.runtime.paths import add_folders
+from student_teacher.runtime.prefetch import prefetched
+from student_teacher.teachers import backbone_weights
+from student_teacher.teachers.backbones import BACKBONES
 
 Describe = Callable[[Tensor], Tensor]  # normalised images (N,3,H,W) -> (N,C,h,w)
 STRIDE = 8  # the backbones' as well
@@ -50,11 +50,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument("--backbone", choices=BACKBONES, help="also score the features of this one")
     options.add_argument("--backbone-weights", default="imagenet", metavar="SOURCE", help="as in teacher_training.py")
     add_folders(options, "data")
-    options.add_argument("--image-size", type=stages.positive, default=256, help="height and width (default 256)")
+    options.add_argument("--image-size", type=command_line.positive, default=256, help="height and width (default 256)")
     options.add_argument(
-        "--bank", type=stages.positive, default=20_000, help="descriptors to find neighbours among (default 20000)"
+        "--bank",
+        type=command_line.positive,
+        default=20_000,
+        help="descriptors to find neighbours among (default 20000)",
     )
-    options.add_argument("--seed", type=stages.seed, default=0)
+    options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--device", default="auto")
     options.add_argument("--output", type=Path, help="write the figures here, as JSON")
     return options.parse_args(arguments)
@@ -72,7 +75,7 @@ def of_teacher(path: Path, where: torch.device) -> Describe:
 def describe(describing: Describe, dataset: AnomalyDataset, where: torch.device) -> Tensor:
     """All images' descriptors: (N,h,w,C)."""
     found = []
-    for sample in stages.with_bar(prefetched(dataset.__getitem__, range(len(dataset))), len(dataset), "images"):
+    for sample in with_bar(prefetched(dataset.__getitem__, range(len(dataset))), len(dataset), "images"):
         with device.autocast(where, "auto"):
             found.append(describing(preprocessing.normalise(sample["image"][None].to(where)))[0].permute(1, 2, 0))
     return torch.stack([descriptors.float() for descriptors in found])

@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
-from category_index import COLUMNS, read_index
-from command_line import UserError
-from images import load_mask, load_reduced
+from student_teacher.images.index import COLUMNS, read_index
+from student_teacher.images.reading import load_mask, load_reduced
+from student_teacher.runtime.errors import UserError
 
 
 class AnomalyDataset(Dataset):

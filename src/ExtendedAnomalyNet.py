@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from padding import pad
+from FDFE import pad
 
 
 class ExtendedAnomalyNet(nn.Module):
     """Applies a patch network to the patch round every pixel: (N,3,H,W) -> (N,C,H,W).
 
-    The image is surrounded by what `padding` says, as in padding.pad, so that border pixels have a patch too.
+    The image is surrounded by what `padding` says, as in FDFE.pad, so that border pixels have a patch too.
     `net` maps (B,3,p,p) to (B,C); `patch_size` is p, by default `net.patch_size`; `batch_size` patches are visited at
     a time.
     """

@@ -10,6 +10,7 @@ A layer whose outputs are wanted at every `stride`-th pixel alone asks less of t
 out, from the last layer to the first, at which pixels each layer must be computed.
 """
 
+from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ POINTWISE = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Identity, nn.Dropout, nn.BatchNorm2d,
 )  # fmt: skip
+PADDINGS = ("zeros", "reflect")
+PADDING = "reflect"  # a mirrored border looks as the image does; the paper's zeros would be strange to every net
 Pair = tuple[int, int]
 
 
@@ -198,3 +201,30 @@ def convolve_phases(x: Tensor, layer: nn.Conv2d, dilation: Pair) -> Tensor:
     found = found.unflatten(0, (-1, rows, columns)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
     kernel = pair(layer.kernel_size)
     return found[:, :, : height - rows * (kernel[0] - 1), : width - columns * (kernel[1] - 1)]
+
+
+def pad(images: Tensor, rows: tuple[int, int], columns: tuple[int, int], padding: str) -> Tensor:
+    """Surround images (N,C,H,W) by numbers of rows (above, below) and columns (left, right); negative ones are cut off.
+
+    "zeros" are ImageNet's mean colour after normalisation. "reflect" mirrors the image at its border pixels, as often
+    as it takes where it is smaller than what is to be added. The layout in memory stays. Raises ValueError for another.
+    """
+    if padding not in PADDINGS:
+        raise ValueError(f"padding {padding}: choose one of {', '.join(PADDINGS)}")
+    if padding == "zeros":
+        return F.pad(images, (*columns, *rows))
+    rows, columns = (
+        _mirrored(length, *added, images.device)
+        for length, added in zip(images.shape[2:], (rows, columns), strict=True)
+    )
+    layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+    return images.index_select(2, rows).index_select(3, columns).contiguous(memory_format=layout)
+
+
+@lru_cache
+def _mirrored(length, before, after, where):
+    """Indices into `length` pixels, from -before up to length + after; kept, as images mostly are of one size."""
+    with torch.inference_mode(False):
+        period = max(1, 2 * (length - 1))
+        places = torch.arange(-before, length + after, device=where) % period
+        return torch.minimum(places, period - places) if length > 1 else places

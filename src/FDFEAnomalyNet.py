@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 import FDFE
-from padding import pad
+from FDFE import pad
 
 
 class FDFEAnomalyNet(nn.Module):
@@ -14,7 +14,7 @@ class FDFEAnomalyNet(nn.Module):
     Layers that tell training from evaluation (batch normalisation, dropout) equal it in evaluation mode.
 
     `net` is an AnomalyNet, or an nn.Sequential with `patch_size` given. Parameters are shared with it, not copied.
-    `padding` says what stands round the image, as in padding.pad.
+    `padding` says what stands round the image, as in FDFE.pad.
     Raises ValueError for a net that can't be made dense, or that leaves more or less than 1 x 1 of one patch.
     """
 

@@ -25,10 +25,11 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-import summary
-from category_index import read_index
-from command_line import PRETRAINED, ROOT, UserError, add_folders, category_name, run
-from summary import Record
+from student_teacher.images.index import read_index
+from student_teacher.reports import summary
+from student_teacher.reports.summary import Record
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.paths import PRETRAINED, ROOT, add_folders, category_name
 
 SRC = Path(__file__).resolve().parent
 

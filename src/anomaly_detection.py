@@ -22,29 +22,30 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import distributed
-import figures
-import metrics
-import paper
-import scoring
-import stages
 from AnomalyDataset import AnomalyDataset
-from AnomalyDetector import NORMALISATIONS
-from command_line import UserError
-from Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
-from files import make_folder, write_whole
-from images import encoded
-from inspection import inspect, shown_side
-from prefetch import prefetched
-from progress import Progress
-from result_page import ResultPage
+from student_teacher.detection import scoring
+from student_teacher.detection.AnomalyDetector import NORMALISATIONS
+from student_teacher.detection.Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
+from student_teacher.evaluation import metrics
+from student_teacher.images import category as categories
+from student_teacher.images.reading import encoded
+from student_teacher.reports import figures
+from student_teacher.reports.inspection import inspect, shown_side
+from student_teacher.reports.result_page import ResultPage
+from student_teacher.runtime import command_line, distributed
+from student_teacher.runtime.bars import with_bar
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import make_folder, write_whole
+from student_teacher.runtime.prefetch import prefetched
+from student_teacher.runtime.resume_log import Progress
+from student_teacher.training import paper
 
 BROKEN_IMAGES = 3  # exit status
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
-    options = stages.parser(__doc__, folders=("data", "model", "results"))
+    options = command_line.parser(__doc__, folders=("data", "model", "results"))
     options.add_argument(
         "--patch-size",
         type=int,
@@ -52,8 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         metavar="P",
         help="use only these scales of the detector (default: all that students_training.py put into it)",
     )
-    stages.add_stride(options, default=None)
-    stages.add_image_size(options, default=None)
+    command_line.add_stride(options, default=None)
+    command_line.add_image_size(options, default=None)
     options.add_argument(
         "--image-score",
         choices=scoring.IMAGE_SCORES,
@@ -80,7 +81,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument(
         "--false-alarm-rate",
-        type=stages.share,
+        type=command_line.share,
         default=FALSE_ALARM_RATE,
         metavar="X",
         help="of good images, this share may be called anomalous: lower misses more defects (default "
@@ -88,7 +89,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument(
         "--pixel-false-alarm-rate",
-        type=stages.share,
+        type=command_line.share,
         default=0.01,
         metavar="X",
         help="of the pixels of good images, this share may be outlined (default 0.01)",
@@ -100,7 +101,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 def detector_of(args: Namespace) -> Detector:
     """The category's detector, as the command line wants it; the image score is its own where none is asked for."""
     path = args.model / args.category / "detector.pt"
-    size = "trained" if args.image_size is None else stages.image_size(args)
+    size = "trained" if args.image_size is None else command_line.image_size(args)
     detector = load_detector(
         path,
         args.patch_size,
@@ -160,7 +161,7 @@ def detect(
 
     looked_at = map(look_at, numbers, prefetched(dataset.__getitem__, numbers))
     kept = prefetched(keep, looked_at, finish=True)
-    for found in stages.with_bar(kept, len(numbers), "anomaly maps"):
+    for found in with_bar(kept, len(numbers), "anomaly maps"):
         for values, value in zip((maps, scores, masks), found, strict=True):
             values.append(value)
     if distributed.active():
@@ -219,7 +220,7 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
         return example
 
     drawn = prefetched(draw, range(len(dataset)))
-    bar = enumerate(stages.with_bar(drawn, len(dataset), "figures"))
+    bar = enumerate(with_bar(drawn, len(dataset), "figures"))
     examples = {number: example for number, example in bar if number in chosen}
     sheet = figures.contact_sheet([examples[number] for number in chosen], *scale)
     figures.save_picture(sheet, results / "examples.png", figures.SHEET_DPI)
@@ -245,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     dataset.least = shown_side(detector)
     results = args.results / args.category
     make_folder(results)
-    images = stages.digest_of(stages.image_paths(dataset))
+    images = categories.digest_of(categories.image_paths(dataset))
     progress = Progress(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
     page = ResultPage(results, args.category)
     maps, scores, masks = detect(detector, dataset, args, page, progress)

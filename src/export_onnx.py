@@ -10,16 +10,16 @@ Needs one more package: pip install -r requirements-onnx.txt
 from argparse import Namespace
 from pathlib import Path
 
-import stages
-from command_line import UserError, run
-from Detector import load_detector
-from files import write_whole
+from student_teacher.detection.Detector import load_detector
+from student_teacher.runtime import command_line
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.files import write_whole
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
-    options = stages.parser(__doc__, folders=("model",), computes=False)
-    stages.add_stride(options, default=None)
+    options = command_line.parser(__doc__, folders=("model",), computes=False)
+    command_line.add_stride(options, default=None)
     options.add_argument("--output", type=Path, metavar="FILE", help="default: model/CATEGORY/detector.onnx")
     return options.parse_args(arguments)
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the detector, write the model."""
     args = parse_arguments(arguments)
     try:
-        import onnx_graph
+        from student_teacher.detection import onnx_graph
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise

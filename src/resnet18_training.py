@@ -14,18 +14,23 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-import backbone_weights
-import checkpoints
-import device
-import distributed
-import figures
-import preprocessing
-import stages
-import synthetic_defects
 from AnomalyResnet18 import AnomalyResnet18
-from command_line import UserError
-from image_store import ImageStore
-from training import Training, already_trained, forget, learning_rate, set_learning_rate
+from student_teacher.images import category as categories
+from student_teacher.images import preprocessing
+from student_teacher.images.store import ImageStore
+from student_teacher.reports import figures
+from student_teacher.runtime import checkpoints, command_line, device, distributed
+from student_teacher.runtime.errors import UserError
+from student_teacher.teachers import backbone_weights
+from student_teacher.training import synthetic_defects
+from student_teacher.training.loop import (
+    Training,
+    already_trained,
+    forget,
+    learning_rate,
+    set_learning_rate,
+    shuffled_batches,
+)
 
 KIND = "backbone"
 WEIGHT_DECAY = 1e-2
@@ -33,12 +38,12 @@ WEIGHT_DECAY = 1e-2
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
-    options = stages.parser(__doc__)
-    stages.add_image_size(options)
-    stages.add_training(options, batch_size=16, learning_rate=3e-4)
+    options = command_line.parser(__doc__)
+    command_line.add_image_size(options)
+    command_line.add_training(options, batch_size=16, learning_rate=3e-4)
     options.add_argument(
         "--epochs",
-        type=stages.positive,
+        type=command_line.positive,
         default=50,
         help="passes over the images; more while the accuracy on held-back images still rises (default 50)",
     )
@@ -81,16 +86,16 @@ def accuracy(
 def train(args: Namespace) -> Path:
     """Train the backbone and return where it was saved."""
     path = args.model / args.category / "resnet18.pt"
-    dataset = stages.good_images(args, stages.image_size(args))
+    dataset = categories.good_images(args, command_line.image_size(args))
     settings = {
         "seed": args.seed,
-        "image_size": stages.sides(args),
+        "image_size": command_line.sides(args),
         "precision": args.precision,
         "batch_size": args.batch_size,
         "epochs": args.epochs,
         "learning_rate": args.learning_rate,
         "backbone_weights": backbone_weights.name(args.backbone_weights),
-        "images": stages.digest_of(stages.image_paths(dataset)),
+        "images": categories.digest_of(categories.image_paths(dataset)),
     }
     if not args.restart and already_trained(path, KIND, args.category, settings):
         return path
@@ -103,9 +108,9 @@ def train(args: Namespace) -> Path:
     net.to(where, memory_format=device.memory_format(where))
 
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
-    learned, held_back = stages.held_back_split(len(dataset), args.seed)
+    learned, held_back = categories.held_back_split(len(dataset), args.seed)
     optimiser = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
-    wanted = stages.shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
+    wanted = shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
     if args.restart:
         forget([path])
     training = Training(

@@ -8,19 +8,17 @@ needs. With --paper all of it is as published.
 
 from argparse import Namespace
 
-import backbone_students
-import backbone_weights
-import checkpoints
-import distributed
-import paper
-import patch_students
-import stages
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES
-from BackboneTeacher import seen_size
-from command_line import UserError
-from Detector import VERSION, Calibration
-from image_store import ImageStore
-from training import require_same_settings
+from student_teacher.detection.Detector import VERSION, Calibration
+from student_teacher.images import category as categories
+from student_teacher.images.store import ImageStore
+from student_teacher.runtime import checkpoints, command_line, distributed
+from student_teacher.runtime.errors import UserError
+from student_teacher.teachers import backbone_weights
+from student_teacher.teachers.BackboneTeacher import seen_size
+from student_teacher.training import backbone_students, paper, patch_students
+from student_teacher.training import optimiser as optimisers
+from student_teacher.training.loop import require_same_settings
 
 TEACHERS = ("backbone", "patches")
 BACKBONE_SIZE, PATCHES_SIZE = 512, 256  # sides that images are resized to
@@ -38,7 +36,7 @@ PATCH_OPTIONS = {
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line; `teacher` is one of TEACHERS then."""
-    options = stages.parser(__doc__)
+    options = command_line.parser(__doc__)
     options.add_argument(
         "--teacher",
         choices=TEACHERS,
@@ -46,9 +44,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "networks (default: patches where teacher_training.py has made the category a teacher, or an option for them "
         "is given, else backbone)",
     )
-    stages.add_image_size(options, default=None, otherwise="512; 256 with --teacher patches")
-    stages.add_training(options, batch_size="4", learning_rate="0.05; of adam 1e-3")
-    stages.add_optimiser(options, default=None)
+    command_line.add_image_size(options, default=None, otherwise="512; 256 with --teacher patches")
+    command_line.add_training(options, batch_size="4", learning_rate="0.05; of adam 1e-3")
+    optimisers.add_option(options, default=None)
     backbone_weights.add_options(options, default="efficientnet_lite0")
     patches = options.add_argument_group("with --teacher patches, like --batch-size, --learning-rate and --optimiser")
     patches.add_argument(
@@ -60,16 +58,16 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     patches.add_argument(
         "--students",
-        type=stages.positive,
+        type=command_line.positive,
         help="1 is fastest and has no variance to show; the paper takes 3 (default 3)",
     )
     patches.add_argument(
         "--epochs",
-        type=stages.positive_real,
+        type=command_line.positive_real,
         help="passes over the images, 1.5 for one and a half; more while the held-back loss still falls; the paper "
         f"takes 100 (default: as many as make {patch_students.VISITS:,} visits of an image)",
     )
-    stages.add_stride(patches, default=4, stored=None)
+    command_line.add_stride(patches, default=4, stored=None)
     return _completed(paper.STUDENTS.parse(options, arguments))
 
 
@@ -104,22 +102,22 @@ def _completed(args):
 
 def train_backbone_students(args: Namespace) -> None:
     """Fit students to a frozen backbone and write detector.pt."""
-    dataset = stages.good_images(args, None)
+    dataset = categories.good_images(args, None)
     adapted = backbone_weights.adapted_backbone(args)
     settings = {
         "teacher": backbone_weights.backbone_name(args, adapted),
         "seed": args.seed,
-        "image_size": stages.sides(args),
+        "image_size": command_line.sides(args),
         "precision": args.precision,
-        "images": stages.digest_of(stages.image_paths(dataset)),
+        "images": categories.digest_of(categories.image_paths(dataset)),
     }
     path = args.model / args.category / "detector.pt"
     if is_made(path, settings, args):
         print(f"{path} is trained already; --restart trains it again")
         return
-    size = seen_size(stages.image_size(args) or stages.size_of_all(dataset))
+    size = seen_size(command_line.image_size(args) or categories.size_of_all(dataset))
     backbone = backbone_weights.backbone(args.backbone, args.backbone_weights, adapted)
-    dataset = stages.good_images(args, size)
+    dataset = categories.good_images(args, size)
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
     networks, calibration = backbone_students.fit(backbone, size, store, list(range(len(dataset))), args)
     content = {"image_size": list(size), "stride": networks.stride, "backbone": networks.to_checkpoint(args.backbone)}
@@ -134,7 +132,7 @@ def train_patch_students(args: Namespace) -> None:
     args.restart = False
     if is_made(path, fitted.made_from, args):
         return
-    size = stages.image_size(args)
+    size = command_line.image_size(args)
     calibration = fitted.calibrate()
     content = {
         "image_size": size and list(size),

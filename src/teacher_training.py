@@ -16,22 +16,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import backbone_weights
-import checkpoints
-import device
-import distributed
-import figures
-import losses
-import paper
-import stages
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES, AnomalyNet
-from command_line import UserError
-from distillation import DenseDistillation, Distillation, PatchDistillation
-from moments import Moments
-from optimiser import Optimiser
-from pictures import Pictures
-from SyncBatchNorm2d import SyncBatchNorm2d
-from training import SCHEDULES, Training, already_trained, forget
+from student_teacher.images import category as categories
+from student_teacher.images.pictures import Pictures
+from student_teacher.reports import figures
+from student_teacher.runtime import checkpoints, command_line, device, distributed
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
+from student_teacher.teachers import backbone_weights
+from student_teacher.training import losses, paper
+from student_teacher.training import optimiser as optimisers
+from student_teacher.training.distillation import DenseDistillation, Distillation, PatchDistillation
+from student_teacher.training.loop import SCHEDULES, Training, already_trained, forget
+from student_teacher.training.optimiser import Optimiser
 
 KIND = "teacher"
 STEPS_BETWEEN_CHECKS = 500
@@ -58,16 +56,16 @@ DEFAULTS = {
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
-    options = stages.parser(__doc__)
-    stages.add_image_size(
+    options = command_line.parser(__doc__)
+    command_line.add_image_size(
         options,
         default=[None],
         advice="the students' size, if theirs is so small that detail gets lost: the teacher shall not look for it",
     )
-    stages.add_training(
+    command_line.add_training(
         options, batch_size="4 dense, 64 of patches", learning_rate="0.02; of adam 2e-3 dense, 2e-4 of patches"
     )
-    stages.add_optimiser(options)
+    optimisers.add_option(options)
     options.add_argument(
         "--patch-size",
         type=int,
@@ -86,7 +84,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument(
         "--steps",
-        type=stages.positive,
+        type=command_line.positive,
         help="batches to learn from; more while the loss still falls. The paper takes 50,000 batches of patches "
         "(default 5000 dense, 10000 of patches)",
     )
@@ -105,19 +103,23 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument(
         "--backbone-size",
-        type=stages.positive,
+        type=command_line.positive,
         default=64,
         metavar="PIXELS",
         help="side at which the backbone sees a patch (--distillation patches): larger tells more, and costs its "
         "square (default 64)",
     )
     options.add_argument(
-        "--distillation-weight", type=stages.not_negative, default=1.0, metavar="X", help="of its loss (default 1)"
+        "--distillation-weight",
+        type=command_line.not_negative,
+        default=1.0,
+        metavar="X",
+        help="of its loss (default 1)",
     )
     for name in ("metric", "compactness"):
         options.add_argument(
             f"--{name}-weight",
-            type=stages.not_negative,
+            type=command_line.not_negative,
             metavar="X",
             help=f"weight of the {name} loss; 0 leaves it out (default 0 dense, 1 of patches)",
         )
@@ -139,7 +141,11 @@ def train(args: Namespace, patch_size: int) -> Path:
     """Train the teacher of one patch size and return where it was saved."""
     path = model_path(args, patch_size)
     weights = {name: getattr(args, f"{name}_weight") for name in ("distillation", "metric", "compactness")}
-    paths = stages.pictures_in(args.images) if args.images else stages.image_paths(stages.good_images(args, None))
+    paths = (
+        categories.pictures_in(args.images)
+        if args.images
+        else categories.image_paths(categories.good_images(args, None))
+    )
     adapted = None if args.paper else backbone_weights.adapted_backbone(args)
     settings = {
         "seed": args.seed,
@@ -148,9 +154,9 @@ def train(args: Namespace, patch_size: int) -> Path:
         "steps": args.steps,
         "optimiser": args.optimiser,
         "learning_rate": args.learning_rate,
-        "images": stages.digest_of(paths, contents=args.images is None),
+        "images": categories.digest_of(paths, contents=args.images is None),
         "precision": args.precision,
-        "image_size": stages.sides(args),
+        "image_size": command_line.sides(args),
         "backbone": backbone_weights.backbone_name(args, adapted),
         "weights": weights,
     }
@@ -172,9 +178,9 @@ def train(args: Namespace, patch_size: int) -> Path:
     else:
         seen_at = args.backbone_size or patch_size
         distillation = PatchDistillation(backbone, patch_size, seen_at, where, square=args.square_zoom)
-    size = stages.image_size(args)
+    size = command_line.image_size(args)
     learned, held_back = (
-        Pictures([paths[index] for index in part], size) for part in stages.held_back_split(len(paths), args.seed)
+        Pictures([paths[index] for index in part], size) for part in categories.held_back_split(len(paths), args.seed)
     )
 
     with device.autocast(where, args.precision):

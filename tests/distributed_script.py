@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 
-import distributed
-import patch_students
-import training
+from student_teacher.runtime import distributed
+from student_teacher.training import loop as training
+from student_teacher.training import patch_students
 
 
 class KilledTraining(training.Training):

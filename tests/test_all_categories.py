@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import summary
-from command_line import ROOT, UserError
-from summary import PAPER, Record
+from student_teacher.reports import summary
+from student_teacher.reports.summary import PAPER, Record
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.paths import ROOT
 
 
 def read_rows(results):
@@ -234,9 +235,10 @@ class House:
     def __init__(self, root):
         self.root, self.data, self.results = root, root / "data", root / "results"
         (root / "src").mkdir()
-        for name in ("all_categories.py", "category_index.py", "summary.py", "command_line.py", "files.py"):
-            shutil.copy(ROOT / "src" / name, root / "src")
-        (root / "src/result_page.py").write_text("def write_summary_page(path, rows): path.touch()\n")
+        shutil.copy(ROOT / "src/all_categories.py", root / "src")
+        shutil.copytree(ROOT / "src/student_teacher", root / "src/student_teacher")
+        page = root / "src/student_teacher/reports/result_page.py"
+        page.write_text("def write_summary_page(path, rows): path.touch()\n")
         for stage in ("resnet18_training", "teacher_training", "students_training", "anomaly_detection"):
             (root / f"src/{stage}.py").write_text(STAGE)
         (root / "mvtec_dataset.py").write_text(DATASET)

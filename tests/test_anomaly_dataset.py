@@ -5,7 +5,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from AnomalyDataset import AnomalyDataset
-from command_line import UserError
+from student_teacher.runtime.errors import UserError
 
 INDEX = """image_name,gt_name,label,type
 train/good/0.png,,0,train

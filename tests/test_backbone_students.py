@@ -6,17 +6,25 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import backbone_students
-import backbone_weights
 import mvtec_dataset
-import preprocessing
-import scoring
 import students_training
-from BackboneDetector import GLOBAL, LOCAL, MAP, SCORE, BackboneDetector, Errors, Standardisation
-from BackboneTeacher import BackboneTeacher, seen_size
-from command_line import UserError
-from Detector import confident_rate, load_detector
-from LocalStudent import LocalStudent, neighbourhoods
+from student_teacher.detection import scoring
+from student_teacher.detection.BackboneDetector import (
+    GLOBAL,
+    LOCAL,
+    MAP,
+    SCORE,
+    BackboneDetector,
+    Errors,
+    Standardisation,
+)
+from student_teacher.detection.Detector import confident_rate, load_detector
+from student_teacher.images import preprocessing
+from student_teacher.runtime.errors import UserError
+from student_teacher.students.LocalStudent import LocalStudent, neighbourhoods
+from student_teacher.teachers import backbone_weights
+from student_teacher.teachers.BackboneTeacher import BackboneTeacher, seen_size
+from student_teacher.training import backbone_students
 
 
 def smooth(number, seed, size=(128, 160)):

@@ -16,14 +16,13 @@ import teacher_neighbours
 import torch
 from PIL import Image
 
-import backbone_students
-import checkpoints
-import losses
 import mvtec_dataset
-from AnomalyDetector import AnomalyDetector, Scale
 from AnomalyNet import PATCH_SIZES, AnomalyNet
-from command_line import UserError
 from FDFEAnomalyNet import FDFEAnomalyNet
+from student_teacher.detection.AnomalyDetector import AnomalyDetector, Scale
+from student_teacher.runtime import checkpoints
+from student_teacher.runtime.errors import UserError
+from student_teacher.training import backbone_students, losses
 
 QUICK = ["--image-size", "12", "--patch-size", "17", "--repeat", "1", "--device", "cpu"]
 PRODUCT = ["--matrix-size", "64"]

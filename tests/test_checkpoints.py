@@ -3,8 +3,8 @@ import pickle
 import pytest
 import torch
 
-import checkpoints
-from command_line import UserError
+from student_teacher.runtime import checkpoints
+from student_teacher.runtime.errors import UserError
 
 
 def test_what_was_saved_is_loaded(tmp_path):

@@ -7,17 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-import backbone_students
-import backbone_weights
-import device
-import preprocessing
 from AnomalyNet import PATCH_SIZES, AnomalyNet
-from BackboneDetector import BackboneDetector
-from cuda_graph import Recorded
-from Detector import Detector
 from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
-from image_store import ImageStore
+from student_teacher.detection.BackboneDetector import BackboneDetector
+from student_teacher.detection.Detector import Detector
+from student_teacher.images import preprocessing
+from student_teacher.images.store import ImageStore
+from student_teacher.runtime import device
+from student_teacher.runtime.cuda_graph import Recorded
+from student_teacher.teachers import backbone_weights
+from student_teacher.training import backbone_students
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

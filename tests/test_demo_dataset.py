@@ -8,7 +8,8 @@ from PIL import Image
 
 import demo_dataset
 import mvtec_dataset
-from command_line import ROOT, UserError
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.paths import ROOT
 
 PARAMETERS = {"seed": 3, "image_size": 64, "train": 3, "test_good": 1, "test_per_kind": 2}
 COMMAND = [sys.executable, ROOT / "demo_dataset.py", "--image-size", "64", "--train", "3", "--test-good", "1"]

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 import anomaly_detection
-import checkpoints
-import scoring
-from AnomalyDetector import AnomalyDetector, Found, Scale, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
-from command_line import ROOT, UserError
-from Detector import VERSION, Calibration, Detector, load_detector
-from inspection import files_in
+from student_teacher.detection import scoring
+from student_teacher.detection.AnomalyDetector import AnomalyDetector, Found, Scale, scale_to_checkpoint
+from student_teacher.detection.Detector import VERSION, Calibration, Detector, load_detector
+from student_teacher.reports.inspection import files_in
+from student_teacher.runtime import checkpoints
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.paths import ROOT
 
 CATEGORY = "knit"
 SIZE = (24, 20)

@@ -6,16 +6,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-import backbone_weights
-import backbones
-import distillation
-import preprocessing
-import views
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from AnomalyResnet18 import AnomalyResnet18
-from distillation import DenseDistillation, PatchDistillation
 from ExtendedAnomalyNet import ExtendedAnomalyNet
-from views import ViewSampler
+from student_teacher.images import preprocessing
+from student_teacher.teachers import backbone_weights, backbones
+from student_teacher.training import distillation, views
+from student_teacher.training.distillation import DenseDistillation, PatchDistillation
+from student_teacher.training.views import ViewSampler
 
 
 def noise(height=150, width=180, seed=0):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from test_stages import CATEGORY, make_category
 
-import checkpoints
 import mvtec_dataset
 from AnomalyNet import AnomalyNet
-from command_line import ROOT
-from moments import Moments
+from student_teacher.runtime import checkpoints
+from student_teacher.runtime.paths import ROOT
+from student_teacher.runtime.running_moments import Moments
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
 # Batches of 3, 3 and 2 of the 8 images to learn from: uneven shares. Then --batch-size 1 below: none for a process.
@@ -169,8 +169,8 @@ import sys
 sys.path.insert(0, {src!r})
 import torch
 from torch import nn
-import distributed
-from SyncBatchNorm2d import SyncBatchNorm2d
+from student_teacher.runtime import distributed
+from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 
 def main():
     torch.manual_seed(0)

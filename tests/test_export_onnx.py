@@ -10,20 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoints
 import export_onnx
-import scoring
-from AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, Scale, scale_to_checkpoint
 from AnomalyNet import AnomalyNet
-from command_line import ROOT, UserError
-from Detector import VERSION, Calibration, load_detector
-from padding import PADDING
-from usual import Statistics
+from FDFE import PADDING
+from student_teacher.detection import scoring
+from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, Scale, scale_to_checkpoint
+from student_teacher.detection.Detector import VERSION, Calibration, load_detector
+from student_teacher.detection.score_statistics import Statistics
+from student_teacher.runtime import checkpoints
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.paths import ROOT
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="optional: requirements-onnx.txt")
 import onnx_runtime  # noqa: E402
 
-import onnx_graph  # noqa: E402  (imports onnx)
+from student_teacher.detection import onnx_graph  # noqa: E402  (imports onnx)
 
 CATEGORY = "knit"
 TOLERANCE = 1e-4  # of the map's range

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import figures
-import metrics
+from student_teacher.evaluation import metrics
+from student_teacher.reports import figures
 
 
 def make_example(shape=(60, 80), seed=0, score=3.0, title="crack/000"):

@@ -2,8 +2,8 @@
 
 import torch
 
-import GlobalStudent as module
-from GlobalStudent import GlobalStudent, left_out_weights
+from student_teacher.students import GlobalStudent as module
+from student_teacher.students.GlobalStudent import GlobalStudent, left_out_weights
 
 SHAPE = 3, 4, 5  # components, rows, columns
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from command_line import ROOT, UserError
-from images import is_image, load_mask, load_reduced, load_rgb
+from student_teacher.images.reading import is_image, load_mask, load_reduced, load_rgb
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.paths import ROOT
 
 
 def pixels(path):
@@ -180,5 +181,6 @@ def test_is_image_by_suffix(tmp_path):
 
 
 def test_no_torch_is_needed():
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import images; sys.exit('torch' in sys.modules)"
+    path = f"sys.path.insert(0, {str(ROOT / 'src')!r})"
+    code = f"import sys; {path}; from student_teacher.images import reading; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,12 +9,12 @@ from PIL import Image
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms import Normalize
 
-import files
-import preprocessing
-from command_line import UserError
-from image_store import ImageStore
-from prefetch import cpu_count, prefetched
-from progress import Progress
+from student_teacher.images import preprocessing
+from student_teacher.images.store import ImageStore
+from student_teacher.runtime import files
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.prefetch import cpu_count, prefetched
+from student_teacher.runtime.resume_log import Progress
 
 # prefetch
 

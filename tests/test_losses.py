@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-import losses
+from student_teacher.training import losses
 
 
 def random(*shape, seed=0):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-import metrics
+from student_teacher.evaluation import metrics
 
 REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
 

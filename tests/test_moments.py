@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from moments import Moments
+from student_teacher.runtime.running_moments import Moments
 
 
 def test_equals_the_library_on_all_values_at_once():

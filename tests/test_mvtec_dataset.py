@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import mvtec_dataset
-from command_line import ROOT, UserError
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.paths import ROOT
 
 SCRIPT = ROOT / "mvtec_dataset.sh"
 
@@ -197,7 +198,7 @@ def test_a_folder_that_takes_no_files(category, monkeypatch):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("files.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("student_teacher.runtime.files.tempfile.mkstemp", refuse)
     assert "tiny.csv can't be written: Permission denied; make the folder writable" in refused(category)
 
 

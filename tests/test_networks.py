@@ -5,8 +5,8 @@ from torch import nn
 import FDFE
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from ExtendedAnomalyNet import ExtendedAnomalyNet
+from FDFE import PADDINGS, pad
 from FDFEAnomalyNet import FDFEAnomalyNet
-from padding import PADDINGS, pad
 
 # Odd, prime, smaller than every patch, not square.
 SIZES = {17: [(19, 23), (7, 12), (1, 3)], 33: [(13, 17), (5, 8)], 65: [(11, 7), (4, 9)]}

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimiser import ADAM_SHARE, MUON_WEIGHT_DECAY, Optimiser
+from student_teacher.training.optimiser import ADAM_SHARE, MUON_WEIGHT_DECAY, Optimiser
 
 
 def net():

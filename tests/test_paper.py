@@ -13,23 +13,22 @@ from test_stages import CATEGORY, make_category
 from torch import nn
 
 import anomaly_detection
-import backbone_weights
-import checkpoints
 import mvtec_dataset
-import paper
-import patch_students
-import preprocessing
-import scoring
-import stages
 import students_training
 import teacher_training
-import training
 from AnomalyDataset import AnomalyDataset
 from AnomalyNet import PATCH_SIZES, AnomalyNet
-from command_line import UserError
-from Detector import load_detector
 from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
+from student_teacher.detection import scoring
+from student_teacher.detection.Detector import load_detector
+from student_teacher.images import category as categories
+from student_teacher.images import preprocessing
+from student_teacher.runtime import checkpoints
+from student_teacher.runtime.errors import UserError
+from student_teacher.teachers import backbone_weights
+from student_teacher.training import loop as training
+from student_teacher.training import paper, patch_students
 
 SIZE = (12, 14)  # of images, small: every patch of them is visited
 TEACHER_GIVEN = ["--patch-size", "17", "--steps", "3", "--batch-size", "4", "--backbone-weights", "random"]
@@ -259,7 +258,7 @@ def test_the_teacher_is_taught_as_published(done):
 
 
 def test_students_learn_as_published(done, data):
-    learned, _ = stages.held_back_split(10, 0)
+    learned, _ = categories.held_back_split(10, 0)
     assert done.training.adam == [(1e-4, 1e-5, False)] * (2 * len(learned))  # 2 epochs, an image a step
     assert set(done.training.dense) == {(1, "zeros")}
     assert not [layer for net in done.training.nets for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -297,7 +296,7 @@ def test_the_map_is_the_paper_s_and_the_score_its_maximum(done, data):
     transform = preprocessing.image_transform(SIZE)
     good = AnomalyDataset(data / CATEGORY, transform, type="train", label=0)
     learned, validation = (
-        torch.stack([good[index]["image"] for index in part]) for part in stages.held_back_split(len(good), 0)
+        torch.stack([good[index]["image"] for index in part]) for part in categories.held_back_split(len(good), 0)
     )
     detector = load_detector(done.detector, device_name="cpu", precision="float32")
     path = data / CATEGORY / "test" / "spot" / "000.png"

@@ -3,13 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-import images
-import patches
-import preprocessing
-import synthetic_defects
-from command_line import UserError
-from patches import PatchSampler
-from pictures import Pictures
+from student_teacher.images import preprocessing
+from student_teacher.images import reading as images
+from student_teacher.images.pictures import Pictures
+from student_teacher.runtime.errors import UserError
+from student_teacher.training import patches, synthetic_defects
+from student_teacher.training.patches import PatchSampler
 
 
 def noise(height=120, width=160, seed=0):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import checkpoints
 from AnomalyNet import AnomalyNet
-from command_line import ROOT
+from student_teacher.runtime import checkpoints
+from student_teacher.runtime.paths import ROOT
 
 PATHS = sorted((ROOT / "model" / "pretrained").glob("teacher_*.pt"))
 

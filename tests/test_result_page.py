@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import figures
-import metrics
-from result_page import MAP_SIDE, ResultPage, curve_path, outline_path, write_summary_page
+from student_teacher.evaluation import metrics
+from student_teacher.reports import figures
+from student_teacher.reports.result_page import MAP_SIDE, ResultPage, curve_path, outline_path, write_summary_page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 OUTCOMES = ("hit", "miss", "alarm", "pass")

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-import scoring
-from AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
 from AnomalyNet import PATCH_SIZES, AnomalyNet
+from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
-from padding import PADDING
-from preprocessing import normalise
-from usual import Statistics
+from student_teacher.detection import scoring
+from student_teacher.detection.AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
+from student_teacher.detection.score_statistics import Statistics
+from student_teacher.images.preprocessing import normalise
 
 
 def make_scale(patch_size=17, students=3):

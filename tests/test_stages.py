@@ -17,15 +17,16 @@ import torch
 from PIL import Image
 
 import anomaly_detection
-import checkpoints
 import mvtec_dataset
-import patch_students
 import resnet18_training
 import students_training
 import teacher_training
-import training
-from AnomalyDetector import AnomalyDetector
-from command_line import ROOT, UserError, run
+from student_teacher.detection.AnomalyDetector import AnomalyDetector
+from student_teacher.runtime import checkpoints
+from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.paths import ROOT
+from student_teacher.training import loop as training
+from student_teacher.training import patch_students
 
 CATEGORY = "knit"
 SIZE = (44, 40)

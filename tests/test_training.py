@@ -11,14 +11,12 @@ from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
 import AnomalyResnet18 as backbone
-import backbone_weights
-import backbones
-import checkpoints
-import device
-import stages
-import training
-from command_line import UserError
-from training import Training, already_trained, learning_rate
+from student_teacher.images import category as categories
+from student_teacher.runtime import checkpoints, command_line, device
+from student_teacher.runtime.errors import UserError
+from student_teacher.teachers import backbone_weights, backbones
+from student_teacher.training import loop as training
+from student_teacher.training.loop import Training, already_trained, learning_rate, shuffled_batches
 
 # training: learning rate
 
@@ -189,18 +187,18 @@ def test_what_is_forgotten_is_trained_anew(tmp_path):
 
 @pytest.mark.parametrize(("number", "held_back"), [(2, 1), (10, 2), (30, 7), (80, 20), (762, 76)])
 def test_held_back_images_are_not_learned_from(number, held_back):
-    learned, kept = stages.held_back_split(number, seed=0)
+    learned, kept = categories.held_back_split(number, seed=0)
     assert len(kept) == held_back
     assert sorted(learned + kept) == list(range(number))
-    assert (learned, kept) == stages.held_back_split(number, seed=0)
+    assert (learned, kept) == categories.held_back_split(number, seed=0)
     assert learned == sorted(learned)
-    assert number == 2 or kept != stages.held_back_split(number, seed=1)[1]
+    assert number == 2 or kept != categories.held_back_split(number, seed=1)[1]
 
 
 def read_size(*texts, **options):
     parser = ArgumentParser()
-    stages.add_image_size(parser, **options)
-    return stages.image_size(parser.parse_args(["--image-size", *texts] if texts else []))
+    command_line.add_image_size(parser, **options)
+    return command_line.image_size(parser.parse_args(["--image-size", *texts] if texts else []))
 
 
 def test_image_size_is_one_number_two_or_native():
@@ -228,9 +226,9 @@ def test_several_image_sizes_that_do_not_fit_are_refused(texts):
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        (stages.positive, {"1": 1, "20": 20}, ("0", "-1", "1.5", "x", "")),
-        (stages.positive_real, {"1e-3": 0.001, "2": 2.0}, ("0", "-1", "nan", "inf", "x")),
-        (stages.not_negative, {"0": 0.0, "0.5": 0.5}, ("-0.1", "nan", "inf", "x")),
+        (command_line.positive, {"1": 1, "20": 20}, ("0", "-1", "1.5", "x", "")),
+        (command_line.positive_real, {"1e-3": 0.001, "2": 2.0}, ("0", "-1", "nan", "inf", "x")),
+        (command_line.not_negative, {"0": 0.0, "0.5": 0.5}, ("-0.1", "nan", "inf", "x")),
     ],
 )
 def test_numbers_out_of_range_are_refused(kind, good, bad, capsys):
@@ -245,15 +243,15 @@ def test_numbers_out_of_range_are_refused(kind, good, bad, capsys):
 
 def test_every_pass_visits_every_image_once_in_an_order_of_its_own():
     indices = [3, 5, 7, 11, 13, 17, 19]
-    batches = stages.shuffled_batches(indices, 3, 4, seed=0)
+    batches = shuffled_batches(indices, 3, 4, seed=0)
     assert [len(batch) for batch in batches] == [3, 3, 1] * 4
     passes = [[*a, *b, *c] for a, b, c in zip(*[iter(batches)] * 3, strict=True)]
     assert all(sorted(order) == indices for order in passes)
     assert len(set(map(tuple, passes))) == 4
-    assert stages.shuffled_batches(indices, 3, 2, seed=0) == batches[:6]
-    assert stages.shuffled_batches(indices, 3, 1.7, seed=0) == batches[:5]
-    assert stages.shuffled_batches(indices, 3, 0.01, seed=0) == batches[:1]
-    assert stages.shuffled_batches(indices, 3, 4, seed=1) != batches
+    assert shuffled_batches(indices, 3, 2, seed=0) == batches[:6]
+    assert shuffled_batches(indices, 3, 1.7, seed=0) == batches[:5]
+    assert shuffled_batches(indices, 3, 0.01, seed=0) == batches[:1]
+    assert shuffled_batches(indices, 3, 4, seed=1) != batches
 
 
 def test_the_digest_tells_other_images_apart_wherever_they_lie(tmp_path):
@@ -262,7 +260,7 @@ def test_the_digest_tells_other_images_apart_wherever_they_lie(tmp_path):
         for path, size in zip(paths, sizes.values(), strict=True):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"x" * size)
-        return stages.digest_of(paths)
+        return categories.digest_of(paths)
 
     digest = files("a", one=3, two=4)
     assert digest == files("b", one=3, two=4)
@@ -273,7 +271,7 @@ def test_pictures_in_a_folder_and_below_are_found_sorted(tmp_path):
     for name in ("b.PNG", "a/c.jpg", "a/.hidden.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert stages.pictures_in(tmp_path) == [tmp_path / "a/c.jpg", tmp_path / "b.PNG"]
+    assert categories.pictures_in(tmp_path) == [tmp_path / "a/c.jpg", tmp_path / "b.PNG"]
 
 
 # device

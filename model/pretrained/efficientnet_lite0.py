@@ -18,9 +18,9 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import backbone_weights
-import checkpoints
-from EfficientNetLite0 import Convolution, EfficientNetLite0
+from student_teacher.runtime import checkpoints
+from student_teacher.teachers import backbone_weights
+from student_teacher.teachers.EfficientNetLite0 import Convolution, EfficientNetLite0
 
 
 def published() -> nn.Module:

@@ -1,0 +1,1 @@
+"""From errors to anomaly maps, scores, p-values and decisions."""

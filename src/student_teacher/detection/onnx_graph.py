@@ -1,0 +1,346 @@
+"""A calibrated detector as one ONNX graph: what a detector and Calibration compute, in float32.
+
+Written node by node from the same layers and placements, not traced: of patch students sizes are computed in the graph,
+so that it holds for images of every size. The graph's parts are named after the functions that they equal.
+"""
+
+import json
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from FDFE import pair
+from FDFEAnomalyNet import FDFEAnomalyNet
+from student_teacher.detection import scoring
+from student_teacher.detection.AnomalyDetector import AnomalyDetector, Scale
+from student_teacher.detection.BackboneDetector import GLOBAL, LOCAL, MAP, SCORE, BackboneDetector, counts
+from student_teacher.detection.Detector import Detector
+from student_teacher.images import preprocessing
+from student_teacher.students.GlobalStudent import GlobalStudent
+from student_teacher.students.LocalStudent import REACH, neighbourhoods
+from student_teacher.teachers.backbones import Lite0
+from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE
+
+OPSET = 18  # the first whose Resize, Pad and reductions take axes
+ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)
+
+
+class _Graph:
+    """Nodes in the order in which they are called for, and the constants among their inputs."""
+
+    def __init__(self):
+        self.nodes, self.constants = [], []
+
+    def __call__(self, operator: str, *inputs, output: str | None = None, **attributes) -> str:
+        """Add a node and return its output's name. Inputs are names, or numbers and arrays (integers are int64)."""
+        names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
+        output = output or f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, names, [output], name=output, **attributes))
+        return output
+
+    def _constant(self, value):
+        array = np.asarray(value)
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+
+def model_of(detector: Detector) -> onnx.ModelProto:
+    """The detector from pixels to scores, with its weights.
+
+    Input: "images", uint8 (batch,3,height,width), RGB at the size that the networks see. Outputs: "maps", float32
+    (batch,rows,columns), over the whole image, and "scores", float32 (batch,), of the detector's own kind. The batch is
+    free, from 1; so are height and width of patch students, whose maps have a value for each pixel. The metadata are
+    JSON: `image_size` to resize to (height and width, null for none) and `held_back_scores`, of which p-values are made
+    as in Calibration.p_value. Raises ValueError for a detector without calibration, or with another backbone than
+    EfficientNet-Lite0.
+    """
+    networks, calibration = detector.networks, detector.calibration
+    if calibration is None:
+        raise ValueError("only a detector as it was calibrated can be written as ONNX")
+    graph = _Graph()
+    if isinstance(networks, BackboneDetector):
+        maps, scored = _backbone_maps(graph, networks)
+        size, map_size = networks.teacher.size, ("rows", "columns")
+    else:
+        maps = scored = _patch_maps(graph, networks)
+        size = map_size = ("height", "width")
+    graph("Squeeze", maps, [1], output="maps")
+    _image_scores(graph, scored, detector.image_score)
+    content = helper.make_graph(
+        graph.nodes,
+        "detector",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, *size])],
+        [
+            helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["batch", *map_size]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch"]),
+        ],
+        graph.constants,
+    )
+    opsets = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(content, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
+    metadata = {"image_size": detector.size, "held_back_scores": calibration.scores(detector.image_score).tolist()}
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _backbone_maps(graph, networks: BackboneDetector):
+    """BackboneDetector.find: the map and what is scored, (N,1,rows,columns) each."""
+    maps = _levels(graph, networks.teacher)
+    errors = {GLOBAL: [_global_error(graph, *both) for both in zip(networks.global_students, maps, strict=True)]}
+    errors[LOCAL] = []
+    expected = {GLOBAL: {}, LOCAL: []}
+    for around, students in zip(neighbourhoods(networks.strides[GLOBAL]), networks.local_students, strict=True):
+        found, logs = _local_errors(graph, around, students, maps)
+        errors[LOCAL] += found
+        for place, level in enumerate(around.global_levels):
+            expected[GLOBAL][level] = _channels(graph, logs, place, place + 1)
+        first = len(around.global_levels)
+        expected[LOCAL] += [_channels(graph, logs, first + place, first + place + 1) for place in range(len(found))]
+    size = [length // networks.stride for length in networks.teacher.size]
+    return [_combined(graph, networks, use, (errors, expected), size) for use in (MAP, SCORE)]
+
+
+def _combined(graph, networks, use, both, size):
+    """BackboneDetector.found_of, for one use."""
+    means, (errors, expected) = [], both
+    for kind, share in ((GLOBAL, networks.shares[use]), (LOCAL, 1 - networks.shares[use])):
+        levels = []
+        for level, (by, stride) in enumerate(
+            zip(networks.standardisations[use][kind], networks.strides[kind], strict=True)
+        ):
+            if not counts(use, stride):
+                continue
+            score = errors[kind][level]
+            if use == SCORE:
+                own = [length // stride for length in networks.teacher.size]
+                score = graph("Sub", score, _resized(graph, graph("Exp", expected[kind][level]), own))
+            mean, std = (value.numpy(force=True) for value in (by.mean, by.std))
+            levels.append(_resized(graph, graph("Div", graph("Sub", score, mean), std), size))
+        means.append(graph("Mul", graph("Mean", *levels), np.float32(share)))
+    return graph("Add", *means)
+
+
+def _resized(graph, x, size):
+    """Interpolated to rows and columns of `size`."""
+    return graph("Resize", x, "", "", size, mode="linear", axes=[ROWS, COLUMNS])
+
+
+def _channels(graph, x, first, last):
+    """Channels `first` to `last`, this one left out."""
+    return graph("Slice", x, [first], [last], [1])
+
+
+def _levels(graph, teacher):
+    """BackboneTeacher.forward."""
+    backbone = teacher.backbone
+    if not isinstance(backbone, Lite0):
+        raise ValueError("of frozen backbones EfficientNet-Lite0 alone is written as ONNX")
+    factor, shift = (value.numpy(force=True) for value in (backbone.factor, backbone.shift))
+    x = graph("Add", graph("Mul", _normalise(graph, "images"), factor), shift)
+    x = _layers(graph, backbone.net.stem, x)
+    found = []
+    for stage in backbone.net.stages:
+        for block in stage:
+            inner = _layers(graph, block.layers, x)
+            x = graph("Add", x, inner) if block.residual else inner
+        found.append(x)
+    maps = []
+    for projection, level, stride in zip(teacher.projections, found[1:], backbone.strides, strict=True):
+        level = graph("AveragePool", _layers(graph, [projection], level), kernel_shape=[3, 3], pads=[1] * 4)
+        maps.append(_pooled(graph, level, FINEST_STRIDE // stride if stride < FINEST_STRIDE else 1))
+    return maps
+
+
+def _layers(graph, layers, x):
+    """Convolutions and activations, one after another."""
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            before, more = layer.padding[0], getattr(layer, "missing", 0)
+            weights = (values.numpy(force=True) for values in (layer.weight, layer.bias))
+            pads = [before, before, before + more, before + more]
+            x = graph("Conv", x, *weights, strides=layer.stride, pads=pads, group=layer.groups)
+        elif isinstance(layer, nn.ReLU6):
+            x = graph("Clip", x, np.float32(0), np.float32(6))
+        elif isinstance(layer, nn.LeakyReLU):
+            x = graph("LeakyRelu", x, alpha=layer.negative_slope)
+        else:
+            raise ValueError(f"{layer} is not written as ONNX")
+    return x
+
+
+def _pooled(graph, x, factor):
+    """Averaged over squares of `factor` places."""
+    return x if factor == 1 else graph("AveragePool", x, kernel_shape=[factor] * 2, strides=[factor] * 2)
+
+
+def _global_error(graph, student: GlobalStudent, maps):
+    """The root of GlobalStudent.forward, (N,1,h,w)."""
+    centred = graph("Flatten", graph("Sub", maps, student.mean.numpy(force=True)))
+    codes, scales = student.codes.numpy(force=True), student.scales.numpy(force=True)
+    basis = graph("Mul", graph("Cast", codes, to=TensorProto.FLOAT), scales[:, None])
+    predicted = graph("MatMul", graph("MatMul", centred, graph("Transpose", basis)), basis)
+    residual = graph("Reshape", graph("Sub", centred, predicted), [-1, *student.mean.shape])
+    return graph("Sqrt", graph("ReduceSumSquare", residual, [1]))
+
+
+def _local_errors(graph, around, students, maps):
+    """The root of the students' mean squared error at each level, (N,1,h,w), and LocalErrors.expected."""
+    parts = [_pooled(graph, maps[level], factor) for level, factor in zip(around.levels, around.factors, strict=True)]
+    stacked = graph("Concat", *parts, axis=1)
+    padded = graph("Pad", stacked, [REACH] * 4, "", [ROWS, COLUMNS], mode="reflect")
+    channels, squares, logs = students[0].channels, [], []
+    for student in students:
+        predicted, all_channels = _layers(graph, student.layers, padded), student.layers[-1].out_channels
+        difference = graph("Sub", _channels(graph, predicted, 0, sum(channels)), stacked)
+        squares.append(graph("Mul", difference, difference))
+        logs.append(_channels(graph, predicted, sum(channels), all_channels))
+    mean, found, first = graph("Mean", *squares), [], 0
+    for number in channels:
+        found.append(graph("Sqrt", graph("ReduceSum", _channels(graph, mean, first, first + number), [1])))
+        first += number
+    return found, graph("Mean", *logs)
+
+
+def _patch_maps(graph, networks: AnomalyDetector):
+    """AnomalyDetector.find, (N,1,H,W)."""
+    pixels, size = _normalise(graph, "images"), _size(graph, "images")
+    maps = []
+    for scale in networks.scales:
+        scores = _scale_scores(graph, scale, networks, pixels)
+        maps.append(_at_every_pixel(graph, scores, networks.stride, size))
+    return graph("Mean", *maps)
+
+
+def _scale_scores(graph, scale: Scale, networks: AnomalyDetector, pixels):
+    """One scale's scoring.error_and_variance and Scale.combine, (N,1,h,w)."""
+    teacher, students = scale.dense(networks.stride)
+    padded = _pad(graph, pixels, teacher)
+    target = _describe_padded(graph, teacher, padded)
+    described = [_describe_padded(graph, student, padded) for student in students]
+    if networks.normalisation == "place":
+        both = graph("Mean", *(_squared_distance(graph, descriptors, target) for descriptors in described))
+        return _by_place(graph, both, scale.place_mean, scale.place_deviation)
+    mean = graph("Mean", *described)
+    error = _squared_distance(graph, mean, target)
+    variance = graph("Mean", *(_squared_distance(graph, descriptors, mean) for descriptors in described))
+    return graph(
+        "Add",
+        _standardised(graph, error, scale.error_mean, scale.error_deviation),
+        _standardised(graph, variance, scale.variance_mean, scale.variance_deviation),
+    )
+
+
+def _squared_distance(graph, a, b):
+    """scoring.squared_norm of a difference, (N,1,h,w)."""
+    return graph("ReduceSumSquare", graph("Sub", a, b), [1])
+
+
+def _standardised(graph, values, mean, deviation):
+    mean, deviation = (value.float().numpy(force=True) for value in (mean, deviation))
+    return graph("Div", graph("Sub", values, mean), deviation)
+
+
+def _normalise(graph, images):
+    """preprocessing.normalise."""
+    pixels = graph("Cast", images, to=TensorProto.FLOAT)
+    mean, deviation = (
+        np.float32(values).reshape(3, 1, 1)
+        for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)
+    )
+    return graph("Div", graph("Sub", graph("Div", pixels, np.float32(255)), mean), deviation)
+
+
+def _by_place(graph, scores, *usual):
+    """usual.by_place, of (N,1,h,w)."""
+    mean, deviation = (
+        graph(
+            "Resize",
+            values[None, None].numpy(force=True),
+            "",
+            "",
+            _size(graph, scores),
+            mode="linear",
+            axes=[ROWS, COLUMNS],
+        )
+        for values in usual
+    )
+    return graph("Div", graph("Sub", scores, mean), deviation)
+
+
+def _size(graph, x):
+    """Height and width of (N,C,H,W)."""
+    return graph("Shape", x, start=ROWS, end=COLUMNS + 1)
+
+
+def _pad(graph, x, net: FDFEAnomalyNet):
+    """FDFEAnomalyNet.pad: zeros, or mirrored as often as it takes."""
+    if net.padding == "zeros":
+        (above, below), (left, right) = net.margins()
+        return graph("Pad", x, [above, left, below, right], "", [ROWS, COLUMNS])
+    for axis, (before, after) in zip((ROWS, COLUMNS), net.margins(), strict=True):
+        length = graph("Squeeze", graph("Shape", x, start=axis, end=axis + 1))
+        period = graph("Max", graph("Mul", graph("Sub", length, 1), 2), 1)
+        places = graph("Mod", graph("Range", -before, graph("Add", length, after), 1), period)
+        x = graph("Gather", x, graph("Min", places, graph("Sub", period, places)), axis=axis)
+    return x
+
+
+def _describe_padded(graph, net: FDFEAnomalyNet, x):
+    """FDFEAnomalyNet.describe_padded."""
+    if net.pixel_step != (1, 1):
+        x = graph("Slice", x, [0, 0], [np.iinfo(np.int64).max] * 2, [ROWS, COLUMNS], net.pixel_step)
+    for layer, (dilation, stride) in net.placed_layers:
+        if isinstance(layer, nn.Conv2d):
+            weights = (values.numpy(force=True) for values in (layer.weight, layer.bias))
+            x = graph("Conv", x, *weights, dilations=dilation, strides=stride)
+        elif isinstance(layer, nn.MaxPool2d):
+            x = graph("MaxPool", x, kernel_shape=pair(layer.kernel_size), dilations=dilation, strides=stride)
+        elif isinstance(layer, nn.LeakyReLU):
+            x = graph("LeakyRelu", x, alpha=layer.negative_slope)
+        else:
+            raise ValueError(f"{layer} is not written as ONNX")
+    return x
+
+
+def _at_every_pixel(graph, scores, stride, size):
+    """scoring.at_every_pixel, of (N,1,h,w)."""
+    if stride == 1:
+        return scores
+    reached = graph("Add", graph("Mul", graph("Sub", _size(graph, scores), [1, 1]), [stride] * 2), [1, 1])
+    between = graph(
+        "Resize",
+        scores,
+        "",
+        "",
+        reached,
+        mode="linear",
+        axes=[ROWS, COLUMNS],
+        coordinate_transformation_mode="align_corners",
+    )
+    behind = graph("Concat", [0, 0], graph("Sub", size, reached), axis=0)
+    return graph("Pad", between, behind, "", [ROWS, COLUMNS], mode="edge")
+
+
+def _image_scores(graph, maps, kind):
+    """scoring.image_scores."""
+    pixels = graph("Flatten", maps)
+    if kind == "top":
+        pixels = _top_values(graph, pixels, _rounded_share(graph, pixels, scoring.TOP_SHARE))
+    graph("ReduceMax" if kind == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")
+
+
+def _rounded_share(graph, values, share):
+    """How many are a `share` of each row of (N,n), one at least."""
+    number = graph("Cast", graph("Shape", values, start=1), to=TensorProto.DOUBLE)
+    return graph("Max", graph("Cast", graph("Round", graph("Mul", number, share)), to=TensorProto.INT64), 1)
+
+
+def _top_values(graph, values, number):
+    """The `number` largest of each row of (N,n), in any order."""
+    top = f"{values}_top"
+    graph.nodes.append(helper.make_node("TopK", [values, number], [top, f"{top}_places"], name=top, sorted=0))
+    return top

@@ -1,0 +1,1 @@
+"""Maps and labels in, measures out."""

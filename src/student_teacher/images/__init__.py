@@ -1,0 +1,1 @@
+"""From files to tensors: reading, the index, categories, caches."""

@@ -1,0 +1,77 @@
+"""The images of a category: which they are, what tells them apart, how they are split."""
+
+import hashlib
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from AnomalyDataset import AnomalyDataset
+from student_teacher.images import preprocessing, reading
+from student_teacher.runtime import device
+from student_teacher.runtime.errors import UserError
+
+
+def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
+    """The category's anomaly-free training images as uint8 tensors. Raises UserError if there are fewer than 2."""
+    transform, least = preprocessing.image_transform(size), preprocessing.least_side(size)
+    dataset = AnomalyDataset(args.data / args.category, transform, least=least, type="train", label=0)
+    if len(dataset) < 2:
+        raise UserError(f"{args.data / args.category} has {len(dataset)} images in train/good: two are the least")
+    return dataset
+
+
+def size_of_all(dataset: AnomalyDataset) -> tuple[int, int]:
+    """Height and width of all images. Raises UserError, naming two, where they differ."""
+    first = None
+    for row in dataset.rows:
+        path = dataset.root_dir / row["image_name"]
+        width, height = reading.load_rgb(path).size
+        first = first or (path, height, width)
+        if (height, width) != first[1:]:
+            raise UserError(
+                f"--image-size native: {first[0]} has {first[2]} x {first[1]} pixels, {path} {width} x {height}; give "
+                "a size for all"
+            )
+    return first[1:]
+
+
+def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
+    """Digest of files' names and contents: what was trained on other images is told apart by it.
+
+    Without `contents`, sizes stand for them, where there may be millions. Raises UserError where a file is missing.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            part = path.read_bytes() if contents else str(path.stat().st_size).encode()
+        except OSError as error:
+            raise UserError(
+                f"{path}: {error.strerror}; run ./mvtec_dataset.sh again if images have gone or come"
+            ) from None
+        digest.update(repr((path.name, len(part))).encode() + part)
+    return digest.hexdigest()[:16]
+
+
+def image_paths(dataset: AnomalyDataset) -> list[Path]:
+    """The files of a dataset's images."""
+    return [dataset.root_dir / row["image_name"] for row in dataset.rows]
+
+
+def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to learn from, and to hold back: a tenth, or 20 if that is more, but then a quarter at most."""
+    held_back = max(1, round(0.1 * number), min(20, number // 4))
+    order = np.random.default_rng(device.seed_of(seed, "held back")).permutation(number).tolist()
+    return sorted(order[held_back:]), sorted(order[:held_back])
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All pictures in a folder and below, sorted. Raises UserError if there are fewer than 2."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: --images takes one with pictures in it or below")
+    found = sorted(path for path in folder.rglob("*") if reading.is_image(path))
+    if len(found) < 2:
+        suffixes = ", ".join(reading.IMAGE_SUFFIXES)
+        raise UserError(f"{folder} holds {len(found)} pictures, two are the least ({suffixes})")
+    return found

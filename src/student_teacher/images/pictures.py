@@ -1,0 +1,53 @@
+"""Pictures of any size, decoded once."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from student_teacher.images import preprocessing
+from student_teacher.images import reading as images
+from student_teacher.runtime.errors import UserError
+
+
+class Pictures:
+    """The pictures of files, RGB, as a sequence: read when asked for, kept in memory until `budget` bytes are full.
+
+    Resized to `image_size` (None leaves them as they are). Several threads may ask at once. In place of a file that is
+    broken stands the next one, with a word on stderr: among a million pictures one shall not end a training.
+    Raises UserError where all are broken.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], image_size: preprocessing.Size = None, budget: int = preprocessing.BUDGET
+    ):
+        self._paths, self._image_size, self._budget = paths, image_size, budget
+        self._kept: dict[int, Image.Image] = {}
+        self._broken: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        for place in range(index, index + len(self)):
+            picture = self._picture(place % len(self))
+            if picture is not None:
+                return picture
+        raise UserError(f"{self._paths[index]}: broken, as are all {len(self)} pictures of its set; give others")
+
+    def _picture(self, index):
+        """The picture of this very file, None where it is broken."""
+        if index in self._kept:
+            return self._kept[index]
+        try:
+            picture = preprocessing.resize(images.load_rgb(self._paths[index]), self._image_size)
+        except UserError as error:
+            if index not in self._broken:
+                self._broken.add(index)
+                print(f"left out: {error}", file=sys.stderr)
+            return None
+        self._budget -= 3 * picture.width * picture.height
+        if self._budget >= 0:
+            self._kept[index] = picture
+        return picture

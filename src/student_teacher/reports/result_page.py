@@ -1,0 +1,353 @@
+"""The pages to look at: one for the images of a category, one for the measures of all categories.
+
+Both are static: style, script and data stand inside the page, pictures in a folder beside it, so that it opens from
+disk without a server and without a network. The templates lie in src/page/, as files that an editor understands.
+"""
+
+import html
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from student_teacher.images.reading import at_most
+from student_teacher.reports import figures
+from student_teacher.runtime.files import write_whole
+
+TEMPLATES = Path(__file__).resolve().parent / "page"
+
+# The longest side in pixels of the picture on a card, of the one that opens from it, and of map and mask. Maps are
+# smooth: stretched over a larger picture they look the same.
+CARD_SIDE, LARGE_SIDE, MAP_SIDE = 320, 1024, 512
+OURS = re.compile(r"\d{4,}(_small|_map)?\.(jpg|png)|cover\.jpg")  # the pictures' names
+CURVE_UNITS = 1000  # width and height of a curve's drawing
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+class ResultPage:
+    """The page of one category: `index.html`, and the folder `page/` with three pictures for each image.
+
+    Images go by number. Threads, and several processes, may save pictures at once; one process alone adds what it knows
+    of each image and finishes the page. Only names, scores and outlines stay in memory until then.
+    """
+
+    def __init__(self, folder: Path, category: str):
+        """Start the page, in place of an older one.
+
+        Args:
+            folder: where `index.html` goes; made if it is not there.
+            category: the page's title.
+        """
+        self.path = Path(folder) / "index.html"
+        self.category = category
+        (Path(folder) / "page").mkdir(parents=True, exist_ok=True)
+        # No page rather than an old one that shows new pictures, should the run stop half-way.
+        self.path.unlink(missing_ok=True)
+        self._images: dict[int, dict] = {}
+
+    def picture_of(self, number: int, kind: str = "") -> Path:
+        """Where the picture of an image lies: itself (""), small ("_small") or its map ("_map")."""
+        # A number: an image's own name may hold what a file system or a URL may not.
+        suffix = "png" if kind == "_map" else "jpg"
+        return self.path.with_name("page") / f"{number:04d}{kind}.{suffix}"
+
+    def save_image(self, number: int, picture: Image.Image) -> None:
+        """Write the RGB picture of an image, at most LARGE_SIDE long, and a small one."""
+        at_most(picture, LARGE_SIDE).save(self.picture_of(number), **figures.JPEG)
+        at_most(picture, CARD_SIDE).save(self.picture_of(number, "_small"), quality=82)
+
+    def save_map(self, number: int, anomaly_map: np.ndarray, vmin: float, vmax: float) -> None:
+        """Write the picture of an image's anomaly map (h, w), of any size; it is stretched over the image.
+
+        Args:
+            number: the image's.
+            anomaly_map: (h, w).
+            vmin, vmax: the ends of the maps' colour scale; `figures.colour_scale` proposes them.
+
+        Raises:
+            ValueError: vmin is not below vmax.
+        """
+        values = at_most(Image.fromarray(np.asarray(anomaly_map, dtype=np.float32)), MAP_SIDE)
+        picture = Image.fromarray(figures.levels(np.asarray(values), vmin, vmax))
+        # A palette with an opacity for each colour: a third of the bytes of RGBA.
+        picture.putpalette(figures.MAP_COLOURS.round().astype(np.uint8).tobytes())
+        opacity = (255 * figures.MAP_OPACITY).round().astype(np.uint8)
+        # Level 2 takes half the time of the default for a tenth more bytes.
+        picture.save(self.picture_of(number, "_map"), transparency=opacity.tobytes(), compress_level=2)
+
+    def add(
+        self, number: int, name: str, kind: str, *, label: int | None, score: float, mask: np.ndarray | None = None
+    ) -> None:
+        """Take an image up, whose pictures are there already.
+
+        Args:
+            number: the image's.
+            name: of the image's file; any characters.
+            kind: of defect, or "good".
+            label: zero for good, anything else for anomalous, None where nobody knows.
+            score: the image's anomaly score; at or above the threshold the image counts as defective.
+            mask: (H, W), nonzero on defects; None where there is none.
+
+        Raises:
+            ValueError: the score is not finite.
+        """
+        score = float(score)
+        if not np.isfinite(score):
+            raise ValueError(f"the score of {name} is {score}, not a finite number")
+        with Image.open(self.picture_of(number)) as picture:
+            width, height = picture.size
+        entry = {
+            "file": self.picture_of(number).stem,
+            "name": name,
+            "kind": kind,
+            "label": None if label is None else int(label != 0),
+            "score": score,
+            "width": width,
+            "height": height,
+        }
+        if mask is not None and np.any(mask):
+            area = Image.fromarray((np.asarray(mask) != 0).astype(np.float32))
+            # Any pixel that a defect touches, or else a small one would be lost on the way down.
+            area = np.asarray(at_most(area, MAP_SIDE, Image.Resampling.BOX)) > 0
+            entry["outline"] = outline_path(area)
+            entry["outline_box"] = f"0 0 {2 * area.shape[1]} {2 * area.shape[0]}"
+        self._images[number] = entry
+
+    def finish(
+        self,
+        measures: Mapping,
+        image_roc: Curve | None = None,
+        pixel_roc: Curve | None = None,
+        pro: Curve | None = None,
+        threshold: float | None = None,
+    ) -> Path:
+        """Write the page and return its path.
+
+        Args:
+            measures: as `metrics.Evaluation.measures` returns them; those that are missing are shown with the reason.
+            image_roc, pixel_roc: (fpr, tpr); None where there is none.
+            pro: (fpr, pro); None where there is none.
+            threshold: of the decisions that were made, for the page to start from; None, or infinity: there are none.
+        """
+        limit = measures.get("au_pro_limit", 0.3)
+        images = [self._images[number] for number in sorted(self._images)]
+        content = {
+            "measures": measures,
+            "threshold": threshold if threshold is not None and np.isfinite(threshold) else None,
+            "curves": {
+                "image_roc": curve_path(image_roc),
+                "pixel_roc": curve_path(pixel_roc),
+                "pro": curve_path(pro, limit),
+            },
+            "images": sorted(images, key=lambda image: -image["score"]),
+        }
+        kept = {self.picture_of(number, kind) for number in self._images for kind in ("", "_small", "_map")}
+        for old in self.path.with_name("page").iterdir():
+            if OURS.fullmatch(old.name) and old not in kept:
+                old.unlink()
+        self._save_cover()
+        # A "<" in a name must not end the script element that holds the data.
+        data = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+        _write_page(self.path, "index.html", title=html.escape(self.category), script=_template("page.js"), data=data)
+        return self.path
+
+    def _save_cover(self) -> None:
+        """The most anomalous image with its map beside it, for the page over categories."""
+        path = self.path.with_name("page") / "cover.jpg"
+        ranks = {number: (bool(image["label"]), image["score"]) for number, image in self._images.items()}
+        if not ranks:
+            return
+        number = max(sorted(ranks), key=ranks.get)
+        small = Image.open(self.picture_of(number, "_small"))
+        heat = Image.open(self.picture_of(number, "_map")).convert("RGBA").resize(small.size)
+        grey = small.convert("L").convert("RGBA")
+        cover = Image.new("RGB", (2 * small.width, small.height))
+        cover.paste(small)
+        cover.paste(Image.alpha_composite(grey, heat).convert("RGB"), (small.width, 0))
+        cover.save(path, quality=85)
+
+
+def outline_path(mask: np.ndarray) -> str:
+    """Trace the borders of a mask's regions as an SVG path.
+
+    Args:
+        mask: (H, W), nonzero inside.
+
+    Returns:
+        The path in units of half a pixel, for the box "0 0 2W 2H". It runs through the middles of the pixels' edges
+        and so cuts the corners of a staircase.
+    """
+    inside = np.pad(np.asarray(mask) != 0, 1)
+    following = defaultdict(list)  # corner -> edges that leave it, each with the inside to its right: (middle, end)
+    for dx, dy in ((0, -1), (1, 0), (0, 1), (-1, 0)):
+        rows, columns = np.nonzero(inside & ~np.roll(inside, (-dy, -dx), (0, 1)))
+        for x, y in zip((2 * columns - 1 + dx).tolist(), (2 * rows - 1 + dy).tolist(), strict=True):
+            following[x + dy, y - dx].append(((x, y), (x - dy, y + dx)))
+    path = []
+    while following:
+        corner = next(iter(following))
+        middles = []
+        while corner in following:  # as many edges enter a corner as leave it: the walk ends where it began
+            edges = following[corner]
+            middle, end = edges.pop()
+            if not edges:
+                del following[corner]
+            middles.append(middle)
+            corner = end
+        points = np.array(middles)
+        steps = np.roll(points, -1, axis=0) - points
+        points = points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)]
+        way = " ".join(f"{x} {y}" for x, y in np.diff(points, axis=0).tolist())
+        path.append(f"M{points[0, 0]} {points[0, 1]}l{way}z")
+    return "".join(path)
+
+
+def curve_path(curve: Curve | None, limit: float = 1.0, points: int = 400) -> str | None:
+    """Draw a rising curve as an SVG path over a square of CURVE_UNITS, up to x = `limit`.
+
+    Args:
+        curve: (x, y), x from 0 to 1, y in [0, 1]; None gives None.
+        limit: in (0, 1]; the curve is interpolated there.
+        points: about how many corners to keep.
+    """
+    if curve is None:
+        return None
+    x, y = curve
+    end = np.searchsorted(x, limit, side="right")
+    x, y = np.append(x[:end], limit), np.append(y[:end], np.interp(limit, x, y))
+    x, y = figures.thin(x, y, limit, points)
+    across, up = CURVE_UNITS * x / limit, CURVE_UNITS * (1 - y)
+    return "M" + "L".join(f"{a:.0f} {b:.0f}" for a, b in zip(across, up, strict=True))
+
+
+# Of the summary: key, heading, what it means.
+SUMMARY_COLUMNS = (
+    ("category", "Category", ""),
+    ("image_au_roc", "Image\nAU-ROC", "how often a defective image scores above a good one"),
+    ("pixel_au_roc", "Pixel\nAU-ROC", "how often a defect's pixel scores above a good one"),
+    ("au_pro", "AU-PRO", "area under the per-region overlap up to a false positive rate of 0.3, divided by it"),
+    ("paper_p65", "Paper\np = 65", "AU-PRO of the paper with one receptive field of 65 pixels"),
+    ("difference_p65", "Difference\nto p = 65", "AU-PRO here less the paper's for p = 65"),
+    ("paper_multiscale", "Paper\nmulti-scale", "AU-PRO of the paper with receptive fields of 17, 33 and 65 pixels"),
+    ("difference_multiscale", "Difference\nto multi-scale", "AU-PRO here less the paper's multi-scale one"),
+    ("seconds", "Time", "training and test"),
+)
+
+
+def write_summary_page(path: Path, rows: Sequence[Mapping]) -> Path:
+    """Write the page over categories; it links the pages of those whose folder lies beside it.
+
+    Args:
+        path: of the page.
+        rows: a mapping for each category, in the order to show: `category`; `status`, "done" or "failed"; `error`;
+            and as numbers or None `image_au_roc`, `pixel_au_roc`, `au_pro`, `paper_p65`, `paper_multiscale`,
+            `seconds`. Other keys are left alone. A last row whose category is "mean" becomes the table's foot.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    rows = [_with_differences(row) for row in rows]
+    mean = rows.pop() if rows and rows[-1]["category"] == "mean" else None
+    if mean:
+        # Over the categories that the paper has too, and not the difference of two means over different ones.
+        for key in ("difference_p65", "difference_multiscale"):
+            known = [row[key] for row in rows if row[key] is not None]
+            mean[key] = sum(known) / len(known) if known else None
+    known = {key for row in rows for key, value in row.items() if value is not None}
+    columns = [column for column in SUMMARY_COLUMNS if column[0] in known]
+    failed = sum(row.get("status") == "failed" for row in rows)
+    count = f"{len(rows)} {'category' if len(rows) == 1 else 'categories'}"
+    _write_page(
+        path,
+        "summary.html",
+        script=_template("summary.js"),
+        count=f"{count}, {failed} failed" if failed else count,
+        head="".join(map(_heading, columns)),
+        body="\n".join(_summary_row(row, columns, path.parent) for row in rows),
+        foot=_summary_row(mean, columns, None) if mean else "",
+        source="" if any(key.startswith("paper") for key, _, _ in columns) else "hidden",
+    )
+    return path
+
+
+def _with_differences(row: Mapping) -> dict:
+    row = dict(row)
+    for scale in ("p65", "multiscale"):
+        ours, theirs = row.get("au_pro"), row.get(f"paper_{scale}")
+        row[f"difference_{scale}"] = None if ours is None or theirs is None else ours - theirs
+    return row
+
+
+def _heading(column: tuple[str, str, str]) -> str:
+    key, heading, meaning = column
+    return (
+        f'<th scope="col" role="columnheader" aria-sort="none" data-key="{key}">'
+        f'<button type="button" title="{html.escape(meaning)}">{heading}</button></th>'
+    )
+
+
+def _summary_row(row: Mapping, columns: Sequence[tuple[str, str, str]], folder: Path | None) -> str:
+    cells = [f'<th scope="row" role="rowheader">{_category_cell(row, folder)}</th>']
+    failed = row.get("status") == "failed"
+    if failed:
+        error = html.escape(f"failed: {row.get('error') or 'no reason is known'}")
+        cells.append(f'<td role="cell" class="error" colspan="{len(columns) - 1}">{error}</td>')
+    else:
+        for key, heading, _ in columns[1:]:
+            value = row.get(key)
+            cells.append(f'<td role="cell" data-heading="{heading}">{_shown(key, value)}</td>')
+    values = {key: None if failed and key != "category" else row.get(key) for key, _, _ in columns}
+    return f'<tr role="row" data-values="{html.escape(json.dumps(values))}">{"".join(cells)}</tr>'
+
+
+def _category_cell(row: Mapping, folder: Path | None) -> str:
+    category = str(row["category"])
+    name = f"<span>{html.escape(category)}</span>"
+    if folder is None or row.get("status") == "failed" or not (folder / category / "index.html").exists():
+        return name
+    pictures = (file for file in ("page/cover.jpg", "examples.png") if (folder / category / file).exists())
+    file = next(pictures, None)
+    picture = f'<img src="{_url(category, file)}" alt="" loading="lazy">' if file else ""
+    return f'<a href="{_url(category, "index.html")}">{picture}{name}</a>'
+
+
+def _shown(key: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if key == "seconds":
+        return _duration(round(value))
+    if key.startswith("difference"):
+        return f"{value:+.3f}".replace("-", "−")
+    return f"{value:.3f}"
+
+
+def _duration(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _url(category: str, file: str) -> str:
+    # "./" keeps a colon in a name from being read as a scheme.
+    return f"./{quote(os.fsencode(category))}/{file}"
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _write_page(path: Path, template: str, **parts: str) -> None:
+    parts["style"] = _template("page.css")
+    # In one pass, so that braces in the parts stay what they are.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _template(template))
+    write_whole(path, page)

@@ -1,0 +1,1 @@
+"""What knows nothing of images or networks: errors, options, devices, processes, files."""

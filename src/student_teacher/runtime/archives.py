@@ -1,0 +1,91 @@
+"""One category out of an archive of many."""
+
+import lzma
+import shutil
+import tarfile
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from student_teacher.runtime.errors import UserError
+
+PARTS = ("train", "test", "ground_truth")
+
+
+def unpack_category(archive: Path, category: str, destination: Path) -> None:
+    """Take one category out of a tar.xz archive, however many more it holds.
+
+    A category is the folder round `train`, `test` and `ground_truth`, at any depth; an archive with those at its very
+    top counts as the category asked for. Files come out as new files of the user's own, writable whatever the archive
+    says, and only plain files come out. The folder appears complete or not at all.
+
+    Args:
+        archive: the tar.xz file.
+        category: its folder's name in the archive.
+        destination: the folder to make; must not exist, or be empty.
+
+    Raises:
+        UserError: the archive is damaged or lacks the category, or the disk does not take it.
+    """
+    unfinished = destination.parent / f".{destination.name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    found = set()
+    try:
+        for member, content in _files(archive):
+            folder, inside = _place(PurePosixPath(member.name), category)
+            if folder is None:
+                continue
+            found.add(folder)
+            if folder == category:
+                target = unfinished / inside
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+        if category not in found:
+            held = ", ".join(sorted(found)) or "no category at all (a folder with train/good in it)"
+            raise UserError(f"{archive}: does not hold {category}; it holds {held}")
+        unfinished.rename(destination)
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{archive}: broken or no tar.xz archive ({error}); delete it and fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{archive}: cannot be unpacked to {destination} ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _files(archive):
+    """Every plain file of the archive and its content, in the archive's order, read once from front to back."""
+    bar = tqdm(total=archive.stat().st_size, desc=archive.name, unit="B", unit_scale=True, disable=None)
+    with bar, archive.open("rb") as raw, lzma.open(_Counted(raw, bar)) as plain:
+        with tarfile.open(fileobj=plain, mode="r|") as tar:
+            for member in tar:
+                if member.isreg():
+                    yield member, tar.extractfile(member)
+        # An archive cut off between two files passes for whole, unless it is read to the end of its compression.
+        while plain.read(2**20):
+            pass
+
+
+class _Counted:
+    """A file whose reading moves a bar."""
+
+    def __init__(self, raw, bar):
+        self.raw, self.bar = raw, bar
+
+    def read(self, size):
+        block = self.raw.read(size)
+        self.bar.update(len(block))
+        return block
+
+
+def _place(name, asked):
+    """The category that a file of the archive belongs to, None without one, and its path in the category's folder."""
+    steps = [step for step in name.parts if step not in ("/", ".")]
+    if ".." in steps:
+        return None, None
+    for depth, step in enumerate(steps[:-1]):
+        if step in PARTS:
+            return (steps[depth - 1] if depth else asked), Path(*steps[depth:])
+    if len(steps) > 1 and steps[-2] == asked:  # a licence or readme beside train and test
+        return asked, Path(steps[-1])
+    return None, None

@@ -1,0 +1,188 @@
+"""Several processes that work as one, started by PyTorch's launcher: torchrun --nproc-per-node N SCRIPT ...
+
+Each process takes its share of the images, and what they find is merged: the results are those of one process. Without
+torchrun every function here gives what a single process needs, and nothing waits for anything.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from student_teacher.runtime import command_line
+from student_teacher.runtime.errors import UserError
+
+Item = TypeVar("Item")
+
+
+def active() -> bool:
+    """Whether there are several processes."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process among all, from 0."""
+    return dist.get_rank() if active() else 0
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine, from 0: also that of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if active() else 0
+
+
+def processes() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if active() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes files."""
+    return rank() == 0
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main()` and exit as command_line.run does, as one of several processes where torchrun started it.
+
+    The first process alone prints. Where several fail, the first to fail says why.
+    """
+    if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        command_line.run(main)
+    try:
+        command_line.run(lambda: _as_one_of_several(main))
+    except SystemExit as ending:
+        # Not by way of the interpreter's own end: a thread of Gloo that comes to free a tensor then aborts the process.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(ending.code or 0)
+
+
+def _as_one_of_several(main: Callable[[], int | None]) -> int | None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's, when another process has ended
+    store, number, total = next(rendezvous("env://"))
+    # What lies on a GPU goes through NCCL, the rest through Gloo, without waiting for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        with contextlib.ExitStack() as quiet:
+            if number:
+                nowhere = quiet.enter_context(Path(os.devnull).open("w"))
+                quiet.enter_context(contextlib.redirect_stdout(nowhere))
+                quiet.enter_context(contextlib.redirect_stderr(nowhere))
+            _collective(partial(dist.init_process_group, backend, store=store, rank=number, world_size=total))
+            status = main()
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        for each in (signal.SIGINT, signal.SIGTERM):  # torchrun's, which would come before the line is out
+            signal.signal(each, signal.SIG_IGN)
+        if _said_already(store):
+            sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+        raise
+    dist.destroy_process_group()
+    return status
+
+
+def _said_already(store: dist.Store) -> bool:
+    try:
+        return store.add("failed", 1) > 1
+    except RuntimeError:  # the machine that kept the store is gone
+        return False
+
+
+def _collective(operation: Callable, *arguments: Any) -> Any:
+    try:
+        return operation(*arguments)
+    except RuntimeError as error:
+        raise UserError(
+            "another process has ended or can't be reached: the same command, without --restart, goes on from the last "
+            "checkpoint"
+        ) from error
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """What of `items` this process takes: every n-th of them. May be empty."""
+    return items[rank() :: processes()]
+
+
+def gathered(value: Item) -> list[Item]:
+    """The `value` of each process. They are pickled; tensors shall lie on the CPU."""
+    if not active():
+        return [value]
+    found: list[Any] = [None] * processes()
+    _collective(dist.all_gather_object, found, value)
+    return found
+
+
+def in_order(found: Sequence[Item]) -> list[Item]:
+    """What all processes found, each for the items of its `share`, in the order of the items."""
+    parts = gathered(found)
+    return [parts[place % len(parts)][place // len(parts)] for place in range(sum(map(len, parts)))]
+
+
+def summed(value: float) -> float:
+    """The sum of the values of all processes, the same on each."""
+    return all_reduce(torch.tensor(value, dtype=torch.float64)).item() if active() else value
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """For each flag, whether it is set in any process."""
+    if not active():
+        return flags
+    return tuple(all_reduce(torch.tensor(flags, dtype=torch.uint8), dist.ReduceOp.MAX).bool().tolist())
+
+
+def wait_for_all() -> None:
+    """Go on when all processes have come here."""
+    any_of(False)
+
+
+def all_reduce(values: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
+    """Combine `values`, in place, with those of the other processes. Returns them."""
+    if active():
+        _collective(dist.all_reduce, values, operation)
+    return values
+
+
+def rows_of_all(rows: Tensor) -> Tensor:
+    """The rows (n,C) of all processes, which may have different n: (N,C), the same on each.
+
+    For losses between rows, which every process computes whole: the gradient goes back to this process's rows alone.
+    """
+    return _RowsOfAll.apply(rows) if active() else rows
+
+
+class _RowsOfAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows):
+        counts = gathered(len(rows))
+        start = sum(counts[: rank()])
+        ctx.own = slice(start, start + len(rows))
+        whole = rows.new_zeros(sum(counts), rows.shape[1])
+        whole[ctx.own] = rows
+        return all_reduce(whole)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient[ctx.own]
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Make each gradient the sum of those of all processes.
+
+    In one all-reduce of all numbers, and not by DistributedDataParallel: that hooks into one forward and backward of a
+    module that is called, while our networks are run through FDFEAnomalyNet, and several backward passes, one for each
+    size of image, add up to the gradient of a step.
+    """
+    if not active():
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))

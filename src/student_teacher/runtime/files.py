@@ -1,0 +1,41 @@
+"""Files that appear under their name whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from student_teacher.runtime.errors import UserError
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file by way of a temporary one beside it; what lay there before stays until the new one is complete.
+
+    Text is written as UTF-8, bytes of names that are no text as question marks. Raises UserError where that can't be
+    done.
+    """
+    if isinstance(content, str):
+        content = content.encode(errors="replace")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it. Raises UserError where it can't be made or takes no files."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(f"{path} can't be written into: {error.strerror or error}") from error

@@ -1,0 +1,54 @@
+"""Mean and deviation of more numbers than fit in memory, in one numerically sound pass."""
+
+import torch
+from torch import Tensor
+
+from student_teacher.runtime import distributed
+
+
+class Moments:
+    """Running mean and variance per channel, in float64.
+
+    Batches are merged by the update of Chan, Golub and LeVeque (1979): no difference of large sums, so that
+    descriptors with a large mean and a small deviation lose no digits.
+    """
+
+    def __init__(self):
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+
+    def update(self, values: Tensor) -> None:
+        """Take in `values` (N,C): N observations of C channels."""
+        values = values.detach().double()
+        mean = values.mean(0)
+        self.merge(len(values), mean, (values - mean).square().sum(0))
+
+    def merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        """Take in `count` observations of the given mean and sum of squared differences from it."""
+        total = self.count + count
+        difference = mean - self.mean
+        self._squares = self._squares + squares + difference.square() * (self.count * count / total)
+        self.mean = self.mean + difference * (count / total)
+        self.count = total
+
+    def gather(self) -> None:
+        """Take in what the other processes have taken in; of several, mean and deviation lie on the CPU then."""
+        if not distributed.active():
+            return
+        parts = distributed.gathered([torch.as_tensor(value).cpu() for value in (self.count, self.mean, self._squares)])
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+        for count, mean, squares in parts:
+            if count:
+                self.merge(count.item(), mean, squares)
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation per channel (C,), float64; 1 where a channel never varies, as there is nothing to scale.
+
+        Raises ValueError before any observation.
+        """
+        if self.count == 0:
+            raise ValueError("no observation yet")
+        deviation = (self._squares / self.count).sqrt()
+        return torch.where(deviation > 1e-12 * (1 + self.mean.abs()), deviation, torch.ones_like(deviation))

@@ -1,0 +1,97 @@
+"""A frozen backbone as the teacher: what it says of an image at several depths."""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from student_teacher.images import preprocessing
+from student_teacher.runtime.running_moments import Moments
+from student_teacher.teachers import backbone_weights
+from student_teacher.teachers.backbones import MULTIPLE, Backbone, averaged
+
+VARIANCE_KEPT = 0.99  # of a level's normalised features, by their principal components
+FINEST_STRIDE = 8  # pixels between places: finer levels are averaged down to it
+
+
+class BackboneTeacher(nn.Module):
+    """uint8 images (N,3,H,W) of `size` -> a map of descriptors a level, (N,K,ceil(H/stride),ceil(W/stride)).
+
+    A level's features are averaged over 3 x 3 places, normalised per channel by mean and deviation on good images, and
+    projected on the principal components that hold VARIANCE_KEPT of what is left. All of that is linear: `weights`
+    (K,C) and `biases` (K,) of each level hold it. `strides` are those of the maps. `size` (height and width) is of
+    multiples of 32.
+    """
+
+    def __init__(self, backbone: Backbone, size: tuple[int, int], weights: list[Tensor], biases: list[Tensor]):
+        super().__init__()
+        self.backbone = backbone
+        self.size = tuple(size)
+        self.strides = tuple(max(stride, FINEST_STRIDE) for stride in backbone.strides)
+        self.projections = nn.ModuleList()
+        for weight, bias in zip(weights, biases, strict=True):
+            projection = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+            projection.load_state_dict({"weight": weight[..., None, None], "bias": bias})
+            self.projections.append(projection)
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = self.backbone.levels(preprocessing.normalise(images))
+        found = []
+        for projection, level, stride in zip(self.projections, features, self.backbone.strides, strict=True):
+            found.append(shrunk(averaged(projection(level)), stride))
+        return found
+
+    @classmethod
+    @torch.no_grad()  # parameters made in inference mode could not be moved
+    def fit(cls, backbone: Backbone, size: tuple[int, int], images: Iterable[Tensor]) -> Self:
+        """Take the principal components from good images, uint8 (N,3,H,W) each, on the backbone's device."""
+        moments = [Moments() for _ in backbone.channels]
+        products = [0.0 for _ in backbone.channels]
+        for batch in images:
+            for level, features in enumerate(backbone.levels(preprocessing.normalise(batch))):
+                values = shrunk(averaged(features.float()), backbone.strides[level]).permute(0, 2, 3, 1).flatten(0, 2)
+                moments[level].update(values)
+                products[level] = products[level] + (values.T @ values).double()
+        found = [_components(part, product) for part, product in zip(moments, products, strict=True)]
+        weights, biases = zip(*found, strict=True)
+        return cls(backbone, size, list(weights), list(biases)).to(weights[0].device)
+
+    def to_checkpoint(self, backbone: str) -> dict[str, Any]:
+        """What `of_checkpoint` rebuilds it from, but for a ResNet18's weights. `backbone`: its name."""
+        return {
+            "backbone": backbone,
+            "size": list(self.size),
+            "projections": [{"weight": p.weight[..., 0, 0].cpu(), "bias": p.bias.cpu()} for p in self.projections],
+            "net": self.backbone.net.state_dict() if backbone == "resnet18" else None,
+        }
+
+    @classmethod
+    def of_checkpoint(cls, content: dict[str, Any]) -> Self:
+        """The BackboneTeacher whose `to_checkpoint` that was."""
+        backbone = backbone_weights.backbone(content["backbone"], "imagenet", content["net"])
+        projections = content["projections"]
+        return cls(backbone, content["size"], *([p[name] for p in projections] for name in ("weight", "bias")))
+
+
+def shrunk(features: Tensor, stride: int) -> Tensor:
+    """Features of `stride` averaged down to FINEST_STRIDE, where they are finer."""
+    return F.avg_pool2d(features, FINEST_STRIDE // stride) if stride < FINEST_STRIDE else features
+
+
+def seen_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The nearest height and width that a backbone takes: multiples of 32, four of them at least."""
+    height, width = (max(4, round(length / MULTIPLE)) * MULTIPLE for length in size)
+    return height, width
+
+
+def _components(moments, products):
+    """Weights (K,C) and biases (K,) that normalise features and project them on their principal components."""
+    std, count = moments.deviation, moments.count
+    covariance = (products - count * moments.mean[:, None] * moments.mean) / count / std / std[:, None]
+    values, vectors = (found.flip(-1) for found in torch.linalg.eigh(covariance))
+    kept = int((values.cumsum(0) < VARIANCE_KEPT * values.sum()).sum()) + 1
+    weights = vectors[:, :kept].T / std
+    return weights.float(), -(weights @ moments.mean).float()

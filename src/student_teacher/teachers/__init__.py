@@ -1,0 +1,1 @@
+"""Frozen backbones and what they say of images."""

@@ -1,0 +1,254 @@
+"""Stage 3 with a frozen backbone for teacher: global students in closed form, local ones that learn in a minute.
+
+Every good image is learned from. What is usual is taken from errors of students that have not seen the image: global
+ones leave it out exactly (GlobalStudent.fit), local ones are cross-fitted, each on all folds but one. Look-alikes,
+photographs of the same part, are left out together.
+"""
+
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from tqdm import tqdm
+
+from student_teacher.detection.BackboneDetector import GLOBAL, LOCAL, BackboneDetector, Errors, sort_expected
+from student_teacher.detection.Detector import Calibration
+from student_teacher.images.store import ImageStore
+from student_teacher.runtime import device, distributed
+from student_teacher.runtime.bars import with_bar
+from student_teacher.students.GlobalStudent import GlobalStudent
+from student_teacher.students.LocalStudent import (
+    REACH,
+    STRIDE,
+    LocalStudent,
+    Neighbourhood,
+    log_distance,
+    neighbourhoods,
+)
+from student_teacher.teachers.backbones import Backbone
+from student_teacher.teachers.BackboneTeacher import BackboneTeacher
+from student_teacher.training.loop import learning_rate
+from student_teacher.training.optimiser import Optimiser
+
+COMPONENT_IMAGES = 50  # tell the levels' principal components, at most
+MOST_IMAGES = 1_000  # to learn from: of more, as many, evenly spread
+ALIKE = 0.6  # correlation of two images' deviations from the mean image from which on they show the same part
+FOLDS = 3  # local students of a level: each sees all folds but one
+LOCAL_STEPS, COARSE_STEPS = 400, 200  # of local students at STRIDE, and beyond, on a quarter of the places
+CROPS, CROP = 32, 4  # crops a step, and places predicted along each side of one
+LEARNING_RATE = 0.05  # Muon's, at its peak
+BATCH = 8  # images at once
+
+
+def fit(
+    backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: list[int], args: Namespace
+) -> tuple[BackboneDetector, Calibration]:
+    """Fit teacher and students to the good images `indices` of the store, of `size`, and calibrate them."""
+    where = device.choose(args.device)
+    if len(indices) > MOST_IMAGES:
+        print(f"{MOST_IMAGES:,} of {len(indices):,} good images, evenly spread, are learned from")
+        indices = evenly(indices, MOST_IMAGES)
+    backbone = backbone.to(where, memory_format=device.memory_format(where))
+    teacher = fit_teacher(backbone, size, store, evenly(indices, COMPONENT_IMAGES), args)
+    maps = teacher_maps(teacher, store, indices, args)
+    groups = look_alikes(maps, teacher.strides)
+    if len(groups) < len(indices):
+        print(f"{len(indices)} images of {len(groups)} parts: images that look alike are left out together")
+    detector, calibration = fit_students(teacher, maps, groups, args)
+    print(
+        f"global students explain {detector.explained:.0%} of what varies among good images, each left out of the fit"
+    )
+    return detector, calibration
+
+
+def fit_students(
+    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], args: Namespace
+) -> tuple[BackboneDetector, Calibration]:
+    """Fit students to the teacher's maps of good images, (n,K,h,w) a level, and calibrate them.
+
+    Images of one of the `groups` are left out together where errors are to be those on images not seen.
+    """
+    return calibrated(teacher, *fit_errors(teacher, maps, groups, args))
+
+
+def fit_errors(
+    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], args: Namespace
+) -> tuple[list[GlobalStudent], list[list[LocalStudent]], Errors]:
+    """Students as BackboneDetector takes them, and the errors on each image of those that have not seen it."""
+    where = device.choose(args.device)
+    bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
+    students, left_out = zip(*(GlobalStudent.fit(level.to(where), groups) for level in bar), strict=True)
+    left_out = [errors.sqrt() for errors in left_out]
+    return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), groups, args)
+
+
+def calibrated(
+    teacher: BackboneTeacher,
+    global_students: Sequence[GlobalStudent],
+    local_students: Sequence[Sequence[LocalStudent]],
+    errors: Errors,
+) -> tuple[BackboneDetector, Calibration]:
+    """The detector of these students, and what is usual, by their `errors` on good images that they have not seen."""
+    detector = (
+        BackboneDetector(teacher, global_students, local_students).to(teacher.projections[0].weight.device).eval()
+    )
+    return detector, Calibration([detector.calibrate(errors)])
+
+
+def evenly(indices: list[int], number: int) -> list[int]:
+    """At most `number` of the indices, evenly spread."""
+    places = np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int)
+    return [indices[place] for place in places]
+
+
+def look_alikes(maps: Sequence[Tensor], strides: Sequence[int]) -> list[list[int]]:
+    """Groups of images that look alike, from the teacher's maps (n,K,h,w) of all levels; most are alone.
+
+    Two look alike where what their maps have beyond the mean map correlates by ALIKE or more, on average over the
+    levels of stride STRIDE and more; so do all that are linked by such pairs. Groups of more than half of all images
+    would leave too little to fit to: each image is alone then.
+    """
+    coarse = [level for level, stride in zip(maps, strides, strict=True) if stride >= STRIDE]
+    similarity = sum(map(_correlations, coarse)) / len(coarse)
+    number, labels = connected_components((similarity >= ALIKE).cpu().numpy())
+    groups = [np.flatnonzero(labels == label).tolist() for label in range(number)]
+    if max(map(len, groups)) > len(labels) / 2:
+        return [[index] for index in range(len(labels))]
+    return groups
+
+
+def folds_of(groups: Sequence[Sequence[int]], number: int) -> list[list[int]]:
+    """The images of all groups in `number` folds of about the same size, groups whole; no fold is empty."""
+    found: list[list[int]] = [[] for _ in range(min(number, len(groups)))]
+    for group in sorted(groups, key=len, reverse=True):
+        min(found, key=len).extend(group)
+    return found
+
+
+def train_local(
+    student: LocalStudent, inputs: Tensor, log_errors: Tensor, steps: int, seed: int, description: str
+) -> LocalStudent:
+    """Train it on crops drawn at random from maps (n,K,h,w) of good images, and global students' errors (n,G,h,w)."""
+    where = inputs.device
+    optimiser = Optimiser([student], "muon", LEARNING_RATE)
+    random = device.generator(seed)
+    padded = F.pad(inputs, (REACH, REACH, REACH, REACH), mode="reflect").permute(0, 2, 3, 1).contiguous()
+    log_errors = log_errors.permute(0, 2, 3, 1).contiguous()
+    number, rows, columns = len(inputs), *inputs.shape[2:]
+    side = torch.arange(CROP + 2 * REACH, device=where)
+    for step in tqdm(range(steps), description, leave=False, dynamic_ncols=True):
+        image, row, column = (
+            torch.randint(most, (CROPS,), generator=random).to(where)[:, None, None]
+            for most in (number, rows - CROP + 1, columns - CROP + 1)
+        )
+        crops = padded[image, row + side[:, None], column + side].permute(0, 3, 1, 2).float()
+        targets = log_errors[image, row + side[:CROP, None], column + side[:CROP]].permute(0, 3, 1, 2)
+        loss = student.loss(crops, targets)
+        loss = loss / distributed.processes()  # all processes do the same, and the optimiser sums their gradients
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step(learning_rate(step, steps))
+    return student.folded()
+
+
+def _batches(indices):
+    return [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+
+
+def fit_teacher(
+    backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: Sequence[int], args: Namespace
+) -> BackboneTeacher:
+    """The backbone as a teacher, with principal components of good images of the store."""
+    where = device.choose(args.device)
+
+    def images() -> Iterator[Tensor]:
+        batches = _batches(indices)
+        for batch in with_bar(store.batches(batches), len(batches), "teacher's components"):
+            yield from (group.to(where) for group in batch)
+
+    with device.autocast(where, args.precision):
+        return BackboneTeacher.fit(backbone, size, images())
+
+
+@torch.inference_mode()
+def teacher_maps(teacher: BackboneTeacher, store: ImageStore, indices: Sequence[int], args: Namespace) -> list[Tensor]:
+    """The teacher's maps of images of the store: a tensor (n,K,h,w) in half precision, on the CPU, for each level."""
+    where = device.choose(args.device)
+    own = distributed.share(indices)
+    batches = _batches(own)
+    found = []
+    for (images,) in with_bar(store.batches(batches), len(batches), "teacher's maps"):
+        with device.autocast(where, args.precision):
+            levels = [level.half().cpu() for level in teacher(images.to(where))]
+        found += list(zip(*levels, strict=True))
+    found = distributed.in_order(found)
+    return [torch.stack([image[level] for image in found]) for level in range(len(teacher.strides))]
+
+
+def _correlations(maps):
+    """Of n images' maps (n,K,h,w), the mean map taken off: (n,n)."""
+    gram = 0.0
+    for channel in maps.unbind(1):
+        centred = (channel.float() - channel.float().mean(0)).flatten(1)
+        gram = gram + centred @ centred.T
+    norms = gram.diagonal().clamp_min(1e-12).sqrt()
+    return gram / norms[:, None] / norms
+
+
+def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups, args):
+    """For each neighbourhood its students, one a fold, and the errors of all students on images not seen.
+
+    `global_errors` (n,h,w) a level are those of global students.
+    """
+    where = device.choose(args.device)
+    students, found, expected = [], [], {GLOBAL: [None] * len(maps), LOCAL: []}
+    for neighbourhood in around:
+        inputs, channels = neighbourhood.of(maps)
+        inputs = inputs.to(where)
+        log_errors = torch.stack(
+            [
+                log_distance(F.adaptive_avg_pool2d(global_errors[level], inputs.shape[2:]))
+                for level in neighbourhood.global_levels
+            ],
+            1,
+        )
+        trained, squared, logs = _cross_fitted(neighbourhood, inputs, channels, log_errors, groups, args)
+        students.append(trained)
+        found += list(squared.sqrt().to(where))
+        sort_expected(expected, neighbourhood, logs.to(where))
+    return students, Errors({GLOBAL: list(global_errors), LOCAL: found}, expected)
+
+
+def _cross_fitted(around, inputs, channels, log_errors, groups, args):
+    """A neighbourhood's students, one a fold, and what each image's own says of it, that has not seen it.
+
+    That is as LocalErrors holds it: (levels,n,h,w) and (n,E,h,w), on the CPU.
+    """
+    number, size = len(inputs), inputs.shape[2:]
+    folds = folds_of(groups, FOLDS)
+    steps = LOCAL_STEPS if around.stride == STRIDE else COARSE_STEPS
+    students, squared = [], torch.empty(len(channels), number, *size)
+    logs = torch.empty(number, log_errors.shape[1] + len(channels), *size)
+    for count, fold in enumerate(folds):
+        seen = sorted(set(range(number)) - set(fold)) or fold
+        seed = device.seed_of(args.seed, "local student", around.stride, count)
+        torch.manual_seed(seed)
+        student = LocalStudent(channels, log_errors.shape[1]).to(inputs.device).train()
+        own = [part.square().sum(1).mean().sqrt() for part in inputs[seen].float().split(channels, 1)]
+        student.expect(torch.cat([log_errors[seen].mean((0, 2, 3)), log_distance(torch.stack(own))]))
+        description = f"local student, stride {around.stride}, {count + 1} of {len(folds)}"
+        students.append(train_local(student, inputs[seen], log_errors[seen], steps, seed, description))
+        squared[:, fold], logs[fold] = _errors(students[-1], inputs[fold])
+    return students, squared, logs
+
+
+@torch.inference_mode()
+def _errors(student, inputs):
+    """What LocalErrors holds, for maps (n,K,h,w): (levels,n,h,w) and (n,E,h,w), on the CPU."""
+    found = [student.errors(part.float()) for part in inputs.split(BATCH)]
+    squared = torch.cat([torch.stack(errors.squared) for errors in found], 1)
+    return squared.cpu(), torch.cat([errors.expected for errors in found]).cpu()
