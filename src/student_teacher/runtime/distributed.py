@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from student_teacher.runtime import command_line
+from student_teacher.runtime import errors
 from student_teacher.runtime.errors import UserError
 
 Item = TypeVar("Item")
@@ -50,14 +50,14 @@ def is_first() -> bool:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call `main()` and exit as command_line.run does, as one of several processes where torchrun started it.
+    """Call `main()` and exit as errors.run does, as one of several processes where torchrun started it.
 
     The first process alone prints. Where several fail, the first to fail says why.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        command_line.run(main)
+        errors.run(main)
     try:
-        command_line.run(lambda: _as_one_of_several(main))
+        errors.run(lambda: _as_one_of_several(main))
     except SystemExit as ending:
         # Not by way of the interpreter's own end: a thread of Gloo that comes to free a tensor then aborts the process.
         with contextlib.suppress(OSError):
