@@ -16,7 +16,7 @@ from student_teacher.runtime import checkpoints, command_line, device
 from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights, backbones
 from student_teacher.training import loop as training
-from student_teacher.training.loop import Training, already_trained, learning_rate, shuffled_batches
+from student_teacher.training.loop import Model, Training, learning_rate, shuffled_batches
 
 # training: learning rate
 
@@ -162,14 +162,14 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice(tmp_path, loss):
 def test_a_finished_model_is_not_trained_again(tmp_path, capsys):
     path = tmp_path / "net.pt"
     ask = path, "net", "carpet", SETTINGS
-    assert not already_trained(*ask)
+    assert not Model(*ask).is_trained()
     checkpoints.save(path, "net", "carpet", {"settings": SETTINGS})
-    assert already_trained(*ask)
+    assert Model(*ask).is_trained()
     assert f"{path} is trained already" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"net\.pt was trained with seed 0, not 1"):
-        already_trained(path, "net", "carpet", SETTINGS | {"seed": 1})
+        Model(path, "net", "carpet", SETTINGS | {"seed": 1}).is_trained()
     with pytest.raises(UserError, match="kind net, wanted is other"):
-        already_trained(path, "other", "carpet", SETTINGS)
+        Model(path, "other", "carpet", SETTINGS).is_trained()
 
 
 def test_what_is_forgotten_is_trained_anew(tmp_path):
@@ -179,7 +179,7 @@ def test_what_is_forgotten_is_trained_anew(tmp_path):
         Job(path).run_stopped(1)
     training.forget(paths)
     assert not any(tmp_path.iterdir())
-    assert not already_trained(paths[1], "net", "carpet", SETTINGS)
+    assert not Model(paths[1], "net", "carpet", SETTINGS).is_trained()
 
 
 # stages

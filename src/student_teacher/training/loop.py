@@ -4,6 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.errors import UserError
 
@@ -112,6 +114,45 @@ class Training:
         self._path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Model:
+    """The file of a model that is trained step by step, and what it is made from.
+
+    Attributes:
+        path: the file; its checkpoint and the picture of its training lie beside it.
+        kind: what it is, as checkpoints are told apart.
+        category: whose model it is.
+        settings: what its training depends on: with others the file is refused.
+    """
+
+    path: Path
+    kind: str
+    category: str
+    settings: Mapping[str, Any]
+
+    def is_trained(self) -> bool:
+        """Whether the finished model of these settings is there; says so. Raises UserError if of others."""
+        if not self.path.exists():
+            return False
+        content = checkpoints.load(self.path, self.kind, category=self.category)
+        require_same_settings(self.path, content["settings"], self.settings)
+        print(f"{self.path} is trained already; --restart trains it again")
+        return True
+
+    def training(self, title: str, parts: Mapping[str, Any], steps: int) -> Training:
+        """Its training, from the start or from its checkpoint."""
+        return Training(self.path, title, self.category, self.settings, parts, steps)
+
+    def save(self, content: Mapping[str, Any], training: Training, loss: str = "loss") -> None:
+        """Write the model and the picture of its training, whose loss is called so; remove the checkpoint."""
+        checkpoints.save(self.path, self.kind, self.category, {"settings": self.settings, **content})
+        if distributed.is_first():
+            picture = self.path.with_name(f"{self.path.stem}_training.png")
+            figures.save_training_curve(picture, *training.curve(loss))
+        training.finish()
+        print(f"saved {self.path}")
+
+
 def checkpoint_of(path: Path) -> Path:
     """Where the training of a model keeps its checkpoint."""
     return path.with_suffix(".checkpoint.pt")
@@ -132,15 +173,6 @@ def forget(paths: Iterable[Path]) -> None:
     for path in paths:
         for file in (path, checkpoint_of(path)):
             file.unlink(missing_ok=True)
-
-
-def already_trained(path: Path, kind: str, category: str, settings: Mapping[str, Any]) -> bool:
-    """Whether `path` holds the finished model of these settings; says so. Raises UserError if of others."""
-    if not path.exists():
-        return False
-    require_same_settings(path, checkpoints.load(path, kind, category=category)["settings"], settings)
-    print(f"{path} is trained already; --restart trains it anew")
-    return True
 
 
 def learning_rate(step: int, steps: int, peak: float = 1.0, warm_up: float = 0.05) -> float:
