@@ -73,8 +73,8 @@ class OnePassTraining:
         self.stride, self.precision = stride, precision
         self.steps = 0
 
-    def step(self, images: Tensor, share: float = 1.0) -> list[float]:
-        """Let all students learn uint8 images (N,3,H,W) at a share of the learning rate. Returns the losses."""
+    def step(self, images: Tensor, fraction: float = 1.0) -> list[float]:
+        """Let all students learn uint8 images (N,3,H,W) at a fraction of the learning rate. Returns the losses."""
         self.optimiser.zero_grad()
         random = device.generator("offset", self.steps)
         offset = tuple(torch.randint(self.stride, (2,), generator=random).tolist())
@@ -88,7 +88,7 @@ class OnePassTraining:
             loss = losses.regression(descriptors.float(), target)
             loss.backward()
             found.append(loss.item())
-        self.optimiser.step(share)
+        self.optimiser.step(fraction)
         return found
 
 

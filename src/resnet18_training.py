@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from AnomalyResnet18 import AnomalyResnet18
-from student_teacher.images import category as categories
-from student_teacher.images import preprocessing
+from student_teacher.images import category, preprocessing
 from student_teacher.images.store import ImageStore
 from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, command_line, device, distributed
@@ -86,7 +85,7 @@ def accuracy(
 def train(args: Namespace) -> Path:
     """Train the backbone and return where it was saved."""
     path = args.model / args.category / "resnet18.pt"
-    dataset = categories.good_images(args, command_line.image_size(args))
+    dataset = category.good_images(args, command_line.image_size(args))
     settings = {
         "seed": args.seed,
         "image_size": command_line.sides(args),
@@ -95,7 +94,7 @@ def train(args: Namespace) -> Path:
         "epochs": args.epochs,
         "learning_rate": args.learning_rate,
         "backbone_weights": backbone_weights.name(args.backbone_weights),
-        "images": categories.digest_of(categories.image_paths(dataset)),
+        "images": category.digest_of(category.image_paths(dataset)),
     }
     if not args.restart and already_trained(path, KIND, args.category, settings):
         return path
@@ -108,7 +107,7 @@ def train(args: Namespace) -> Path:
     net.to(where, memory_format=device.memory_format(where))
 
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
-    learned, held_back = categories.held_back_split(len(dataset), args.seed)
+    learned, validation = category.validation_split(len(dataset), args.seed)
     optimiser = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
     wanted = shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
     if args.restart:
@@ -136,13 +135,13 @@ def train(args: Namespace) -> Path:
         optimiser.step()
         training.report(total)
         if (step + 1) % (5 * per_epoch) == 0:
-            training.note(held_back_accuracy=accuracy(net, store, held_back, args, where))
-    final = accuracy(net, store, held_back, args, where)
-    content = {"settings": settings, "net": net.cpu().state_dict(), "held_back_accuracy": final}
+            training.note(accuracy=accuracy(net, store, validation, args, where))
+    final = accuracy(net, store, validation, args, where)
+    content = {"settings": settings, "net": net.cpu().state_dict(), "validation_accuracy": final}
     checkpoints.save(path, KIND, args.category, content)
     figures.save_training_curve(path.with_name("resnet18_training.png"), *training.curve("cross entropy"))
     training.finish()
-    print(f"held-back accuracy {final:.3f} on {2 * len(held_back)} images (0.5 is chance)")
+    print(f"held-back accuracy {final:.3f} on {2 * len(validation)} images (0.5 is chance)")
     print(f"saved {path}")
     return path
 

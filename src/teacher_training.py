@@ -17,19 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES, AnomalyNet
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.images.pictures import Pictures
 from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, command_line, device, distributed
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.running_moments import RunningMoments
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.teachers import backbone_weights
 from student_teacher.training import losses, paper
-from student_teacher.training import optimiser as optimisers
 from student_teacher.training.distillation import DenseDistillation, Distillation, PatchDistillation
 from student_teacher.training.loop import SCHEDULES, Training, already_trained, forget
-from student_teacher.training.optimiser import Optimiser
+from student_teacher.training.optimiser import Optimiser, add_optimiser
 
 KIND = "teacher"
 STEPS_BETWEEN_CHECKS = 500
@@ -65,7 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     command_line.add_training(
         options, batch_size="4 dense, 64 of patches", learning_rate="0.02; of adam 2e-3 dense, 2e-4 of patches"
     )
-    optimisers.add_option(options)
+    add_optimiser(options)
     options.add_argument(
         "--patch-size",
         type=int,
@@ -141,11 +140,7 @@ def train(args: Namespace, patch_size: int) -> Path:
     """Train the teacher of one patch size and return where it was saved."""
     path = model_path(args, patch_size)
     weights = {name: getattr(args, f"{name}_weight") for name in ("distillation", "metric", "compactness")}
-    paths = (
-        categories.pictures_in(args.images)
-        if args.images
-        else categories.image_paths(categories.good_images(args, None))
-    )
+    paths = category.pictures_in(args.images) if args.images else category.image_paths(category.good_images(args, None))
     adapted = None if args.paper else backbone_weights.adapted_backbone(args)
     settings = {
         "seed": args.seed,
@@ -154,7 +149,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         "steps": args.steps,
         "optimiser": args.optimiser,
         "learning_rate": args.learning_rate,
-        "images": categories.digest_of(paths, contents=args.images is None),
+        "images": category.digest_of(paths, contents=args.images is None),
         "precision": args.precision,
         "image_size": command_line.sides(args),
         "backbone": backbone_weights.backbone_name(args, adapted),
@@ -179,8 +174,8 @@ def train(args: Namespace, patch_size: int) -> Path:
         seen_at = args.backbone_size or patch_size
         distillation = PatchDistillation(backbone, patch_size, seen_at, where, square=args.square_zoom)
     size = command_line.image_size(args)
-    learned, held_back = (
-        Pictures([paths[index] for index in part], size) for part in categories.held_back_split(len(paths), args.seed)
+    learned, validation = (
+        Pictures([paths[index] for index in part], size) for part in category.validation_split(len(paths), args.seed)
     )
 
     with device.autocast(where, args.precision):
@@ -230,10 +225,10 @@ def train(args: Namespace, patch_size: int) -> Path:
         training.report(loss.item(), **{name: value.item() for name, value in parts.items()})
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0:
             with device.autocast(where, args.precision):
-                training.note(held_back=unexplained_variance(net, decoder, distillation, held_back, args))
+                training.note(validation=unexplained_variance(net, decoder, distillation, validation, args))
 
     with device.autocast(where, args.precision):
-        unexplained = unexplained_variance(net, decoder, distillation, held_back, args)
+        unexplained = unexplained_variance(net, decoder, distillation, validation, args)
     # float16 halves the file; students imitate the teacher as it was rounded.
     teacher = net.folded().to(getattr(torch, args.saved_in)).cpu()
     content = {
@@ -264,17 +259,17 @@ class Decoder(nn.Module):
     `literal`: to the features as the backbone gives them.
     """
 
-    def __init__(self, moments: Moments, descriptor_size: int, literal: bool = False):
+    def __init__(self, moments: RunningMoments, descriptor_size: int, literal: bool = False):
         super().__init__()
-        mean, deviation = moments.mean.float(), moments.deviation.float()
+        mean, std = moments.mean.float(), moments.std.float()
         self.register_buffer("mean", torch.zeros_like(mean) if literal else mean)
-        self.register_buffer("deviation", torch.ones_like(deviation) if literal else deviation)
-        self.register_buffer("unit", deviation / self.deviation, persistent=False)
+        self.register_buffer("std", torch.ones_like(std) if literal else std)
+        self.register_buffer("unit", std / self.std, persistent=False)
         self.linear = nn.Linear(descriptor_size, len(mean))
 
     def target(self, features: Tensor) -> Tensor:
         """Features as the backbone gives them (n,F) -> what `forward` should say of them."""
-        return (features - self.mean) / self.deviation
+        return (features - self.mean) / self.std
 
     def unexplained(self, decoded: Tensor, target: Tensor) -> float:
         """The share of the features' variance that is in the differences of `decoded` and `target` (n,F)."""
@@ -285,9 +280,9 @@ class Decoder(nn.Module):
 
 
 @torch.inference_mode()
-def feature_moments(distillation: Distillation, pictures: Pictures, args: Namespace) -> Moments:
+def feature_moments(distillation: Distillation, pictures: Pictures, args: Namespace) -> RunningMoments:
     """Mean and deviation of the backbone's features per channel."""
-    found = Moments()
+    found = RunningMoments()
     seed = device.seed_of(args.seed, "measured")
     for batch in distillation.batches(pictures, seed, range(BATCHES_MEASURED), args.batch_size):
         found.update(distillation.features(batch))

@@ -19,15 +19,14 @@ from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import (
     AnomalyDetector,
-    Found,
+    Maps,
     Scale,
     scale_from_checkpoint,
     scale_to_checkpoint,
 )
-from student_teacher.detection.Detector import Calibration
-from student_teacher.detection.score_statistics import Statistics
-from student_teacher.images import category as categories
-from student_teacher.images import preprocessing
+from student_teacher.detection.Detector import VERSION, Calibration
+from student_teacher.detection.score_statistics import ScoreStatistics
+from student_teacher.images import category, preprocessing
 from student_teacher.images.store import ImageStore
 from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, command_line, device, distributed
@@ -35,10 +34,10 @@ from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import PRETRAINED, ROOT
 from student_teacher.runtime.prefetch import prefetched
-from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.running_moments import RunningMoments
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.training import losses, paper
-from student_teacher.training.loop import SCHEDULES, Training, already_trained, forget, shuffled_batches
+from student_teacher.training.loop import SCHEDULES, Training, already_trained, evenly_spread, forget, shuffled_batches
 from student_teacher.training.optimiser import Optimiser
 
 See = Callable[[Tensor], Tensor]  # uint8 images (N,3,H,W) -> what the networks take
@@ -92,9 +91,9 @@ def load_teacher(args: Namespace, patch_size: int) -> tuple[AnomalyNet, list[str
 @torch.inference_mode()
 def descriptor_moments(
     teacher: FDFEAnomalyNet, seen: See, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
-) -> Moments:
+) -> RunningMoments:
     """Mean and deviation of the teacher's descriptors over all pixels that `teacher` visits."""
-    found = Moments()
+    found = RunningMoments()
     indices = distributed.share(indices)
     for groups in with_bar(store.batches([index] for index in indices), len(indices), "teacher's descriptors"):
         with device.autocast(where, args.precision):
@@ -105,7 +104,7 @@ def descriptor_moments(
 
 
 @torch.inference_mode()
-def held_back_loss(
+def validation_loss(
     teacher: FDFEAnomalyNet,
     students: Sequence[FDFEAnomalyNet],
     seen: See,
@@ -132,9 +131,9 @@ def held_back_loss(
 def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespace, where: torch.device) -> None:
     """Measure error and variance on good images, so that maps are normalised by them."""
     teacher, students = scale.dense(args.stride)
-    statistics = Statistics()
+    statistics = ScoreStatistics()
     indices = distributed.share(indices)
-    for groups in with_bar(store.batches([index] for index in indices), len(indices), "usual errors"):
+    for groups in with_bar(store.batches([index] for index in indices), len(indices), "errors of good images"):
         with device.autocast(where, args.precision):
             images = preprocessing.normalise(groups[0].to(where))
             statistics.update(*scoring.error_and_variance(teacher, students, images))
@@ -142,18 +141,18 @@ def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespa
     scale.calibrate(statistics)
 
 
-def usual_scores(networks: AnomalyDetector, args: Namespace) -> Calibration:
+def score_calibration(networks: AnomalyDetector, args: Namespace) -> Calibration:
     """Measure the scores of the images that were held back."""
-    dataset = categories.good_images(args, command_line.image_size(args))
+    dataset = category.good_images(args, command_line.image_size(args))
     where = device.choose(args.device)
     networks.to(where, memory_format=device.memory_format(where))
-    _, held_back = categories.held_back_split(len(dataset), args.seed)
+    _, indices = category.validation_split(len(dataset), args.seed)
     found = []
-    indices = distributed.share(held_back)
+    indices = distributed.share(indices)
     samples = prefetched(lambda index: dataset[index]["image"], indices)
-    for image in with_bar(samples, len(indices), "usual scores"):
+    for image in with_bar(samples, len(indices), "scores of good images"):
         with device.autocast(where, args.precision):
-            found.append(Found(*(maps.cpu() for maps in networks.find(image[None].to(where)))))
+            found.append(Maps(*(maps.cpu() for maps in networks.maps(image[None].to(where)))))
     return Calibration(distributed.in_order(found))
 
 
@@ -166,19 +165,15 @@ def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
     return pixels[:, :, rows, columns]
 
 
-def evenly(indices: list[int], number: int) -> list[int]:
-    """At most `number` of the indices, evenly spread."""
-    return indices[:: -(-len(indices) // number)]
-
-
 def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
     """Train the students of one patch size and return where they were saved."""
     path = args.model / args.category / f"students_{patch_size}.pt"
     size = command_line.image_size(args)
-    dataset = categories.good_images(args, size)
-    learned, held_back = categories.held_back_split(len(dataset), args.seed)
+    dataset = category.good_images(args, size)
+    learned, validation = category.validation_split(len(dataset), args.seed)
     epochs = args.epochs or float(f"{VISITS / len(learned):.3g}")
     settings = {
+        "detector_version": VERSION,
         "seed": args.seed,
         "image_size": command_line.sides(args),
         "precision": args.precision,
@@ -189,7 +184,7 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
         "students": args.students,
         "stride": args.stride,
         "teacher": checkpoints.fingerprint(teacher_net.state_dict()),
-        "images": categories.digest_of(categories.image_paths(dataset)),
+        "images": category.digest_of(category.image_paths(dataset)),
     } | paper.STUDENTS.identity(args)
     if not args.restart and already_trained(path, KIND, args.category, settings):
         return path
@@ -204,10 +199,10 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
 
     teacher_net.to(where, memory_format=device.memory_format(where))
     dense = partial(FDFEAnomalyNet, stride=stride, padding=args.padding)
-    some = evenly(learned, CALIBRATED_IMAGES)
+    some = evenly_spread(learned, CALIBRATED_IMAGES)
     described = learned if args.all_descriptors else some
     found = descriptor_moments(dense(teacher_net), seen, store, described, args, where)
-    teacher = dense(teacher_net.with_normalised_descriptors(found.mean, found.deviation))
+    teacher = dense(teacher_net.with_normalised_descriptors(found.mean, found.std))
     student_nets = nn.ModuleList()
     for number in range(args.students):
         torch.manual_seed(device.seed_of(args.seed, "student", patch_size, number))
@@ -253,20 +248,20 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
         optimiser.step(SCHEDULES[args.schedule](step, len(wanted)))
         training.report(distributed.summed(total))
         if (step + 1) % per_epoch == 0:
-            shown = held_back[:REPORTED_IMAGES]
-            training.note(held_back=held_back_loss(teacher, students, seen, store, shown, args, where))
+            shown = validation[:REPORTED_IMAGES]
+            training.note(validation=validation_loss(teacher, students, seen, store, shown, args, where))
 
     folded = [net.folded() for net in student_nets]
-    scale = Scale(teacher_net, folded, found.mean, found.deviation, padding=args.padding).to(where)
+    scale = Scale(teacher_net, folded, found.mean, found.std, padding=args.padding).to(where)
     # The held-back images give the p-values, too. Where they also normalise, four numbers of a scale have seen them.
-    calibrate(scale, store, held_back if args.validation else some, args, where)
-    left = held_back_loss(teacher, students, seen, store, held_back, args, where)
+    calibrate(scale, store, validation if args.validation else some, args, where)
+    left = validation_loss(teacher, students, seen, store, validation, args, where)
     content = {"patch_size": patch_size, "settings": settings, "scale": scale_to_checkpoint(scale.cpu())}
-    checkpoints.save(path, KIND, args.category, content | {"held_back_loss": left})
+    checkpoints.save(path, KIND, args.category, content | {"validation_loss": left})
     if distributed.is_first():
         figures.save_training_curve(path.with_name(f"students_{patch_size}_training.png"), *training.curve("loss"))
     training.finish()
-    print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(held_back)} held-back images")
+    print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(validation)} held-back images")
     print(f"saved {path}")
     return path
 
@@ -284,4 +279,4 @@ def fit(args: Namespace) -> Fitted:
     scales = [scale_from_checkpoint(content["scale"]) for content in contents]
     networks = AnomalyDetector(scales, args.stride, args.normalisation)
     changed = [change for _, changes in teachers.values() for change in changes]
-    return Fitted(networks, lambda: usual_scores(networks, args), made_from, changed)
+    return Fitted(networks, lambda: score_calibration(networks, args), made_from, changed)
