@@ -15,8 +15,7 @@ from torch import Tensor
 
 from AnomalyDataset import AnomalyDataset
 from AnomalyResnet18 import AnomalyResnet18
-from student_teacher.images import category as categories
-from student_teacher.images import preprocessing
+from student_teacher.images import category, preprocessing
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import command_line, device, distributed
 from student_teacher.runtime.errors import UserError
@@ -91,14 +90,14 @@ def model_of(args: Namespace, dataset: AnomalyDataset) -> Model:
         "epochs": args.epochs,
         "learning_rate": args.learning_rate,
         "backbone_weights": backbone_weights.name(args.backbone_weights),
-        "images": categories.digest_of(categories.image_paths(dataset)),
+        "images": category.digest_of(category.image_paths(dataset)),
     }
     return Model(args.model / args.category / "resnet18.pt", KIND, args.category, settings)
 
 
 def train(args: Namespace) -> None:
     """Train the backbone and save it."""
-    dataset = categories.good_images(args, command_line.image_size(args))
+    dataset = category.good_images(args, command_line.image_size(args))
     model = model_of(args, dataset)
     if not args.restart and model.is_trained():
         return
@@ -111,7 +110,7 @@ def train(args: Namespace) -> None:
     net.to(where, memory_format=device.memory_format(where))
 
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
-    learned, held_back = categories.held_back_split(len(dataset), args.seed)
+    learned, validation = category.validation_split(len(dataset), args.seed)
     optimiser = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
     batches = shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
     if args.restart:
@@ -132,10 +131,10 @@ def train(args: Namespace) -> None:
         optimiser.step()
         training.report(total)
         if (step + 1) % (5 * per_epoch) == 0:
-            training.note(held_back_accuracy=accuracy(net, store, held_back, args, where))
-    final = accuracy(net, store, held_back, args, where)
-    print(f"held-back accuracy {final:.3f} on {2 * len(held_back)} images (0.5 is chance)")
-    model.save({"net": net.cpu().state_dict(), "held_back_accuracy": final}, training, "cross entropy")
+            training.note(accuracy=accuracy(net, store, validation, args, where))
+    final = accuracy(net, store, validation, args, where)
+    print(f"held-back accuracy {final:.3f} on {2 * len(validation)} images (0.5 is chance)")
+    model.save({"net": net.cpu().state_dict(), "validation_accuracy": final}, training, "cross entropy")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES, AnomalyNet
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.images.pictures import Pictures
 from student_teacher.runtime import checkpoints, command_line, device, distributed
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.teachers import backbone_weights
-from student_teacher.training import optimiser as optimisers
 from student_teacher.training import paper
 from student_teacher.training.distillation import DenseDistillation, Distillation, PatchDistillation
 from student_teacher.training.loop import SCHEDULES, Model, Training, forget
-from student_teacher.training.optimiser import Optimiser
+from student_teacher.training.optimiser import Optimiser, add_optimiser
 from student_teacher.training.teaching import Decoder, Lesson, feature_moments, loss_weights
 
 KIND = "teacher"
@@ -64,7 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     command_line.add_training(
         options, batch_size="4 dense, 64 of patches", learning_rate="0.02; of adam 2e-3 dense, 2e-4 of patches"
     )
-    optimisers.add_option(options)
+    add_optimiser(options)
     options.add_argument(
         "--patch-size",
         type=int,
@@ -151,9 +150,9 @@ def train(args: Namespace, patch_size: int) -> None:
     where = device.choose(args.device)
     distillation = distillation_of(args, patch_size, pictures.adapted, where)
     size = command_line.image_size(args)
-    learned, held_back = (
+    learned, validation = (
         Pictures([pictures.paths[index] for index in part], size)
-        for part in categories.held_back_split(len(pictures.paths), args.seed)
+        for part in category.validation_split(len(pictures.paths), args.seed)
     )
     with device.autocast(where, args.precision):
         moments = feature_moments(distillation, learned, args)
@@ -163,9 +162,9 @@ def train(args: Namespace, patch_size: int) -> None:
         forget(model_path(args, size) for size in args.patch_size)
         args.restart = False
     lesson = Lesson(net, decoder, distillation, args)
-    training = learn(lesson, model, learned, held_back)
+    training = learn(lesson, model, learned, validation)
 
-    unexplained = lesson.unexplained_variance(held_back)
+    unexplained = lesson.unexplained_variance(validation)
     print(f"{unexplained:.3f} of the variance of the backbone's features is left unexplained on held-back pictures")
     # float16 halves the file; students imitate the teacher as it was rounded.
     teacher = net.folded().to(getattr(torch, args.saved_in)).cpu()
@@ -190,9 +189,9 @@ class Source(NamedTuple):
     def of(cls, args: Namespace, patch_size: int) -> Self:
         """As the command line says. Raises UserError where something is missing."""
         if args.images:
-            paths = categories.pictures_in(args.images)
+            paths = category.pictures_in(args.images)
         else:
-            paths = categories.image_paths(categories.good_images(args, None))
+            paths = category.image_paths(category.good_images(args, None))
         adapted = None if args.paper else backbone_weights.adapted_backbone(args)
         start = args.start_from and checkpoints.load(args.start_from, KIND, patch_size=patch_size)["net"]
         return cls(paths, adapted, start)
@@ -207,7 +206,7 @@ def model_of(args: Namespace, patch_size: int, source: Source) -> Model:
         "steps": args.steps,
         "optimiser": args.optimiser,
         "learning_rate": args.learning_rate,
-        "images": categories.digest_of(source.paths, contents=args.images is None),
+        "images": category.digest_of(source.paths, contents=args.images is None),
         "precision": args.precision,
         "image_size": command_line.sides(args),
         "backbone": backbone_weights.backbone_name(args, source.adapted),
@@ -247,7 +246,7 @@ def new_net(args: Namespace, distillation: Distillation, learned: Pictures, sour
     return net
 
 
-def learn(lesson: Lesson, model: Model, learned: Pictures, held_back: Pictures) -> Training:
+def learn(lesson: Lesson, model: Model, learned: Pictures, validation: Pictures) -> Training:
     """Let the teacher learn, batch by batch, from the start or from the last checkpoint."""
     args, distillation = lesson.args, lesson.distillation
     optimiser = Optimiser((lesson.net, lesson.decoder), args.optimiser, args.learning_rate, args.weight_decay)
@@ -260,7 +259,7 @@ def learn(lesson: Lesson, model: Model, learned: Pictures, held_back: Pictures) 
         optimiser.step(SCHEDULES[args.schedule](step, args.steps))
         training.report(loss, **parts)
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0:
-            training.note(held_back=lesson.unexplained_variance(held_back))
+            training.note(validation=lesson.unexplained_variance(validation))
     return training
 
 

@@ -50,8 +50,11 @@ class Training:
         if self._path.exists():
             content = checkpoints.load(self._path, kind, category=category)
             require_same_settings(self._path, content["settings"], self._settings)
-            for name, part in parts.items():
-                part.load_state_dict(content["parts"][name])
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(content["parts"][name])
+            except checkpoints.BROKEN as error:
+                raise UserError(f"{self._path} is of another version: add --restart to train again") from error
             self.step = content["step"]
             self.history = [tuple(entry) for entry in content["history"]]
         if len(set(distributed.gathered(self.step))) > 1:
@@ -195,6 +198,12 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
     """Let all of an optimiser's groups go on with this learning rate."""
     for group in optimiser.param_groups:
         group["lr"] = value
+
+
+def evenly_spread(indices: list[int], number: int) -> list[int]:
+    """At most `number` of the indices, evenly spread."""
+    places = np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int)
+    return [indices[place] for place in places]
 
 
 def shuffled_batches(indices: list[int], batch_size: int, epochs: float, seed: int) -> list[list[int]]:

@@ -20,25 +20,24 @@ from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import (
     AnomalyDetector,
-    Found,
+    Maps,
     Scale,
     scale_from_checkpoint,
     scale_to_checkpoint,
 )
-from student_teacher.detection.Detector import Calibration
-from student_teacher.detection.score_statistics import Statistics
-from student_teacher.images import category as categories
-from student_teacher.images import preprocessing
+from student_teacher.detection.Detector import VERSION, Calibration
+from student_teacher.detection.score_statistics import ScoreStatistics
+from student_teacher.images import category, preprocessing
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import checkpoints, command_line, device, distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import PRETRAINED, ROOT
 from student_teacher.runtime.prefetch import prefetched
-from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.running_moments import RunningMoments
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.training import losses, paper
-from student_teacher.training.loop import SCHEDULES, Model, Training, forget, shuffled_batches
+from student_teacher.training.loop import SCHEDULES, Model, Training, evenly_spread, forget, shuffled_batches
 from student_teacher.training.optimiser import Optimiser
 
 KIND = "students"
@@ -93,7 +92,7 @@ class Lessons(NamedTuple):
 
     store: ImageStore
     batches: list[list[int]]  # indices into the store, a batch a step
-    held_back: list[int]  # not learned from: to see how well they learn
+    validation: list[int]  # not learned from: to see how well they learn
 
 
 class Students:
@@ -130,7 +129,7 @@ class Students:
         return found
 
     @torch.inference_mode()
-    def held_back_loss(self, store: ImageStore, indices: list[int]) -> float:
+    def validation_loss(self, store: ImageStore, indices: list[int]) -> float:
         """Mean loss of the students on held-back images of the store."""
         total = 0.0
         for net in self.nets:
@@ -149,9 +148,11 @@ class Students:
 
 
 @torch.inference_mode()
-def descriptor_moments(teacher: FDFEAnomalyNet, store: ImageStore, indices: list[int], args: Namespace) -> Moments:
+def descriptor_moments(
+    teacher: FDFEAnomalyNet, store: ImageStore, indices: list[int], args: Namespace
+) -> RunningMoments:
     """Mean and deviation of the teacher's descriptors over all pixels that `teacher` visits."""
-    found, where = Moments(), device.choose(args.device)
+    found, where = RunningMoments(), device.choose(args.device)
     indices = distributed.share(indices)
     for groups in with_bar(store.batches([index] for index in indices), len(indices), "teacher's descriptors"):
         with device.autocast(where, args.precision):
@@ -165,9 +166,9 @@ def descriptor_moments(teacher: FDFEAnomalyNet, store: ImageStore, indices: list
 def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespace) -> None:
     """Measure error and variance on good images, so that maps are normalised by them."""
     teacher, students = scale.dense(args.stride)
-    statistics, where = Statistics(), device.choose(args.device)
+    statistics, where = ScoreStatistics(), device.choose(args.device)
     indices = distributed.share(indices)
-    for groups in with_bar(store.batches([index] for index in indices), len(indices), "usual errors"):
+    for groups in with_bar(store.batches([index] for index in indices), len(indices), "errors of good images"):
         with device.autocast(where, args.precision):
             images = preprocessing.normalise(groups[0].to(where))
             statistics.update(*scoring.error_and_variance(teacher, students, images))
@@ -175,18 +176,18 @@ def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespa
     scale.calibrate(statistics)
 
 
-def usual_scores(networks: AnomalyDetector, args: Namespace) -> Calibration:
+def score_calibration(networks: AnomalyDetector, args: Namespace) -> Calibration:
     """Measure the scores of the images that were held back."""
-    dataset = categories.good_images(args, command_line.image_size(args))
+    dataset = category.good_images(args, command_line.image_size(args))
     where = device.choose(args.device)
     networks.to(where, memory_format=device.memory_format(where))
-    _, held_back = categories.held_back_split(len(dataset), args.seed)
+    _, validation = category.validation_split(len(dataset), args.seed)
     found = []
-    indices = distributed.share(held_back)
+    indices = distributed.share(validation)
     samples = prefetched(lambda index: dataset[index]["image"], indices)
-    for image in with_bar(samples, len(indices), "usual scores"):
+    for image in with_bar(samples, len(indices), "scores of good images"):
         with device.autocast(where, args.precision):
-            found.append(Found(*(maps.cpu() for maps in networks.find(image[None].to(where)))))
+            found.append(Maps(*(maps.cpu() for maps in networks.maps(image[None].to(where)))))
     return Calibration(distributed.in_order(found))
 
 
@@ -199,15 +200,10 @@ def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
     return pixels[:, :, rows, columns]
 
 
-def evenly(indices: list[int], number: int) -> list[int]:
-    """At most `number` of the indices, evenly spread."""
-    return indices[:: -(-len(indices) // number)]
-
-
 def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
     """Train the students of one patch size and return where they were saved."""
-    dataset = categories.good_images(args, command_line.image_size(args))
-    learned, held_back = categories.held_back_split(len(dataset), args.seed)
+    dataset = category.good_images(args, command_line.image_size(args))
+    learned, validation = category.validation_split(len(dataset), args.seed)
     epochs = args.epochs or float(f"{VISITS / len(learned):.3g}")
     model = model_of(args, dataset, teacher_net, epochs)
     if not args.restart and model.is_trained():
@@ -216,23 +212,23 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
     teacher_net.to(where, memory_format=device.memory_format(where))
     dense = partial(FDFEAnomalyNet, stride=args.stride, padding=args.padding)
-    some = evenly(learned, CALIBRATED_IMAGES)
+    some = evenly_spread(learned, CALIBRATED_IMAGES)
     moments = descriptor_moments(dense(teacher_net), store, learned if args.all_descriptors else some, args)
-    teacher = dense(teacher_net.with_normalised_descriptors(moments.mean, moments.deviation))
+    teacher = dense(teacher_net.with_normalised_descriptors(moments.mean, moments.std))
     students = Students(teacher, new_students(args, teacher_net, where), args.precision, args.literal_losses)
     if args.restart:  # all sizes at once, so that after a stop the others are trained again, too
         forget(model.path.with_name(f"students_{size}.pt") for size in args.patch_size)
         args.restart = False
     batches = shuffled_batches(learned, args.batch_size, epochs, args.seed)
-    training = learn(students, model, Lessons(store, batches, held_back), args)
+    training = learn(students, model, Lessons(store, batches, validation), args)
 
     folded = [net.folded() for net in students.nets]
-    scale = Scale(teacher_net, folded, moments.mean, moments.deviation, padding=args.padding).to(where)
+    scale = Scale(teacher_net, folded, moments.mean, moments.std, padding=args.padding).to(where)
     # The held-back images give the p-values, too. Where they also normalise, four numbers of a scale have seen them.
-    calibrate(scale, store, held_back if args.validation else some, args)
-    left = students.held_back_loss(store, held_back)
-    print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(held_back)} held-back images")
-    content = {"patch_size": patch_size, "scale": scale_to_checkpoint(scale.cpu()), "held_back_loss": left}
+    calibrate(scale, store, validation if args.validation else some, args)
+    left = students.validation_loss(store, validation)
+    print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(validation)} held-back images")
+    content = {"patch_size": patch_size, "scale": scale_to_checkpoint(scale.cpu()), "validation_loss": left}
     model.save(content, training)
     return model.path
 
@@ -243,6 +239,7 @@ def model_of(args: Namespace, dataset: AnomalyDataset, teacher: AnomalyNet, epoc
     if size and min(size) < 2 * args.stride:
         raise UserError(f"--image-size {min(size)}: too small for patches of {patch_size} at a stride of {args.stride}")
     settings = {
+        "detector_version": VERSION,
         "seed": args.seed,
         "image_size": command_line.sides(args),
         "precision": args.precision,
@@ -253,7 +250,7 @@ def model_of(args: Namespace, dataset: AnomalyDataset, teacher: AnomalyNet, epoc
         "students": args.students,
         "stride": args.stride,
         "teacher": checkpoints.fingerprint(teacher.state_dict()),
-        "images": categories.digest_of(categories.image_paths(dataset)),
+        "images": category.digest_of(category.image_paths(dataset)),
     }
     path = args.model / args.category / f"students_{patch_size}.pt"
     return Model(path, KIND, args.category, settings | paper.STUDENTS.identity(args))
@@ -271,7 +268,7 @@ def new_students(args: Namespace, teacher: AnomalyNet, where: torch.device) -> n
 
 def learn(students: Students, model: Model, lessons: Lessons, args: Namespace) -> Training:
     """Let the students learn, batch by batch, from the start or from the last checkpoint."""
-    store, batches, held_back = lessons
+    store, batches, validation = lessons
     patch_size, stride = students.teacher.patch_size, students.teacher.stride
     optimiser = Optimiser(students.nets, args.optimiser, args.learning_rate, args.weight_decay)
     parts = {"students": students.nets, "optimiser": optimiser}
@@ -291,7 +288,7 @@ def learn(students: Students, model: Model, lessons: Lessons, args: Namespace) -
         optimiser.step(SCHEDULES[args.schedule](step, len(batches)))
         training.report(distributed.summed(total))
         if (step + 1) % per_epoch == 0:
-            training.note(held_back=students.held_back_loss(store, held_back[:REPORTED_IMAGES]))
+            training.note(validation=students.validation_loss(store, validation[:REPORTED_IMAGES]))
     return training
 
 
@@ -308,4 +305,4 @@ def fit(args: Namespace) -> Fitted:
     scales = [scale_from_checkpoint(content["scale"]) for content in contents]
     networks = AnomalyDetector(scales, args.stride, args.normalisation)
     changed = [change for _, changes in teachers.values() for change in changes]
-    return Fitted(networks, lambda: usual_scores(networks, args), made_from, changed)
+    return Fitted(networks, lambda: score_calibration(networks, args), made_from, changed)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from AnomalyNet import AnomalyNet
 from student_teacher.images.pictures import Pictures
 from student_teacher.runtime import device, distributed
-from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.running_moments import RunningMoments
 from student_teacher.training import losses
 from student_teacher.training.distillation import Batch, Distillation
 
-BATCHES_MEASURED = 12  # for the features' mean and deviation, and for the figure on held-back pictures
+BATCHES_MEASURED = 12  # for the features' mean and std, and for the figure on held-back pictures
 
 
 class Decoder(nn.Module):
@@ -21,17 +21,17 @@ class Decoder(nn.Module):
     `literal`: to the features as the backbone gives them.
     """
 
-    def __init__(self, moments: Moments, descriptor_size: int, literal: bool = False):
+    def __init__(self, moments: RunningMoments, descriptor_size: int, literal: bool = False):
         super().__init__()
-        mean, deviation = moments.mean.float(), moments.deviation.float()
+        mean, std = moments.mean.float(), moments.std.float()
         self.register_buffer("mean", torch.zeros_like(mean) if literal else mean)
-        self.register_buffer("deviation", torch.ones_like(deviation) if literal else deviation)
-        self.register_buffer("unit", deviation / self.deviation, persistent=False)
+        self.register_buffer("std", torch.ones_like(std) if literal else std)
+        self.register_buffer("unit", std / self.std, persistent=False)
         self.linear = nn.Linear(descriptor_size, len(mean))
 
     def target(self, features: Tensor) -> Tensor:
         """Features as the backbone gives them (n,F) -> what `forward` should say of them."""
-        return (features - self.mean) / self.deviation
+        return (features - self.mean) / self.std
 
     def unexplained(self, decoded: Tensor, target: Tensor) -> float:
         """The share of the features' variance that is in the differences of `decoded` and `target` (n,F)."""
@@ -85,9 +85,9 @@ class Lesson:
 
 
 @torch.inference_mode()
-def feature_moments(distillation: Distillation, pictures: Pictures, args: Namespace) -> Moments:
-    """Mean and deviation of the backbone's features per channel."""
-    found = Moments()
+def feature_moments(distillation: Distillation, pictures: Pictures, args: Namespace) -> RunningMoments:
+    """Mean and std of the backbone's features per channel."""
+    found = RunningMoments()
     seed = device.seed_of(args.seed, "measured")
     for batch in distillation.batches(pictures, seed, range(BATCHES_MEASURED), args.batch_size):
         found.update(distillation.features(batch))
