@@ -84,7 +84,7 @@ def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) ->
     """What is compared: each gives the maps, and what scores are of. In `plain` nothing is expected."""
     by = {use: networks.standardised(use, errors) for use in (MAP, SCORE)}
     raw = plain.standardised(SCORE, without_expectations(errors))
-    of_map, of_score = networks.shares[MAP], networks.shares[SCORE]
+    of_map, of_score = networks.global_weights[MAP], networks.global_weights[SCORE]
 
     def both(map_share, score_share, only=None, score=by[SCORE], maps=by[MAP]):
         return (
@@ -109,7 +109,7 @@ def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) ->
 
 def without_expectations(errors: Errors) -> Errors:
     """The same errors, where none is expected."""
-    return errors._replace(expected={kind: [level * 0 for level in levels] for kind, levels in errors.found.items()})
+    return errors._replace(expected={kind: [level * 0 for level in levels] for kind, levels in errors.actual.items()})
 
 
 def evaluated(maps: Tensor, scored: Tensor, samples: list[dict]) -> tuple[float, float]:

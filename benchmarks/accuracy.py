@@ -77,7 +77,7 @@ def measure(category: str, args: Namespace) -> dict:
     row = {"category": category} | {name: measures[name] for name in ("image_au_roc", "pixel_au_roc", "au_pro")}
     row |= {name: measures["decisions"].get(name) for name in ("observed_false_alarm_rate", "found")}
     pictures = [test[index]["image"] for index in range(min(TIMED, len(test)))]
-    took = [measuring.seconds(lambda picture=picture: detector.look_at(picture)) for picture in pictures]
+    took = [measuring.seconds(lambda picture=picture: detector.predict(picture)) for picture in pictures]
     row |= {"training_seconds": training, "milliseconds": 1e3 * float(np.median(took))}
     row |= {"megabytes": path.stat().st_size / 1e6}
     return row if args.no_neighbours or detector.size is None else row | neighbours(detector, category, args)

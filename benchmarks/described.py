@@ -15,6 +15,7 @@ from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.backbones import Backbone
 from student_teacher.teachers.BackboneTeacher import BackboneTeacher
 from student_teacher.training import backbone_students
+from student_teacher.training.loop import evenly_spread
 
 
 def teacher_and_maps(
@@ -30,7 +31,7 @@ def teacher_and_maps(
     store = ImageStore(lambda number: transform(rows[number][0][rows[number][1]]["image"]), len(rows))
     backbone = backbone or backbone_weights.backbone("efficientnet_lite0", "imagenet")
     backbone = backbone.to(where, memory_format=device.memory_format(where))
-    learned = backbone_students.evenly(list(range(len(sets[0]))), backbone_students.COMPONENT_IMAGES)
+    learned = evenly_spread(list(range(len(sets[0]))), backbone_students.COMPONENT_IMAGES)
     teacher = backbone_students.fit_teacher(backbone, size, store, learned, args)
     return teacher, backbone_students.teacher_maps(teacher, store, list(range(len(rows))), args)
 

@@ -65,7 +65,7 @@ def measure(args: Namespace) -> list[dict]:
         for setting in settings * (1 + (number == 0)):
 
             def work(detector=detectors[setting], picture=sample["image"]):
-                found["map"], found["score"] = detector.look_at(picture)
+                found["map"], found["score"] = detector.predict(picture)
 
             turns[setting].append(measuring.seconds(work, where))
             if len(maps[setting]) == number:

@@ -86,7 +86,7 @@ def ways(content: dict[str, Any], images: torch.Tensor, precision: str, args: Na
 def detect(networks, precision, errors, images):
     """Maps and image scores, on the device; `errors` are the networks' own, or compiled."""
     with torch.no_grad(), device.autocast(images.device, precision):
-        found = networks.found_of(errors(images))
+        found = networks.maps_of(errors(images))
         return found.anomaly_maps, scoring.image_scores(found.scored_maps)
 
 

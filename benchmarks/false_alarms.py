@@ -38,7 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("categories", nargs="+", help="made ready by mvtec_dataset.sh")
-    options.add_argument("--rates", type=command_line.share, nargs="+", default=[0.05, 0.1], metavar="X")
+    options.add_argument("--rates", type=command_line.fraction, nargs="+", default=[0.05, 0.1], metavar="X")
     options.add_argument("--splits", type=command_line.positive, default=20, help="random ones (default 20)")
     options.add_argument("--image-size", type=command_line.positive, default=512, help="height and width (default 512)")
     options.add_argument("--image-score", choices=scoring.IMAGE_SCORES, default=scoring.IMAGE_SCORES[0])
@@ -80,7 +80,7 @@ def measure(category: str, args: Namespace) -> list[dict]:
             teacher, [level[indices] for level in maps], renumbered, args
         )
         tested = aside + list(range(good, len(maps[0])))
-        found_in = networks.found_of(described.errors(networks, [level[tested] for level in maps], args))
+        found_in = networks.maps_of(described.errors(networks, [level[tested] for level in maps], args))
         scores = scoring.image_scores(found_in.scored_maps, args.image_score).tolist()
         p_values = np.array([calibration.p_value(score, args.image_score) for score in scores])
         for rate in args.rates:

@@ -74,7 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--rival-size", type=command_line.positive, default=256, help="of the others (default 256, theirs)"
     )
     options.add_argument(
-        "--bank", type=command_line.share, default=0.1, help="PatchCore's share of patches (default 0.1)"
+        "--bank", type=command_line.fraction, default=0.1, help="PatchCore's share of patches (default 0.1)"
     )
     options.add_argument(
         "--picture-size", type=command_line.positive, default=1024, help="of the picture (default 1024)"
@@ -168,7 +168,7 @@ def by_rival(
 def works(args: Namespace, picture: Image.Image, ours: dict[str, Detector]) -> dict[tuple[str, str, int], Callable]:
     """What is timed, by name, precision and side of the image that is seen. Says what is left out."""
     side = max(ours["float32"].size)
-    found = {("ours", precision, side): partial(d.look_at, picture) for precision, d in ours.items()}
+    found = {("ours", precision, side): partial(d.predict, picture) for precision, d in ours.items()}
     try:
         found["ours, ONNX Runtime", "float32", side] = in_onnx_runtime(ours["float32"], picture)
     except ImportError as error:
@@ -190,7 +190,7 @@ def works(args: Namespace, picture: Image.Image, ours: dict[str, Detector]) -> d
 
 
 def steps(detector: Detector, picture: Image.Image, repeat: int) -> dict[str, list[float]]:
-    """Seconds of each step of `look_at`, and of what lies between them, in each of `repeat` turns."""
+    """Seconds of each step of `predict`, and of what lies between them, in each of `repeat` turns."""
     clocked = {
         "resize": (detector, "_transform"),
         "normalise": (preprocessing, "normalise"),
@@ -198,7 +198,7 @@ def steps(detector: Detector, picture: Image.Image, repeat: int) -> dict[str, li
         "teacher": (BackboneTeacher, "forward"),
         "global students": (GlobalStudent, "forward"),
         "errors": (BackboneDetector, "errors"),
-        "combination": (BackboneDetector, "found_of"),
+        "combination": (BackboneDetector, "maps_of"),
         "score": (scoring, "image_scores"),
     }
     turns: dict[str, list[float]] = defaultdict(list)
@@ -207,7 +207,7 @@ def steps(detector: Detector, picture: Image.Image, repeat: int) -> dict[str, li
         with ExitStack() as patches:
             for name, (owner, attribute) in clocked.items():
                 patches.enter_context(patch.object(owner, attribute, timed(getattr(owner, attribute), name, took)))
-            took["all"] = measuring.seconds(partial(detector.look_at, picture))
+            took["all"] = measuring.seconds(partial(detector.predict, picture))
         # A step that calls others has their time in it.
         took["projections"] = took["teacher"] - took["normalise"] - took["backbone"]
         took["local students"] = took["errors"] - took["teacher"] - took["global students"]

@@ -22,7 +22,7 @@ import anomaly_detection
 import mvtec_dataset
 import students_training
 from AnomalyDataset import AnomalyDataset
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import add_folders, category_name
@@ -70,13 +70,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, test, print the table, write JSON."""
     args, theirs = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     source = args.data / args.category
-    good = categories.image_paths(AnomalyDataset(source, type="train", label=0))
+    good = category.image_paths(AnomalyDataset(source, type="train", label=0))
     if max(args.numbers) > len(good):
         raise UserError(f"--numbers {max(args.numbers)}: {source} has {len(good)} images in train/good")
     rows = []
     for number in args.numbers:
         name = make_category(args, good, number)
-        learned, _ = categories.held_back_split(number, 0)
+        learned, _ = category.validation_split(number, 0)
         folders = [f"--{folder}={args.folder / folder}" for folder in ("data", "model")]
         students_training.main([name, *folders, "--epochs", str(args.visits / len(learned)), *theirs])
         anomaly_detection.main([name, *folders, f"--results={args.folder / 'results'}"])

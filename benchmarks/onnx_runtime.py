@@ -60,7 +60,7 @@ def session_of(detector: Detector) -> onnxruntime.InferenceSession:
 def detect(detector: Detector, images: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps and scores by PyTorch."""
     with device.autocast(images.device, precision):
-        found = detector.networks.find(images)
+        found = detector.networks.maps(images)
     return found.anomaly_maps, scoring.image_scores(found.scored_maps)
 
 

@@ -78,8 +78,8 @@ class PublishedDetector(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         pixels = preprocessing.normalise(images)
-        mean, deviation = (value.float()[:, None, None] for value in (self.scale.mean, self.scale.deviation))
-        target = (self.teacher(pixels) - mean) / deviation
+        mean, std = (value.float()[:, None, None] for value in (self.scale.mean, self.scale.std))
+        target = (self.teacher(pixels) - mean) / std
         students = torch.stack([student(pixels) for student in self.students])
         error = (students.mean(0) - target).square().sum(1)
         variance = students.var(0, correction=0).sum(1)

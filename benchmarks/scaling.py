@@ -26,12 +26,11 @@ from torch import nn
 from AnomalyNet import AnomalyNet
 from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
-from student_teacher.images import preprocessing
 from student_teacher.runtime import command_line, device, distributed
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
-from student_teacher.training import losses
 from student_teacher.training.optimiser import Optimiser
+from student_teacher.training.patch_students import Students
 
 ESTIMATED = 8  # GPUs, or machines
 WORKER = "SCALING_WORKER"  # the variable that names the file a worker writes
@@ -61,29 +60,23 @@ def measure_steps(args: Namespace) -> dict:
     where, precision = args.device, args.precision[-1]
     size = args.patch_size[0]
     torch.manual_seed(0)
-    students = nn.ModuleList(AnomalyNet(size, batch_normalisation=True) for _ in range(args.students))
-    SyncBatchNorm2d.convert(students)
-    teacher = AnomalyNet(size).eval().requires_grad_(False)
-    teacher, *dense = (
-        FDFEAnomalyNet(net.to(where, memory_format=device.memory_format(where)), args.stride, padding=PADDING)
-        for net in (teacher, *students)
+    nets = nn.ModuleList(AnomalyNet(size, batch_normalisation=True) for _ in range(args.students))
+    SyncBatchNorm2d.convert(nets)
+    teacher, nets = (
+        part.to(where, memory_format=device.memory_format(where))
+        for part in (AnomalyNet(size).eval().requires_grad_(False), nets)
     )
-    optimiser = Optimiser(students, "muon", 0.01)
+    students = Students(FDFEAnomalyNet(teacher, args.stride, padding=PADDING), nets, precision)
+    optimiser = Optimiser(nets, "muon", 0.01)
     images = distributed.share(measuring.random_images(args, args.batch_size))
 
     def step():
         optimiser.zero_grad()
-        pixels = teacher.pad(preprocessing.normalise(images))
-        with device.autocast(where, precision), torch.no_grad():
-            target = teacher.describe_padded(pixels).float()
-        for student in dense:
-            with device.autocast(where, precision):
-                descriptors = student.describe_padded(pixels)
-            (losses.regression(descriptors.float(), target) * len(images) / args.batch_size).backward()
+        students.learn(images, len(images) / args.batch_size)
         optimiser.step(1.0)
 
     turns = measuring.interleaved({"step": step}, args.repeat, where)["step"].turns
-    return {"turns": turns, "gradient_bytes": sum(4 * weights.numel() for weights in students.parameters())}
+    return {"turns": turns, "gradient_bytes": sum(4 * weights.numel() for weights in nets.parameters())}
 
 
 def work() -> None:

@@ -25,16 +25,15 @@ import measuring
 import torch
 from measuring import Timing
 from published import PublishedTraining
-from torch import Tensor, nn
+from torch import Tensor
 
 from AnomalyNet import AnomalyNet
 from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
-from student_teacher.images import preprocessing
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import run
-from student_teacher.training import losses
 from student_teacher.training.optimiser import Optimiser
+from student_teacher.training.patch_students import Students
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-5  # the paper's
 MUON_LEARNING_RATE = 0.05
@@ -67,27 +66,17 @@ class OnePassTraining:
     """The step of src/students_training.py: one pass of the teacher for all students."""
 
     def __init__(self, teacher: AnomalyNet, students: Sequence[AnomalyNet], stride: int, precision: str):
-        self.teacher = FDFEAnomalyNet(teacher, stride, padding=PADDING)
-        self.students = nn.ModuleList(FDFEAnomalyNet(student, stride, padding=PADDING) for student in students)
+        self.students = Students(FDFEAnomalyNet(teacher, stride, padding=PADDING), students, precision)
         self.optimiser = Optimiser(students, "muon", MUON_LEARNING_RATE)
-        self.stride, self.precision = stride, precision
         self.steps = 0
 
     def step(self, images: Tensor, share: float = 1.0) -> list[float]:
         """Let all students learn uint8 images (N,3,H,W) at a share of the learning rate. Returns the losses."""
         self.optimiser.zero_grad()
         random = device.generator("offset", self.steps)
-        offset = tuple(torch.randint(self.stride, (2,), generator=random).tolist())
+        offset = tuple(torch.randint(self.students.teacher.stride, (2,), generator=random).tolist())
         self.steps += 1
-        pixels, found = self.teacher.pad(preprocessing.normalise(images), offset), []
-        with device.autocast(images.device, self.precision), torch.no_grad():
-            target = self.teacher.describe_padded(pixels).float()
-        for student in self.students:
-            with device.autocast(images.device, self.precision):
-                descriptors = student.describe_padded(pixels)
-            loss = losses.regression(descriptors.float(), target)
-            loss.backward()
-            found.append(loss.item())
+        found = self.students.learn(images, 1.0, offset)
         self.optimiser.step(share)
         return found
 

@@ -29,7 +29,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from AnomalyDataset import AnomalyDataset
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError, run
@@ -52,19 +52,19 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def unseen_split(good: AnomalyDataset, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to learn from and to hold back: as many as held_back_split, but whole groups that are alike."""
+    """Indices to learn from and to hold back: as many as validation_split, but whole groups that are alike."""
     pixels = seen_before.thumbnails(good)
     alike = seen_before.correlations(pixels, pixels) > seen_before.ALIKE
     group = torch.arange(len(alike))
     while not torch.equal(spread := torch.where(alike | alike.T, group, len(alike)).amin(1).minimum(group), group):
         group = spread
-    wanted = len(categories.held_back_split(len(alike), seed)[1])
-    held_back: list[int] = []
+    wanted = len(category.validation_split(len(alike), seed)[1])
+    validation: list[int] = []
     sizes = group.bincount(minlength=len(alike))
     for number in np.random.default_rng(device.seed_of(seed, "unseen")).permutation(len(alike)):
-        if 0 < sizes[number] <= wanted - len(held_back):
-            held_back += (group == number).nonzero()[:, 0].tolist()
-    return sorted(set(range(len(alike))) - set(held_back)), sorted(held_back)
+        if 0 < sizes[number] <= wanted - len(validation):
+            validation += (group == number).nonzero()[:, 0].tolist()
+    return sorted(set(range(len(alike))) - set(validation)), sorted(validation)
 
 
 def noise(random: np.random.Generator, grain: int) -> Grey:
@@ -161,16 +161,16 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{args.data / args.category} has {len(good)} images in train/good: 8 are the least here")
     if args.unseen:
         small = AnomalyDataset(args.data / args.category, seen_before.grey_thumbnail, type="train")
-        learned, held_back = unseen_split(small, args.seed)
-        if not held_back:
+        learned, validation = unseen_split(small, args.seed)
+        if not validation:
             raise UserError(f"{args.data / args.category}: all images look like one part, so none can be left unseen")
     else:
-        learned, held_back = categories.held_back_split(len(good), args.seed)
+        learned, validation = category.validation_split(len(good), args.seed)
     begun = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(begun, ignore_errors=True)
     for index in learned:
         save(np.asarray(good[index]["image"]), begun / "train" / "good" / f"{index:04}.png")
-    images = [np.asarray(good[index]["image"], dtype=float) for index in held_back]
+    images = [np.asarray(good[index]["image"], dtype=float) for index in validation]
     for number, image in enumerate(with_bar(images, len(images), "defects")):
         save(image, begun / "test" / "good" / f"{number:03}.png")
         other = images[(number + 7) % len(images)]

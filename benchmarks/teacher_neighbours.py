@@ -84,10 +84,10 @@ def describe(describing: Describe, dataset: AnomalyDataset, where: torch.device)
 def neighbour_maps(good: Tensor, tested: Tensor, bank_size: int, seed: int) -> Tensor:
     """Distance of each descriptor (N,h,w,C) to the nearest of `bank_size` good ones, all normalised: (N,h,w)."""
     bank = good.flatten(0, 2)
-    deviation, mean = torch.std_mean(bank, 0)
+    std, mean = torch.std_mean(bank, 0)
     chosen = torch.randperm(len(bank), generator=device.generator(seed))[:bank_size]
-    bank = (bank[chosen.to(bank.device)] - mean) / (deviation + 1e-6)
-    tested = (tested - mean) / (deviation + 1e-6)
+    bank = (bank[chosen.to(bank.device)] - mean) / (std + 1e-6)
+    tested = (tested - mean) / (std + 1e-6)
     maps = [torch.cdist(image.flatten(0, 1), bank).amin(1).view(image.shape[:2]) for image in tested]
     return torch.stack(maps)
 

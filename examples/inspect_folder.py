@@ -28,8 +28,8 @@ output = args.output or args.folder / "anomaly_maps"
 output.mkdir(parents=True, exist_ok=True)
 
 session = onnxruntime.InferenceSession(args.model)
-size, held_back = (
-    json.loads(session.get_modelmeta().custom_metadata_map[n]) for n in ("image_size", "held_back_scores")
+size, good_scores = (
+    json.loads(session.get_modelmeta().custom_metadata_map[n]) for n in ("image_size", "calibration_scores")
 )
 for path in paths:
     try:
@@ -40,7 +40,7 @@ for path in paths:
     seen = image.resize(size[::-1], Image.Resampling.BILINEAR) if size else image
     pixels = np.asarray(seen).transpose(2, 0, 1)[None]
     (anomaly_map,), (score,) = session.run(["maps", "scores"], {"images": pixels})
-    p_value = (1 + np.sum(held_back >= score)) / (len(held_back) + 1)
+    p_value = (1 + np.sum(good_scores >= score)) / (len(good_scores) + 1)
     decision = "anomalous" if p_value <= args.false_alarm_rate else "good"
     print(f"{path.name}  score {score:.3f}  p-value {p_value:.3f}  {decision}")
     shown = Image.fromarray(anomaly_map).resize(image.size, Image.Resampling.BILINEAR)

@@ -113,16 +113,16 @@ class AnomalyNet(nn.Module):
             images = layer(images)
 
     @torch.no_grad()
-    def with_normalised_descriptors(self, mean: Tensor, deviation: Tensor) -> Self:
+    def with_normalised_descriptors(self, mean: Tensor, std: Tensor) -> Self:
         """Return a copy whose descriptors are (descriptor - mean) / deviation, per channel (C,).
 
         The last convolution is linear, so the paper's normalisation (section 3.2) goes into its weights.
         """
         normalised = copy.deepcopy(self)
         decode = normalised.layers[-1]
-        mean, deviation = (values.to(decode.weight.device).double() for values in (mean, deviation))
-        decode.weight.copy_(decode.weight.double() / deviation[:, None, None, None])
-        decode.bias.copy_((decode.bias.double() - mean) / deviation)
+        mean, std = (values.to(decode.weight.device).double() for values in (mean, std))
+        decode.weight.copy_(decode.weight.double() / std[:, None, None, None])
+        decode.bias.copy_((decode.bias.double() - mean) / std)
         return normalised
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS
 from student_teacher.detection.Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
 from student_teacher.evaluation import metrics
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.images.reading import encoded
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import inspect, shown_side
@@ -35,9 +35,9 @@ from student_teacher.reports.result_page import ResultPage
 from student_teacher.runtime import command_line, distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import make_folder, write_whole
+from student_teacher.runtime.files import make_folder, write_atomically
 from student_teacher.runtime.prefetch import prefetched
-from student_teacher.runtime.resume_log import Progress
+from student_teacher.runtime.resume_log import ResumeLog
 from student_teacher.training import paper
 
 BROKEN_IMAGES = 3  # exit status
@@ -81,7 +81,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument(
         "--false-alarm-rate",
-        type=command_line.share,
+        type=command_line.fraction,
         default=FALSE_ALARM_RATE,
         metavar="X",
         help="of good images, this share may be called anomalous: lower misses more defects (default "
@@ -89,7 +89,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument(
         "--pixel-false-alarm-rate",
-        type=command_line.share,
+        type=command_line.fraction,
         default=0.01,
         metavar="X",
         help="of the pixels of good images, this share may be outlined (default 0.01)",
@@ -128,7 +128,7 @@ def detector_of(args: Namespace) -> Detector:
 
 
 def detect(
-    detector: Detector, dataset: AnomalyDataset, args: Namespace, page: ResultPage, progress: Progress
+    detector: Detector, dataset: AnomalyDataset, args: Namespace, page: ResultPage, log: ResumeLog
 ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
     """Map (H,W), score and mask (None for a good one) of each image. Goes on after a stop.
 
@@ -142,11 +142,11 @@ def detect(
         name = Path(dataset.rows[number]["image_name"]).with_suffix(".tiff")
         return page.path.parent / "anomaly_maps" / args.category / name
 
-    def look_at(number: int, sample: dict) -> tuple:
-        score = progress.get(sample["path"])
+    def predict(number: int, sample: dict) -> tuple:
+        score = log.get(sample["path"])
         if score is not None and path_of(number).exists() and page.picture_of(number).exists():
             return number, sample, None, score
-        return number, sample, *detector.look_at(sample["image"], args.image_score)
+        return number, sample, *detector.predict(sample["image"], args.image_score)
 
     def keep(found: tuple) -> tuple:
         number, sample, small_map, score = found
@@ -155,12 +155,12 @@ def detect(
         else:
             anomaly_map = at_own_size(small_map, sample["size"])
             page.save_image(number, sample["image"])
-            write_whole(path_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
-            progress.put(sample["path"], score)
+            write_atomically(path_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
+            log.put(sample["path"], score)
         return anomaly_map, score, np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None
 
-    looked_at = map(look_at, numbers, prefetched(dataset.__getitem__, numbers))
-    kept = prefetched(keep, looked_at, finish=True)
+    predictions = map(predict, numbers, prefetched(dataset.__getitem__, numbers))
+    kept = prefetched(keep, predictions, finish=True)
     for found in with_bar(kept, len(numbers), "anomaly maps"):
         for values, value in zip((maps, scores, masks), found, strict=True):
             values.append(value)
@@ -246,12 +246,12 @@ def main(arguments: list[str] | None = None) -> int:
     dataset.least = shown_side(detector)
     results = args.results / args.category
     make_folder(results)
-    images = categories.digest_of(categories.image_paths(dataset))
-    progress = Progress(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
+    images = category.digest_of(category.image_paths(dataset))
+    log = ResumeLog(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
     page = ResultPage(results, args.category)
-    maps, scores, masks = detect(detector, dataset, args, page, progress)
+    maps, scores, masks = detect(detector, dataset, args, page, log)
     if not distributed.is_first():
-        progress.finish()
+        log.finish()
         return 0
 
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
@@ -264,13 +264,13 @@ def main(arguments: list[str] | None = None) -> int:
     p_values = [detector.p_value_of(score, args.image_score) for score in scores]
     if detector.calibration:
         measures["decisions"] = decisions(np.array(p_values), labels, args.false_alarm_rate)
-    write_whole(results / "scores.csv", scores_table(dataset, scores, p_values))
+    write_atomically(results / "scores.csv", scores_table(dataset, scores, p_values))
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)
     write_figures(dataset, maps, scores, masks, page)
     page.finish(measures, *curves)
-    write_whole(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
-    progress.finish()
+    write_atomically(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
+    log.finish()
 
     for name in ("image_au_roc", "pixel_au_roc", "au_pro"):
         if name in measures:

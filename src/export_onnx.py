@@ -13,7 +13,7 @@ from pathlib import Path
 from student_teacher.detection.Detector import load_detector
 from student_teacher.runtime import command_line
 from student_teacher.runtime.errors import UserError, run
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     detector = load_detector(folder / "detector.pt", stride=args.stride, device_name="cpu")
     content = onnx_graph.model_of(detector).SerializeToString()
     output = args.output or folder / "detector.onnx"
-    write_whole(output, content)
+    write_atomically(output, content)
     print(f"{output}: {len(content) / 2**20:.0f} MiB")
 
 

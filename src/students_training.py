@@ -10,15 +10,15 @@ from argparse import Namespace
 
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES
 from student_teacher.detection.Detector import VERSION, Calibration
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import checkpoints, command_line, distributed
 from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.BackboneTeacher import seen_size
 from student_teacher.training import backbone_students, paper, patch_students
-from student_teacher.training import optimiser as optimisers
 from student_teacher.training.loop import require_same_settings
+from student_teacher.training.optimiser import add_optimiser
 
 TEACHERS = ("backbone", "patches")
 BACKBONE_SIZE, PATCHES_SIZE = 512, 256  # sides that images are resized to
@@ -46,7 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     command_line.add_image_size(options, default=None, otherwise="512; 256 with --teacher patches")
     command_line.add_training(options, batch_size="4", learning_rate="0.05; of adam 1e-3")
-    optimisers.add_option(options, default=None)
+    add_optimiser(options, default=None)
     backbone_weights.add_options(options, default="efficientnet_lite0")
     patches = options.add_argument_group("with --teacher patches, like --batch-size, --learning-rate and --optimiser")
     patches.add_argument(
@@ -102,22 +102,22 @@ def _completed(args):
 
 def train_backbone_students(args: Namespace) -> None:
     """Fit students to a frozen backbone and write detector.pt."""
-    dataset = categories.good_images(args, None)
+    dataset = category.good_images(args, None)
     adapted = backbone_weights.adapted_backbone(args)
     settings = {
         "teacher": backbone_weights.backbone_name(args, adapted),
         "seed": args.seed,
         "image_size": command_line.sides(args),
         "precision": args.precision,
-        "images": categories.digest_of(categories.image_paths(dataset)),
+        "images": category.digest_of(category.image_paths(dataset)),
     }
     path = args.model / args.category / "detector.pt"
     if is_made(path, settings, args):
         print(f"{path} is trained already; --restart trains it again")
         return
-    size = seen_size(command_line.image_size(args) or categories.size_of_all(dataset))
+    size = seen_size(command_line.image_size(args) or category.size_of_all(dataset))
     backbone = backbone_weights.backbone(args.backbone, args.backbone_weights, adapted)
-    dataset = categories.good_images(args, size)
+    dataset = category.good_images(args, size)
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
     networks, calibration = backbone_students.fit(backbone, size, store, list(range(len(dataset))), args)
     content = {"image_size": list(size), "stride": networks.stride, "backbone": networks.to_checkpoint(args.backbone)}

@@ -10,30 +10,28 @@ replaces those that ship (category "pretrained"); with a category's name the tea
 teaches as the paper does, --images being ImageNet's in the paper.
 """
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES, AnomalyNet
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.images.pictures import Pictures
-from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, command_line, device, distributed
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.running_moments import Moments
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.teachers import backbone_weights
-from student_teacher.training import losses, paper
-from student_teacher.training import optimiser as optimisers
+from student_teacher.training import paper
 from student_teacher.training.distillation import DenseDistillation, Distillation, PatchDistillation
-from student_teacher.training.loop import SCHEDULES, Training, already_trained, forget
-from student_teacher.training.optimiser import Optimiser
+from student_teacher.training.loop import SCHEDULES, Model, Training, forget
+from student_teacher.training.optimiser import Optimiser, add_optimiser
+from student_teacher.training.teaching import Decoder, Lesson, feature_moments, loss_weights
 
 KIND = "teacher"
 STEPS_BETWEEN_CHECKS = 500
-BATCHES_MEASURED = 12  # for the features' mean and deviation, and for the figure on held-back pictures
 # What hangs on the way of distillation. Dense: a batch is one of views, with some 10,000 descriptors in it; weights
 # found good on held-back pictures. Patches: the paper's learning rate and losses.
 DEFAULTS = {
@@ -65,7 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     command_line.add_training(
         options, batch_size="4 dense, 64 of patches", learning_rate="0.02; of adam 2e-3 dense, 2e-4 of patches"
     )
-    optimisers.add_option(options)
+    add_optimiser(options)
     options.add_argument(
         "--patch-size",
         type=int,
@@ -101,6 +99,17 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         metavar="FILE",
         help="go on from the teacher in FILE, of one that ships, say, in place of random weights (dense distillation)",
     )
+    add_losses(options)
+    args = paper.TEACHER.parse(options, arguments)
+    for name, value in DEFAULTS[args.distillation].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value[args.optimiser] if isinstance(value, dict) else value)
+    args.patch_size = sorted(set(args.patch_size))
+    return args
+
+
+def add_losses(options: ArgumentParser) -> None:
+    """Add what the backbone sees, and the weights of the losses."""
     options.add_argument(
         "--backbone-size",
         type=command_line.positive,
@@ -124,12 +133,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
             help=f"weight of the {name} loss; 0 leaves it out (default 0 dense, 1 of patches)",
         )
     backbone_weights.add_options(options, default="resnet18")
-    args = paper.TEACHER.parse(options, arguments)
-    for name, value in DEFAULTS[args.distillation].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value[args.optimiser] if isinstance(value, dict) else value)
-    args.patch_size = sorted(set(args.patch_size))
-    return args
 
 
 def model_path(args: Namespace, patch_size: int) -> Path:
@@ -137,16 +140,65 @@ def model_path(args: Namespace, patch_size: int) -> Path:
     return args.model / args.category / f"teacher_{patch_size}.pt"
 
 
-def train(args: Namespace, patch_size: int) -> Path:
-    """Train the teacher of one patch size and return where it was saved."""
-    path = model_path(args, patch_size)
-    weights = {name: getattr(args, f"{name}_weight") for name in ("distillation", "metric", "compactness")}
-    paths = (
-        categories.pictures_in(args.images)
-        if args.images
-        else categories.image_paths(categories.good_images(args, None))
+def train(args: Namespace, patch_size: int) -> None:
+    """Train the teacher of one patch size and save it."""
+    pictures = Source.of(args, patch_size)
+    model = model_of(args, patch_size, pictures)
+    if not args.restart and model.is_trained():
+        return
+    print(f"teacher of {patch_size} pixels, backbone: {model.settings['backbone']}, {len(pictures.paths)} pictures")
+    where = device.choose(args.device)
+    distillation = distillation_of(args, patch_size, pictures.adapted, where)
+    size = command_line.image_size(args)
+    learned, validation = (
+        Pictures([pictures.paths[index] for index in part], size)
+        for part in category.validation_split(len(pictures.paths), args.seed)
     )
-    adapted = None if args.paper else backbone_weights.adapted_backbone(args)
+    with device.autocast(where, args.precision):
+        moments = feature_moments(distillation, learned, args)
+    net = new_net(args, distillation, learned, pictures)
+    decoder = Decoder(moments, args.descriptor_size, args.literal_losses).to(where)
+    if args.restart:  # all sizes at once, so that after a stop the others are trained again, too
+        forget(model_path(args, size) for size in args.patch_size)
+        args.restart = False
+    lesson = Lesson(net, decoder, distillation, args)
+    training = learn(lesson, model, learned, validation)
+
+    unexplained = lesson.unexplained_variance(validation)
+    print(f"{unexplained:.3f} of the variance of the backbone's features is left unexplained on held-back pictures")
+    # float16 halves the file; students imitate the teacher as it was rounded.
+    teacher = net.folded().to(getattr(torch, args.saved_in)).cpu()
+    content = {
+        "patch_size": patch_size,
+        "descriptor_size": args.descriptor_size,
+        "paper": paper.TEACHER.changed(args) if args.paper else None,
+        "net": teacher.state_dict(),
+        "unexplained_variance": unexplained,
+    }
+    model.save(content, training)
+
+
+class Source(NamedTuple):
+    """What a teacher is made from."""
+
+    paths: list[Path]  # pictures
+    adapted: dict[str, Tensor] | None  # the backbone's weights that stage 1 made
+    start: dict[str, Tensor] | None  # the teacher's weights to go on from
+
+    @classmethod
+    def of(cls, args: Namespace, patch_size: int) -> Self:
+        """As the command line says. Raises UserError where something is missing."""
+        if args.images:
+            paths = category.pictures_in(args.images)
+        else:
+            paths = category.image_paths(category.good_images(args, None))
+        adapted = None if args.paper else backbone_weights.adapted_backbone(args)
+        start = args.start_from and checkpoints.load(args.start_from, KIND, patch_size=patch_size)["net"]
+        return cls(paths, adapted, start)
+
+
+def model_of(args: Namespace, patch_size: int, source: Source) -> Model:
+    """The file of a teacher, and what it depends on."""
     settings = {
         "seed": args.seed,
         "distillation": args.distillation,
@@ -154,165 +206,74 @@ def train(args: Namespace, patch_size: int) -> Path:
         "steps": args.steps,
         "optimiser": args.optimiser,
         "learning_rate": args.learning_rate,
-        "images": categories.digest_of(paths, contents=args.images is None),
+        "images": category.digest_of(source.paths, contents=args.images is None),
         "precision": args.precision,
         "image_size": command_line.sides(args),
-        "backbone": backbone_weights.backbone_name(args, adapted),
-        "weights": weights,
-    }
+        "backbone": backbone_weights.backbone_name(args, source.adapted),
+        "weights": loss_weights(args),
+    } | paper.TEACHER.identity(args)
     if args.distillation == "patches":
         settings["backbone_size"] = args.backbone_size
-    settings |= paper.TEACHER.identity(args)
-    start = args.start_from and checkpoints.load(args.start_from, KIND, patch_size=patch_size)["net"]
-    if start:
-        settings["start_from"] = checkpoints.fingerprint(start)
-    if not args.restart and already_trained(path, KIND, args.category, settings):
-        return path
-    print(f"teacher of {patch_size} pixels, backbone: {settings['backbone']}, {len(paths)} pictures")
-    where = device.choose(args.device)
-    layout = device.memory_format(where)
-    torch.manual_seed(args.seed)
-    backbone = backbone_weights.backbone(args.backbone, args.backbone_weights, adapted).to(where, memory_format=layout)
-    if args.distillation == "dense":
-        distillation = DenseDistillation(backbone, patch_size, where)
-    else:
-        seen_at = args.backbone_size or patch_size
-        distillation = PatchDistillation(backbone, patch_size, seen_at, where, square=args.square_zoom)
-    size = command_line.image_size(args)
-    learned, held_back = (
-        Pictures([paths[index] for index in part], size) for part in categories.held_back_split(len(paths), args.seed)
-    )
+    if source.start:
+        settings["start_from"] = checkpoints.fingerprint(source.start)
+    return Model(model_path(args, patch_size), KIND, args.category, settings)
 
-    with device.autocast(where, args.precision):
-        moments = feature_moments(distillation, learned, args)
+
+def distillation_of(args: Namespace, patch_size: int, adapted: dict | None, where: torch.device) -> Distillation:
+    """The way to ask the backbone and the teacher."""
+    torch.manual_seed(args.seed)
+    backbone = backbone_weights.backbone(args.backbone, args.backbone_weights, adapted)
+    backbone = backbone.to(where, memory_format=device.memory_format(where))
+    if args.distillation == "dense":
+        return DenseDistillation(backbone, patch_size, where)
+    seen_at = args.backbone_size or patch_size
+    return PatchDistillation(backbone, patch_size, seen_at, where, square=args.square_zoom)
+
+
+def new_net(args: Namespace, distillation: Distillation, learned: Pictures, source: Source) -> AnomalyNet:
+    """The teacher before its training: with random weights, or those that it starts from."""
+    where, patch_size = device.choose(args.device), distillation.patch_size
+    layout = device.memory_format(where)
     torch.manual_seed(device.seed_of(args.seed, "teacher", patch_size))
     net = AnomalyNet(patch_size, args.distillation == "dense", args.descriptor_size).to(where, memory_format=layout)
-    if start:
+    if source.start:
         trained = AnomalyNet(patch_size)
-        trained.load_state_dict(start)
+        trained.load_state_dict(source.start)
         batch = next(distillation.batches(learned, args.seed, range(1), args.batch_size))
         pixels = torch.cat(distributed.gathered(distillation.pixels(batch).cpu()))
         net.start_from(trained.to(where), pixels.to(where, memory_format=layout))
     SyncBatchNorm2d.convert(net)
-    decoder = Decoder(moments, args.descriptor_size, args.literal_losses).to(where)
-    optimiser = Optimiser((net, decoder), args.optimiser, args.learning_rate, args.weight_decay)
-    if args.restart:  # all sizes at once, so that after a stop the others are trained anew, too
-        forget(model_path(args, size) for size in args.patch_size)
-        args.restart = False
-    training = Training(
-        path,
-        f"{KIND} training, {patch_size} pixels",
-        args.category,
-        settings,
-        {"net": net, "decoder": decoder, "optimiser": optimiser},
-        args.steps,
-    )
+    return net
+
+
+def learn(lesson: Lesson, model: Model, learned: Pictures, validation: Pictures) -> Training:
+    """Let the teacher learn, batch by batch, from the start or from the last checkpoint."""
+    args, distillation = lesson.args, lesson.distillation
+    optimiser = Optimiser((lesson.net, lesson.decoder), args.optimiser, args.learning_rate, args.weight_decay)
+    parts = {"net": lesson.net, "decoder": lesson.decoder, "optimiser": optimiser}
+    training = model.training(f"{KIND} training, {distillation.patch_size} pixels", parts, args.steps)
     batches = distillation.batches(learned, args.seed, range(training.step, args.steps), args.batch_size)
     for step, batch in zip(training, batches, strict=False):
-        with device.autocast(where, args.precision):
-            features = distillation.features(batch)
-            answer = distillation.ask(net, batch, triplets=weights["metric"] > 0)
-        decoded, target = decoder(answer.descriptors), decoder.target(features)
-        parts = {"distillation": losses.knowledge_distillation(decoded, target, args.literal_losses) * portion(args)}
-        if weights["metric"] or weights["compactness"]:
-            anchors = distributed.rows_of_all(answer.anchors)
-        if weights["metric"]:
-            positives = distributed.rows_of_all(answer.positives)
-            parts["metric"] = losses.metric_learning(anchors, positives, literal=args.literal_losses)
-        if weights["compactness"]:
-            parts["compactness"] = losses.compactness(anchors, args.literal_losses)
-        loss = sum(weights[name] * value for name, value in parts.items())
         optimiser.zero_grad()
-        loss.backward()
+        loss, parts = lesson.learn(batch)
         optimiser.step(SCHEDULES[args.schedule](step, args.steps))
-        parts["distillation"] = distributed.all_reduce(parts["distillation"].detach())
-        loss = sum(weights[name] * value.detach() for name, value in parts.items())
-        training.report(loss.item(), **{name: value.item() for name, value in parts.items()})
+        training.report(loss, **parts)
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0:
-            with device.autocast(where, args.precision):
-                training.note(held_back=unexplained_variance(net, decoder, distillation, held_back, args))
-
-    with device.autocast(where, args.precision):
-        unexplained = unexplained_variance(net, decoder, distillation, held_back, args)
-    # float16 halves the file; students imitate the teacher as it was rounded.
-    teacher = net.folded().to(getattr(torch, args.saved_in)).cpu()
-    content = {
-        "patch_size": patch_size,
-        "descriptor_size": args.descriptor_size,
-        "paper": paper.TEACHER.changed(args) if args.paper else None,
-        "settings": settings,
-        "net": teacher.state_dict(),
-        "unexplained_variance": unexplained,
-    }
-    checkpoints.save(path, KIND, args.category, content)
-    if distributed.is_first():
-        figures.save_training_curve(path.with_name(f"teacher_{patch_size}_training.png"), *training.curve("loss"))
-    training.finish()
-    print(f"{unexplained:.3f} of the variance of the backbone's features is left unexplained on held-back pictures")
-    print(f"saved {path}")
-    return path
-
-
-def portion(args: Namespace) -> float:
-    """How much of a batch is this process's."""
-    return len(distributed.share(range(args.batch_size))) / args.batch_size
-
-
-class Decoder(nn.Module):
-    """The linear head that decodes descriptors (n,C) to a backbone's features (n,F), normalised per channel.
-
-    `literal`: to the features as the backbone gives them.
-    """
-
-    def __init__(self, moments: Moments, descriptor_size: int, literal: bool = False):
-        super().__init__()
-        mean, deviation = moments.mean.float(), moments.deviation.float()
-        self.register_buffer("mean", torch.zeros_like(mean) if literal else mean)
-        self.register_buffer("deviation", torch.ones_like(deviation) if literal else deviation)
-        self.register_buffer("unit", deviation / self.deviation, persistent=False)
-        self.linear = nn.Linear(descriptor_size, len(mean))
-
-    def target(self, features: Tensor) -> Tensor:
-        """Features as the backbone gives them (n,F) -> what `forward` should say of them."""
-        return (features - self.mean) / self.deviation
-
-    def unexplained(self, decoded: Tensor, target: Tensor) -> float:
-        """The share of the features' variance that is in the differences of `decoded` and `target` (n,F)."""
-        return losses.knowledge_distillation(decoded / self.unit, target / self.unit).item()
-
-    def forward(self, descriptors: Tensor) -> Tensor:
-        return self.linear(descriptors)
-
-
-@torch.inference_mode()
-def feature_moments(distillation: Distillation, pictures: Pictures, args: Namespace) -> Moments:
-    """Mean and deviation of the backbone's features per channel."""
-    found = Moments()
-    seed = device.seed_of(args.seed, "measured")
-    for batch in distillation.batches(pictures, seed, range(BATCHES_MEASURED), args.batch_size):
-        found.update(distillation.features(batch))
-    found.gather()
-    return found
-
-
-@torch.inference_mode()
-def unexplained_variance(
-    net: AnomalyNet, decoder: Decoder, distillation: Distillation, pictures: Pictures, args: Namespace
-) -> float:
-    """Share of the features' variance that decoded descriptors leave unexplained, on pictures not trained on."""
-    net.eval()
-    found = []
-    seed = device.seed_of(args.seed, "held back")
-    for batch in distillation.batches(pictures, seed, range(BATCHES_MEASURED), args.batch_size):
-        decoded = decoder(distillation.ask(net, batch, triplets=False).descriptors)
-        found.append(decoder.unexplained(decoded, decoder.target(distillation.features(batch))))
-    net.train()
-    return distributed.summed(sum(found) / len(found) * portion(args))
+            training.note(validation=lesson.unexplained_variance(validation))
+    return training
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run stage 2."""
     args = parse_arguments(arguments)
+    require_consistent(args)
+    paper.TEACHER.show(args)
+    for patch_size in args.patch_size:
+        train(args, patch_size)
+
+
+def require_consistent(args: Namespace) -> None:
+    """Raise UserError where options contradict each other."""
     if args.paper and args.images is None:
         raise UserError(
             "--paper: the paper teaches on ImageNet, not on the category; give a folder of pictures, --images"
@@ -332,9 +293,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(
                 f"--start-from {args.start_from}: it would be written over; copy it, or give another --model"
             )
-    paper.TEACHER.show(args)
-    for patch_size in args.patch_size:
-        train(args, patch_size)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def test_a_detector_survives_its_checkpoint(trained):
     networks = load_detector(trained / "model" / "blobs" / "detector.pt", precision="float32").networks
     again = BackboneDetector.of_checkpoint(networks.to_checkpoint("efficientnet_lite0"))
     images = smooth(2, seed=9)
-    found, expected = again.find(images), networks.find(images)
+    found, expected = again.maps(images), networks.maps(images)
     torch.testing.assert_close(found.anomaly_maps, expected.anomaly_maps, rtol=1e-3, atol=1e-3)
 
 
@@ -234,7 +234,7 @@ def test_onnx_says_the_same(trained):
     session = onnxruntime.InferenceSession(path.with_suffix(".onnx"), providers=["CPUExecutionProvider"])
     networks = load_detector(path, device_name="cpu", precision="float32").networks
     images = smooth(2, seed=9)
-    expected = networks.find(images)
+    expected = networks.maps(images)
     maps, scores = session.run(["maps", "scores"], {"images": images.numpy()})
     assert np.abs(maps - expected.anomaly_maps.numpy()).max() < 1e-4 * np.ptp(expected.anomaly_maps.numpy())
     assert np.allclose(scores, scoring.image_scores(expected.scored_maps).numpy(), rtol=1e-4, atol=1e-4)

@@ -87,7 +87,7 @@ def test_the_default_detector_fits_and_detects_as_on_the_cpu(precision):
     def found(where, precision):
         networks = BackboneDetector.of_checkpoint(content)
         detector = Detector(networks, (128, 128), None, 8, torch.device(where), precision)
-        return [detector.look_at(picture) for picture in pictures]  # a graph is recorded once and replayed
+        return [detector.predict(picture) for picture in pictures]  # a graph is recorded once and replayed
 
     tolerance = {"float32": 1e-3, "bfloat16": 0.1}[precision]
     for (anomaly_map, score), (expected, wanted) in zip(found("cuda", precision), found("cpu", "float32"), strict=True):

@@ -13,7 +13,7 @@ from PIL import Image
 import anomaly_detection
 from AnomalyNet import AnomalyNet
 from student_teacher.detection import scoring
-from student_teacher.detection.AnomalyDetector import AnomalyDetector, Found, Scale, scale_to_checkpoint
+from student_teacher.detection.AnomalyDetector import AnomalyDetector, Maps, Scale, scale_to_checkpoint
 from student_teacher.detection.Detector import VERSION, Calibration, Detector, load_detector
 from student_teacher.reports.inspection import files_in
 from student_teacher.runtime import checkpoints
@@ -32,7 +32,7 @@ def good_maps(number, seed=0):
 def calibration_of(maps, scored=None):
     """A Calibration on maps (N,H,W), one image after another."""
     return Calibration(
-        [Found(*pair) for pair in zip(maps.split(1), (maps if scored is None else scored).split(1), strict=True)]
+        [Maps(*pair) for pair in zip(maps.split(1), (maps if scored is None else scored).split(1), strict=True)]
     )
 
 
@@ -86,15 +86,15 @@ def test_the_example_in_the_readme_runs(folder, tmp_path, capsys, monkeypatch):
 
 
 def test_p_values_are_conformal():
-    """(1 + number of held-back scores at least as high) / (n + 1), whatever the score's kind."""
-    held_back = good_maps(19)
-    calibration = calibration_of(held_back)
-    for kind in scoring.IMAGE_SCORES:
-        scores = scoring.image_scores(held_back, kind)
-        ranks = sorted(calibration.p_value(score, kind) for score in scores.double().tolist())
+    """(1 + number of held-back scores at least as high) / (n + 1), whatever the image score."""
+    maps = good_maps(19)
+    calibration = calibration_of(maps)
+    for image_score in scoring.IMAGE_SCORES:
+        scores = scoring.image_scores(maps, image_score)
+        ranks = sorted(calibration.p_value(score, image_score) for score in scores.double().tolist())
         assert ranks == pytest.approx([(number + 2) / 20 for number in range(19)])
-        assert calibration.p_value(1e9, kind) == 1 / 20 == calibration.smallest_rate
-        assert calibration.p_value(-1e9, kind) == 1
+        assert calibration.p_value(1e9, image_score) == 1 / 20 == calibration.smallest_rate
+        assert calibration.p_value(-1e9, image_score) == 1
 
 
 @pytest.mark.parametrize("rate", (0.05, 0.1, 0.33, 0.5))
@@ -146,8 +146,10 @@ def test_the_detector_knows_the_plain_scores_too(folder):
     detector = load_detector(folder / CATEGORY / "detector.pt")
     pixels = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
     anomaly_map = torch.from_numpy(detector(pixels).anomaly_map)[None]
-    for kind in scoring.IMAGE_SCORES:
-        assert detector(pixels, kind).score == pytest.approx(scoring.image_scores(anomaly_map, kind).item())
+    for image_score in scoring.IMAGE_SCORES:
+        assert detector(pixels, image_score).score == pytest.approx(
+            scoring.image_scores(anomaly_map, image_score).item()
+        )
 
 
 @pytest.fixture
@@ -190,8 +192,8 @@ def test_a_large_photograph_is_seen_smaller_and_gets_a_map_of_its_own_size(folde
     photograph = Image.fromarray(ramp.astype(np.uint8)).convert("RGB")
     path = tmp_path / "large.jpg"
     photograph.save(path, quality=95)
-    seen, look_at = [], Detector.look_at
-    monkeypatch.setattr(Detector, "look_at", lambda *given: seen.append(given[1].size) or look_at(*given))
+    seen, predict = [], Detector.predict
+    monkeypatch.setattr(Detector, "predict", lambda *given: seen.append(given[1].size) or predict(*given))
     found, whole = (load_detector(folder / CATEGORY / "detector.pt")(image) for image in (path, photograph))
     assert run(folder, tmp_path, "--input", path, "--output", tmp_path / "out") == 0
     assert seen == [(258, 263), (2060, 2100), (1030, 1050)]
@@ -210,19 +212,19 @@ def test_readable_images_alone_end_well(folder, pictures, tmp_path):
 
 def test_after_a_stop_it_goes_on_with_the_images_that_are_left(folder, pictures, tmp_path, monkeypatch):
     seen = []
-    look_at = Detector.look_at
+    predict = Detector.predict
 
-    def stopped(detector, picture, kind):
+    def stopped(detector, picture, image_score):
         if len(seen) == 1:
             raise KeyboardInterrupt
         seen.append(picture.size)
-        return look_at(detector, picture, kind)
+        return predict(detector, picture, image_score)
 
-    monkeypatch.setattr(Detector, "look_at", stopped)
+    monkeypatch.setattr(Detector, "predict", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
     assert not (tmp_path / "out" / "decisions.csv").exists()
-    monkeypatch.setattr(Detector, "look_at", lambda *given: seen.append(1) or look_at(*given))
+    monkeypatch.setattr(Detector, "predict", lambda *given: seen.append(1) or predict(*given))
     run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
     assert len(seen) == 2  # one before the stop, one behind it
     run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "anew")

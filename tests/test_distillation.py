@@ -65,7 +65,13 @@ def test_seed_and_step_alone_decide_which_views_are_drawn():
 
 def plain(monkeypatch, **others):
     """Views that are crops and nothing more, but for `others`."""
-    settings = {"GREY_SHARE": 0, "BRIGHTNESS": 0, "CONTRAST": (1, 1), "FLIP_SHARE": 0, "NOISE_SHARE": 0}
+    settings = {
+        "GREY_PROBABILITY": 0,
+        "BRIGHTNESS": 0,
+        "CONTRAST": (1, 1),
+        "FLIP_PROBABILITY": 0,
+        "NOISE_PROBABILITY": 0,
+    }
     for name, value in (settings | others).items():
         monkeypatch.setattr(views, name, value)
 
@@ -84,14 +90,14 @@ def test_views_are_stretched_both_ways(monkeypatch):
 
 
 def test_half_of_the_views_have_noise_as_fine_as_the_teacher_sees(monkeypatch):
-    plain(monkeypatch, NOISE_SHARE=0.5)
+    plain(monkeypatch, NOISE_PROBABILITY=0.5)
     (drawn,) = ViewSampler([Image.new("RGB", (300, 300), (120, 130, 140))], 64, 0, torch.device("cpu")).batches(
         range(1), 200
     )
     seen = torch.nn.functional.avg_pool2d(drawn.float(), 2)
-    deviations = seen[:, 0].std((1, 2))
-    assert 0.35 < (deviations > 0).float().mean() < 0.65
-    assert 4 < deviations.max() < views.NOISE
+    stds = seen[:, 0].std((1, 2))
+    assert 0.35 < (stds > 0).float().mean() < 0.65
+    assert 4 < stds.max() < views.NOISE
     assert torch.allclose(seen[:, 0] + 10, seen[:, 1], atol=1)  # grey
 
 

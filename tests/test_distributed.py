@@ -13,7 +13,7 @@ import mvtec_dataset
 from AnomalyNet import AnomalyNet
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.paths import ROOT
-from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.running_moments import RunningMoments
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
 # Batches of 3, 3 and 2 of the 8 images to learn from: uneven shares. Then --batch-size 1 below: none for a process.
@@ -80,10 +80,10 @@ def test_students_of_two_processes_are_those_of_one(trained):
     for content in (one, two):
         state = content["scale"]["state"]
         assert torch.allclose(state["mean"], one["scale"]["state"]["mean"], rtol=1e-12)
-        for name in ("error_mean", "error_deviation", "place_mean", "place_deviation"):
+        for name in ("error_mean", "error_std", "place_mean", "place_std"):
             assert torch.allclose(state[name], one["scale"]["state"][name], rtol=1e-3), name
-    assert two["held_back_loss"] == pytest.approx(one["held_back_loss"], rel=1e-4)
-    assert one["held_back_loss"] < 1.2
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
+    assert one["validation_loss"] < 1.2
 
 
 def test_a_batch_may_leave_a_process_without_an_image(trained):
@@ -209,7 +209,7 @@ def test_batch_normalisation_sees_the_batches_of_all_processes(tmp_path):
 
 
 def test_of_one_process_moments_stay_as_they_are():
-    found = Moments()
+    found = RunningMoments()
     found.update(torch.tensor([[1.0], [3.0]]))
     found.gather()
-    assert (found.count, found.mean.item(), found.deviation.item()) == (2, 2.0, 1.0)
+    assert (found.count, found.mean.item(), found.std.item()) == (2, 2.0, 1.0)

@@ -14,9 +14,9 @@ import export_onnx
 from AnomalyNet import AnomalyNet
 from FDFE import PADDING
 from student_teacher.detection import scoring
-from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, Scale, scale_to_checkpoint
+from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, Scale, scale_to_checkpoint
 from student_teacher.detection.Detector import VERSION, Calibration, load_detector
-from student_teacher.detection.score_statistics import Statistics
+from student_teacher.detection.score_statistics import ScoreStatistics
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
@@ -34,9 +34,9 @@ def scale_of(patch_size, students=1, descriptor_size=512, padding=PADDING):
     """A scale of random weights, whose places differ."""
     torch.manual_seed(patch_size)
     nets = [AnomalyNet(patch_size, descriptor_size=descriptor_size) for _ in range(students + 1)]
-    mean, deviation = torch.randn(descriptor_size), torch.rand(descriptor_size) + 0.5
-    scale = Scale(nets[0], nets[1:], mean, deviation, padding=padding).eval()
-    statistics = Statistics()
+    mean, std = torch.randn(descriptor_size), torch.rand(descriptor_size) + 0.5
+    scale = Scale(nets[0], nets[1:], mean, std, padding=padding).eval()
+    statistics = ScoreStatistics()
     statistics.update(1000 + 300 * torch.rand(6, 40, 50), 10 * torch.rand(6, 40, 50))
     scale.calibrate(statistics)
     return scale
@@ -49,13 +49,13 @@ def pictures(*size, number=2):
 def save_detector(model, scales, stride=4, size=(48, 40), **remembered):
     """detector.pt with a calibration on noise; its path."""
     images = pictures(48, 40, number=5)
-    found = AnomalyDetector(scales, stride, remembered.get("normalisation", NORMALISATIONS[0])).find(images)
+    found = AnomalyDetector(scales, stride, remembered.get("normalisation", NORMALISATIONS[0])).maps(images)
     content = remembered | {
         "detector_version": VERSION,
         "image_size": size,
         "stride": stride,
         "scales": [scale_to_checkpoint(scale) for scale in scales],
-        "calibration": Calibration([Found(*(maps[2:] for maps in found))]).state_dict(),
+        "calibration": Calibration([Maps(*(maps[2:] for maps in found))]).state_dict(),
     }
     path = model / CATEGORY / "detector.pt"
     checkpoints.save(path, "detector", CATEGORY, content)
@@ -69,7 +69,7 @@ def exported(path, *options):
 
 
 def require_same(session, detector, images):
-    expected, scored = detector.networks.find(images)
+    expected, scored = detector.networks.maps(images)
     maps, scores = session.run(["maps", "scores"], {"images": images.numpy()})
     assert maps.dtype == scores.dtype == np.float32
     assert maps.shape == expected.shape
@@ -112,8 +112,8 @@ def test_the_paper_s_detector(tmp_path, students):
     detector, session = load_detector(path, device_name="cpu", precision="float32"), exported(path)
     for size in ((23, 18), (48, 40)):
         require_same(session, detector, pictures(*size))
-    held_back = json.loads(session.get_modelmeta().custom_metadata_map["held_back_scores"])
-    assert held_back == detector.calibration.scores("maximum").tolist() != detector.calibration.scores().tolist()
+    good_scores = json.loads(session.get_modelmeta().custom_metadata_map["calibration_scores"])
+    assert good_scores == detector.calibration.scores("maximum").tolist() != detector.calibration.scores().tolist()
 
 
 @pytest.mark.parametrize("size", ((48, 40), None))
@@ -122,8 +122,8 @@ def test_what_a_decision_needs_is_in_the_file(tmp_path, size):
     session = exported(path)
     metadata = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata["image_size"] == (list(size) if size else None)
-    held_back = load_detector(path, device_name="cpu").calibration.scores()
-    assert metadata["held_back_scores"] == held_back.tolist()
+    good_scores = load_detector(path, device_name="cpu").calibration.scores()
+    assert metadata["calibration_scores"] == good_scores.tolist()
 
 
 @pytest.mark.parametrize("size", ((48, 40), None))

@@ -14,7 +14,7 @@ from student_teacher.images.store import ImageStore
 from student_teacher.runtime import files
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.prefetch import cpu_count, prefetched
-from student_teacher.runtime.resume_log import Progress
+from student_teacher.runtime.resume_log import ResumeLog
 
 # prefetch
 
@@ -77,50 +77,50 @@ def test_what_is_to_finish_is_finished_when_a_stop_comes():
 
 def test_what_was_put_is_there_after_a_stop(tmp_path):
     path = tmp_path / "results" / "unfinished"
-    first = Progress(path, "weights 1")
+    first = ResumeLog(path, "weights 1")
     first.put("test/good/000.png", 0.1)
     first.put("ü\n\udcff", -3.0)
-    second = Progress(path, "weights 1")
+    second = ResumeLog(path, "weights 1")
     second.put("later", 2.5)
-    third = Progress(path, "weights 1")
+    third = ResumeLog(path, "weights 1")
     assert [third.get(name) for name in ("test/good/000.png", "ü\n\udcff", "later", "never")] == [0.1, -3.0, 2.5, None]
 
 
 def test_another_key_starts_anew(tmp_path):
     path = tmp_path / "unfinished"
-    Progress(path, "weights 1").put("a", 1.0)
-    assert Progress(path, "weights 2").get("a") is None
-    assert Progress(path, "weights 1").get("a") is None
+    ResumeLog(path, "weights 1").put("a", 1.0)
+    assert ResumeLog(path, "weights 2").get("a") is None
+    assert ResumeLog(path, "weights 1").get("a") is None
 
 
 def test_what_one_process_left_of_another_key_does_not_come_back(tmp_path):
     path = tmp_path / "unfinished"
-    Progress(path, "weights 1").put("a", 1.0)
+    ResumeLog(path, "weights 1").put("a", 1.0)
     path.rename(tmp_path / "unfinished.1")  # as the second of several processes leaves it
-    assert Progress(path, "weights 1").get("a") == 1.0
+    assert ResumeLog(path, "weights 1").get("a") == 1.0
     path.rename(tmp_path / "unfinished.1")
-    assert Progress(path, "weights 2").get("a") is None  # writes over what belongs to weights 1
-    assert Progress(path, "weights 1").get("a") is None
+    assert ResumeLog(path, "weights 2").get("a") is None  # writes over what belongs to weights 1
+    assert ResumeLog(path, "weights 1").get("a") is None
 
 
 def test_a_line_cut_off_by_the_stop_is_left_out_and_nothing_after_it_is_lost(tmp_path):
     path = tmp_path / "unfinished"
-    Progress(path, "key").put("a", 1.0)
+    ResumeLog(path, "key").put("a", 1.0)
     with path.open("a") as file:
         file.write(json.dumps(["b", 2.0])[:-3])
-    progress = Progress(path, "key")
-    assert (progress.get("a"), progress.get("b")) == (1.0, None)
-    progress.put("c", 3.0)
-    assert Progress(path, "key").get("c") == 3.0
+    log = ResumeLog(path, "key")
+    assert (log.get("a"), log.get("b")) == (1.0, None)
+    log.put("c", 3.0)
+    assert ResumeLog(path, "key").get("c") == 3.0
 
 
 def test_a_finished_job_leaves_nothing(tmp_path):
     path = tmp_path / "unfinished"
-    progress = Progress(path, "key")
-    progress.put("a", 1.0)
-    progress.finish()
+    log = ResumeLog(path, "key")
+    log.put("a", 1.0)
+    log.finish()
     assert list(tmp_path.iterdir()) == []
-    assert Progress(path, "key").get("a") is None
+    assert ResumeLog(path, "key").get("a") is None
 
 
 # image_store
@@ -167,9 +167,9 @@ def test_a_batch_of_several_sizes_is_gathered_by_size():
 
 def test_bytes_and_text_are_written_into_folders_that_are_made(tmp_path):
     path = tmp_path / "a" / "b" / "file"
-    files.write_whole(path, b"\x00\xff")
+    files.write_atomically(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
-    files.write_whole(path, "größer\udcff")
+    files.write_atomically(path, "größer\udcff")
     assert path.read_text(encoding="utf-8") == "größer?"
     assert path.stat().st_mode & 0o777 == 0o644
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
@@ -184,7 +184,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"file can't be written: No space left on device"):
-        files.write_whole(path, "new")
+        files.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -192,7 +192,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 def test_a_folder_in_the_way_is_said(tmp_path):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     with pytest.raises(UserError, match="folder can't be written"):
-        files.write_whole(tmp_path / "folder", "text")
+        files.write_atomically(tmp_path / "folder", "text")
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
 

@@ -145,7 +145,7 @@ def test_a_patch_size_that_does_not_fit_the_net_is_refused():
 def test_normalised_descriptors_have_the_mean_and_deviation_taken_out():
     net = AnomalyNet(17)
     patches = images(4, 3, 17, 17)
-    mean, deviation = torch.randn(512), torch.rand(512) + 0.1
+    mean, std = torch.randn(512), torch.rand(512) + 0.1
     with torch.no_grad():
-        expected = (net(patches) - mean) / deviation
-        assert relative_error(net.with_normalised_descriptors(mean, deviation)(patches), expected) < 1e-5
+        expected = (net(patches) - mean) / std
+        assert relative_error(net.with_normalised_descriptors(mean, std)(patches), expected) < 1e-5

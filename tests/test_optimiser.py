@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from student_teacher.training.optimiser import ADAM_SHARE, MUON_WEIGHT_DECAY, Optimiser
+from student_teacher.training.optimiser import ADAM_FRACTION, MUON_WEIGHT_DECAY, Optimiser
 
 
 def net():
@@ -37,7 +37,7 @@ def test_the_first_layer_and_biases_are_adam_s():
     learn(network, Optimiser([network], "muon", 0.1), 1)
     for name in ("0.weight", "0.bias", "2.bias"):
         step = (network.get_parameter(name) - before[name]).abs()
-        assert step.max().item() == pytest.approx(0.1 * ADAM_SHARE, rel=1e-2), name  # Adam's first step is its rate
+        assert step.max().item() == pytest.approx(0.1 * ADAM_FRACTION, rel=1e-2), name  # Adam's first step is its rate
 
 
 def test_adam_is_the_paper_s():

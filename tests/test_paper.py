@@ -22,13 +22,11 @@ from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.Detector import load_detector
-from student_teacher.images import category as categories
-from student_teacher.images import preprocessing
+from student_teacher.images import category, preprocessing
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights
-from student_teacher.training import loop as training
-from student_teacher.training import paper, patch_students
+from student_teacher.training import loop, paper, patch_students
 
 SIZE = (12, 14)  # of images, small: every patch of them is visited
 TEACHER_GIVEN = ["--patch-size", "17", "--steps", "3", "--batch-size", "4", "--backbone-weights", "random"]
@@ -150,11 +148,11 @@ def test_descriptors_of_128_are_the_last_convolution_s(patch_size):
     with torch.no_grad():
         descriptors = net(patches)
         assert descriptors.shape == (5, 128)
-        mean, deviation = torch.randn(128), torch.rand(128) + 0.5
-        normalised = net.with_normalised_descriptors(mean, deviation)(patches)
+        mean, std = torch.randn(128), torch.rand(128) + 0.5
+        normalised = net.with_normalised_descriptors(mean, std)(patches)
         projection = torch.randn(7, 128)
         projected = net.projected(projection)(patches)
-    torch.testing.assert_close(normalised, (descriptors - mean) / deviation, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normalised, (descriptors - mean) / std, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(projected, descriptors @ projection.T, rtol=1e-4, atol=1e-4)
 
 
@@ -258,7 +256,7 @@ def test_the_teacher_is_taught_as_published(done):
 
 
 def test_students_learn_as_published(done, data):
-    learned, _ = categories.held_back_split(10, 0)
+    learned, _ = category.validation_split(10, 0)
     assert done.training.adam == [(1e-4, 1e-5, False)] * (2 * len(learned))  # 2 epochs, an image a step
     assert set(done.training.dense) == {(1, "zeros")}
     assert not [layer for net in done.training.nets for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -277,10 +275,10 @@ def visited(net: AnomalyNet, images: torch.Tensor) -> torch.Tensor:
 def by_hand(scale, images: torch.Tensor, learned: torch.Tensor, validation: torch.Tensor) -> torch.Tensor:
     """Section 3.2 word by word: descriptors, equations (8) to (11)."""
     described = visited(scale.teacher, learned).transpose(0, 1).flatten(1)
-    mean, deviation = described.mean(1), described.std(1, correction=0)
+    mean, std = described.mean(1), described.std(1, correction=0)
 
     def error_and_variance(pixels):
-        target = (visited(scale.teacher, pixels) - mean[:, None, None]) / deviation[:, None, None]
+        target = (visited(scale.teacher, pixels) - mean[:, None, None]) / std[:, None, None]
         students = torch.stack([visited(student, pixels) for student in scale.students])
         mixture = students.mean(0)
         error = (mixture - target).square().sum(1)
@@ -296,7 +294,7 @@ def test_the_map_is_the_paper_s_and_the_score_its_maximum(done, data):
     transform = preprocessing.image_transform(SIZE)
     good = AnomalyDataset(data / CATEGORY, transform, type="train", label=0)
     learned, validation = (
-        torch.stack([good[index]["image"] for index in part]) for part in categories.held_back_split(len(good), 0)
+        torch.stack([good[index]["image"] for index in part]) for part in category.validation_split(len(good), 0)
     )
     detector = load_detector(done.detector, device_name="cpu", precision="float32")
     path = data / CATEGORY / "test" / "spot" / "000.png"
@@ -329,7 +327,7 @@ def test_another_score_is_taken_where_it_is_asked_for(done, tmp_path):
     done.detect("--paper", "--image-score", "mean", results=tmp_path)
     detector = load_detector(done.detector, precision="float32")
     picture = Image.open(done.data / CATEGORY / "test" / "good" / "000.png").convert("RGB")
-    assert float(rows(tmp_path)[0]["image_score"]) == pytest.approx(detector.look_at(picture, "mean")[1], rel=1e-5)
+    assert float(rows(tmp_path)[0]["image_score"]) == pytest.approx(detector.predict(picture, "mean")[1], rel=1e-5)
     assert rows(tmp_path) != rows(done.results)
     assert load_detector(done.detector, normalisation="place").calibration is None
 
@@ -358,7 +356,7 @@ def test_run_again_nothing_is_trained_again_and_without_the_flag_it_is_another_m
         done.train("--paper", "--students", "2")
 
 
-class StoppedTraining(training.Training):
+class StoppedTraining(loop.Training):
     """Gets a Ctrl-C in its second step."""
 
     def report(self, loss, **parts):

@@ -3,8 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from student_teacher.images import preprocessing
-from student_teacher.images import reading as images
+from student_teacher.images import preprocessing, reading
 from student_teacher.images.pictures import Pictures
 from student_teacher.runtime.errors import UserError
 from student_teacher.training import patches, synthetic_defects
@@ -29,10 +28,10 @@ def only_batch(sampler, size=8, step=0):
 
 
 def in_unit_range(normalised):
-    mean, deviation = (
-        torch.tensor(values).view(3, 1, 1) for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_STD)
     )
-    return normalised * deviation + mean
+    return normalised * std + mean
 
 
 # patches
@@ -59,7 +58,7 @@ def test_seed_and_step_alone_decide_what_is_drawn(pictures):
 
 
 def test_the_partner_is_the_patch_shifted_by_up_to_a_quarter(pictures, monkeypatch):
-    monkeypatch.setattr(patches, "NOISE_DEVIATION", 0)
+    monkeypatch.setattr(patches, "NOISE_STD", 0)
     shifts = set()
     for patch, partner in zip(*only_batch(PatchSampler(Pictures(pictures), 17, 0), 40), strict=True):
         inner = patch[:, 4:-4, 4:-4]
@@ -79,10 +78,10 @@ def test_the_partner_carries_noise_of_a_tenth(tmp_path):
     assert abs(difference.mean().item()) < 0.005
 
 
-@pytest.mark.parametrize(("share", "grey"), [(0, False), (1, True)])
-def test_grey_patches_are_grey_and_so_are_their_partners_pictures(pictures, monkeypatch, share, grey):
-    monkeypatch.setattr(patches, "GREY_SHARE", share)
-    monkeypatch.setattr(patches, "NOISE_DEVIATION", 0)
+@pytest.mark.parametrize(("probability", "grey"), [(0, False), (1, True)])
+def test_grey_patches_are_grey_and_so_are_their_partners_pictures(pictures, monkeypatch, probability, grey):
+    monkeypatch.setattr(patches, "GREY_PROBABILITY", probability)
+    monkeypatch.setattr(patches, "NOISE_STD", 0)
     for batch in only_batch(PatchSampler(Pictures(pictures), 17, 0)):
         spread = in_unit_range(batch).amax(1) - in_unit_range(batch).amin(1)
         assert (spread.amax((1, 2)) < 1e-5).tolist() == [grey] * 8
@@ -90,13 +89,13 @@ def test_grey_patches_are_grey_and_so_are_their_partners_pictures(pictures, monk
 
 def test_a_tenth_of_the_patches_is_grey(pictures):
     pixels = in_unit_range(only_batch(PatchSampler(Pictures(pictures), 17, 0), 400)[0])
-    share = ((pixels.amax(1) - pixels.amin(1)).amax((1, 2)) < 1e-5).float().mean().item()
-    assert 0.05 < share < 0.16
+    probability = ((pixels.amax(1) - pixels.amin(1)).amax((1, 2)) < 1e-5).float().mean().item()
+    assert 0.05 < probability < 0.16
 
 
 @pytest.mark.parametrize("image_size", [None, (40, 80)])
 def test_the_shorter_side_is_zoomed_to_between_4_and_16_patches(tmp_path, image_size):
-    # A ramp along the shorter side: what a patch spans of it is the patch's share of that side.
+    # A ramp along the shorter side: what a patch spans of it is the patch's probability of that side.
     ramp = np.broadcast_to(np.linspace(0, 255, 120)[:, None, None], (120, 240, 3)).astype(np.uint8)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     pixels = in_unit_range(only_batch(PatchSampler(Pictures([tmp_path / "ramp.png"], image_size), 33, 0), 200)[0])
@@ -118,7 +117,7 @@ def test_square_both_sides_are_zoomed_to_between_4_and_16_patches(tmp_path, axis
 
 def test_the_budget_changes_how_often_is_read_and_nothing_else(pictures, monkeypatch):
     read = []
-    monkeypatch.setattr(images, "load_rgb", lambda path: read.append(path) or Image.open(path).convert("RGB"))
+    monkeypatch.setattr(reading, "load_rgb", lambda path: read.append(path) or Image.open(path).convert("RGB"))
     numbers = {}
     for budget in (0, 2**20):
         read.clear()

@@ -25,8 +25,7 @@ from student_teacher.detection.AnomalyDetector import AnomalyDetector
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import ROOT
-from student_teacher.training import loop as training
-from student_teacher.training import patch_students
+from student_teacher.training import loop, patch_students
 
 CATEGORY = "knit"
 SIZE = (44, 40)
@@ -172,7 +171,7 @@ def test_a_model_of_other_settings_is_not_overwritten_unasked(done):
         done.teacher("--steps", "5")
 
 
-class StoppedTraining(training.Training):
+class StoppedTraining(loop.Training):
     """Gets a Ctrl-C in its second step."""
 
     def report(self, loss, **parts):
@@ -237,15 +236,15 @@ def test_several_strides_and_sizes_of_one_detector(done, tmp_path):
 
 
 def test_a_stopped_detection_goes_on_to_the_same_maps(done, tmp_path, monkeypatch):
-    find, visited = AnomalyDetector.find, []
+    compute, visited = AnomalyDetector.maps, []
 
     def stopping(detector, images):
         visited.append(len(images))
         if len(visited) == 4:
             raise KeyboardInterrupt
-        return find(detector, images)
+        return compute(detector, images)
 
-    monkeypatch.setattr(AnomalyDetector, "find", stopping)
+    monkeypatch.setattr(AnomalyDetector, "maps", stopping)
     options = [CATEGORY, *done.folders, "--results", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         anomaly_detection.main(options)
@@ -262,7 +261,7 @@ def test_a_detection_stopped_at_its_pictures_does_not_ask_the_networks_again(don
         patched.setattr(anomaly_detection.figures, "contact_sheet", interrupted)
         with pytest.raises(KeyboardInterrupt):
             anomaly_detection.main(options)
-    monkeypatch.setattr(AnomalyDetector, "find", None)
+    monkeypatch.setattr(AnomalyDetector, "maps", None)
     anomaly_detection.main(options)
     for name in ("metrics.json", "scores.csv"):
         assert (tmp_path / CATEGORY / name).read_bytes() == (done.results / CATEGORY / name).read_bytes()

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
-import AnomalyResnet18 as backbone
-from student_teacher.images import category as categories
+from AnomalyResnet18 import AnomalyResnet18
+from student_teacher.images import category
 from student_teacher.runtime import checkpoints, command_line, device
 from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights, backbones
-from student_teacher.training import loop as training
-from student_teacher.training.loop import Training, already_trained, learning_rate, shuffled_batches
+from student_teacher.training import loop
+from student_teacher.training.loop import Model, Training, learning_rate, shuffled_batches
 
 # training: learning rate
 
@@ -46,7 +46,7 @@ def test_the_learning_rate_is_linear_then_half_a_cosine():
 def test_all_groups_of_an_optimiser_take_the_learning_rate():
     layers = nn.Linear(2, 2), nn.Linear(2, 2)
     adam = torch.optim.Adam([{"params": layers[0].parameters()}, {"params": layers[1].parameters(), "lr": 3.0}], 1.0)
-    training.set_learning_rate(adam, 0.5)
+    loop.set_learning_rate(adam, 0.5)
     assert [group["lr"] for group in adam.param_groups] == [0.5, 0.5]
 
 
@@ -109,13 +109,13 @@ def test_asked_twice_a_training_stops_at_once(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         job.run(twice)
-    assert not training.checkpoint_of(tmp_path / "net.pt").exists()
+    assert not loop.checkpoint_of(tmp_path / "net.pt").exists()
 
 
 def test_a_checkpoint_is_written_now_and_then_and_removed_at_the_end(tmp_path, monkeypatch):
-    checkpoint = training.checkpoint_of(tmp_path / "net.pt")
+    checkpoint = loop.checkpoint_of(tmp_path / "net.pt")
     clock = iter(range(0, 10**6, 25))  # seconds: a minute has passed after every third step
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     found = []
     job = Job(tmp_path / "net.pt", steps=8)
     job.run(lambda step: found.append(checkpoints.load(checkpoint, "net training")["step"] if step > 2 else 0))
@@ -136,11 +136,11 @@ def test_a_checkpoint_is_written_now_and_then_and_removed_at_the_end(tmp_path, m
 def test_a_checkpoint_of_other_settings_is_refused_unless_restarted(tmp_path, changed, said):
     path = tmp_path / "net.pt"
     Job(path).run_stopped(2)
-    before = training.checkpoint_of(path).read_bytes()
+    before = loop.checkpoint_of(path).read_bytes()
     with pytest.raises(UserError, match=rf"net\.checkpoint\.pt was trained with {said}: .*--restart"):
         Job(path, changed)
-    assert training.checkpoint_of(path).read_bytes() == before
-    training.forget([path])
+    assert loop.checkpoint_of(path).read_bytes() == before
+    loop.forget([path])
     assert Job(path, changed).run().visited == [0, 1, 2, 3, 4, 5]
 
 
@@ -162,14 +162,14 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice(tmp_path, loss):
 def test_a_finished_model_is_not_trained_again(tmp_path, capsys):
     path = tmp_path / "net.pt"
     ask = path, "net", "carpet", SETTINGS
-    assert not already_trained(*ask)
+    assert not Model(*ask).is_trained()
     checkpoints.save(path, "net", "carpet", {"settings": SETTINGS})
-    assert already_trained(*ask)
+    assert Model(*ask).is_trained()
     assert f"{path} is trained already" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"net\.pt was trained with seed 0, not 1"):
-        already_trained(path, "net", "carpet", SETTINGS | {"seed": 1})
+        Model(path, "net", "carpet", SETTINGS | {"seed": 1}).is_trained()
     with pytest.raises(UserError, match="kind net, wanted is other"):
-        already_trained(path, "other", "carpet", SETTINGS)
+        Model(path, "other", "carpet", SETTINGS).is_trained()
 
 
 def test_what_is_forgotten_is_trained_anew(tmp_path):
@@ -177,22 +177,22 @@ def test_what_is_forgotten_is_trained_anew(tmp_path):
     for path in paths:
         checkpoints.save(path, "net", "carpet", {"settings": SETTINGS})
         Job(path).run_stopped(1)
-    training.forget(paths)
+    loop.forget(paths)
     assert not any(tmp_path.iterdir())
-    assert not already_trained(paths[1], "net", "carpet", SETTINGS)
+    assert not Model(paths[1], "net", "carpet", SETTINGS).is_trained()
 
 
 # stages
 
 
-@pytest.mark.parametrize(("number", "held_back"), [(2, 1), (10, 2), (30, 7), (80, 20), (762, 76)])
-def test_held_back_images_are_not_learned_from(number, held_back):
-    learned, kept = categories.held_back_split(number, seed=0)
-    assert len(kept) == held_back
+@pytest.mark.parametrize(("number", "left_out"), [(2, 1), (10, 2), (30, 7), (80, 20), (762, 76)])
+def test_held_back_images_are_not_learned_from(number, left_out):
+    learned, kept = category.validation_split(number, seed=0)
+    assert len(kept) == left_out
     assert sorted(learned + kept) == list(range(number))
-    assert (learned, kept) == categories.held_back_split(number, seed=0)
+    assert (learned, kept) == category.validation_split(number, seed=0)
     assert learned == sorted(learned)
-    assert number == 2 or kept != categories.held_back_split(number, seed=1)[1]
+    assert number == 2 or kept != category.validation_split(number, seed=1)[1]
 
 
 def read_size(*texts, **options):
@@ -260,7 +260,7 @@ def test_the_digest_tells_other_images_apart_wherever_they_lie(tmp_path):
         for path, size in zip(paths, sizes.values(), strict=True):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"x" * size)
-        return categories.digest_of(paths)
+        return category.digest_of(paths)
 
     digest = files("a", one=3, two=4)
     assert digest == files("b", one=3, two=4)
@@ -271,7 +271,7 @@ def test_pictures_in_a_folder_and_below_are_found_sorted(tmp_path):
     for name in ("b.PNG", "a/c.jpg", "a/.hidden.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert categories.pictures_in(tmp_path) == [tmp_path / "a/c.jpg", tmp_path / "b.PNG"]
+    assert category.pictures_in(tmp_path) == [tmp_path / "a/c.jpg", tmp_path / "b.PNG"]
 
 
 # device
@@ -344,7 +344,7 @@ def torchvisions():
 
 
 def test_features_are_torchvisions_pooled_ones(torchvisions):
-    net = backbone.AnomalyResnet18().eval()
+    net = AnomalyResnet18().eval()
     head = net.head.weight.clone()
     net.load_torchvision(torchvisions.state_dict())
     images = torch.randn(2, 3, 40, 33, generator=torch.Generator().manual_seed(0))
@@ -389,7 +389,7 @@ def spoiled(state, name):
 def test_other_state_dicts_are_refused(torchvisions, tmp_path, name):
     state = spoiled(torchvisions.state_dict(), name)
     with pytest.raises(RuntimeError):
-        backbone.AnomalyResnet18().load_torchvision(state)
+        AnomalyResnet18().load_torchvision(state)
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"weights\.pth is no state dict of torchvision's resnet18"):
         backbone_weights.load(str(tmp_path / "weights.pth"))
@@ -429,4 +429,4 @@ def test_without_a_network_the_ways_out_are_named(monkeypatch):
 
 
 def test_the_checkpoint_lies_beside_the_model():
-    assert training.checkpoint_of(Path("model/carpet/teacher_17.pt")) == Path("model/carpet/teacher_17.checkpoint.pt")
+    assert loop.checkpoint_of(Path("model/carpet/teacher_17.pt")) == Path("model/carpet/teacher_17.checkpoint.pt")

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from student_teacher.detection.AnomalyDetector import Found
+from student_teacher.detection.AnomalyDetector import Maps
 from student_teacher.students.GlobalStudent import GlobalStudent
 from student_teacher.students.LocalStudent import LocalStudent, Neighbourhood, neighbourhoods
 from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE, BackboneTeacher
 
 COARSE_STRIDE = 32  # levels of this stride tell that there is a defect, not where
 SHARPNESS = 4  # of the turn from local to global students in the map, as global ones explain more than half
-LEAST_SHARE, SCORE_SHARE = 0.3, 0.6  # of the global students, in map and score: chosen on five sets, one for all
+LEAST_WEIGHT, SCORE_WEIGHT = 0.3, 0.6  # of the global students, in map and score: chosen on five sets, one for all
 GLOBAL, LOCAL = KINDS = "global", "local"  # students
 MAP, SCORE = "map", "score"  # what errors are standardised for
 
@@ -22,17 +22,17 @@ MAP, SCORE = "map", "score"  # what errors are standardised for
 class Errors(NamedTuple):
     """Of students, by their kind, for each level: (N,h,w)."""
 
-    found: dict[str, list[Tensor]]  # distances of their predictions to the teacher's maps
+    actual: dict[str, list[Tensor]]  # distances of their predictions to the teacher's maps
     expected: dict[str, list[Tensor]]  # what local students expect these to be where nothing is wrong
 
     def of(self, use: str) -> dict[str, list[Tensor]]:
         """What the map is made of, the errors; or what the score is: by how much they are more than expected."""
         if use == MAP:
-            return self.found
+            return self.actual
         return {
             kind: [
                 error - F.interpolate(expected[:, None], error.shape[1:], mode="bilinear")[:, 0]
-                for error, expected in zip(self.found[kind], self.expected[kind], strict=True)
+                for error, expected in zip(self.actual[kind], self.expected[kind], strict=True)
             ]
             for kind in KINDS
         }
@@ -68,7 +68,7 @@ class BackboneDetector(nn.Module):
     For each level of the teacher there is a global student and, but for the first, a local one or several. Their errors
     are standardised and averaged over levels, and then both kinds averaged. In the map the global ones weigh the
     more, the larger the share s of the variance is that they explain on good images: s^4 / (s^4 + (1 - s)^4), and
-    LEAST_SHARE at least; the local ones have the rest. For the image's score global ones weigh SCORE_SHARE: they tell
+    LEAST_WEIGHT at least; the local ones have the rest. For the image's score global ones weigh SCORE_WEIGHT: they tell
     best whether there is a defect, local ones where.
 
     For the same reason levels of a stride of 32 count for the score alone. And the score is made of what errors are
@@ -103,16 +103,16 @@ class BackboneDetector(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.find(images).anomaly_maps
+        return self.maps(images).anomaly_maps
 
     @torch.inference_mode()
-    def find(self, images: Tensor) -> Found:
+    def maps(self, images: Tensor) -> Maps:
         """Anomaly maps of uint8 images (N,3,H,W), and what their image scores are of; both (N,H/8,W/8)."""
-        return self.found_of(self.errors(images))
+        return self.maps_of(self.errors(images))
 
-    def found_of(self, errors: Errors) -> Found:
-        """What `find` finds, from what `errors` gives."""
-        return Found(*(self._combined(use, self.standardised(use, errors)) for use in (MAP, SCORE)))
+    def maps_of(self, errors: Errors) -> Maps:
+        """What `maps` gives, from what `errors` gives."""
+        return Maps(*(self._combined(use, self.standardised(use, errors)) for use in (MAP, SCORE)))
 
     def errors(self, images: Tensor) -> Errors:
         """Errors of all students on uint8 images (N,3,H,W)."""
@@ -136,7 +136,7 @@ class BackboneDetector(nn.Module):
         return Errors(found, expected)
 
     @torch.inference_mode()
-    def calibrate(self, errors: Errors) -> Found:
+    def calibrate(self, errors: Errors) -> Maps:
         """Take from good images what errors are usual: those of students that have not seen them, as `errors` gives.
 
         Returns what is found in those images, each standardised by all the others.
@@ -148,7 +148,7 @@ class BackboneDetector(nn.Module):
                 parts, scores[kind] = zip(*map(Standardisation.fit, levels), strict=True)
                 self.standardisations[use][kind] = nn.ModuleList(parts)
             found.append(self._combined(use, scores))
-        return Found(*found)
+        return Maps(*found)
 
     def standardised(self, use: str, errors: Errors) -> dict[str, list[Tensor]]:
         """What `errors` gives, standardised for the map or for the score."""
@@ -164,7 +164,7 @@ class BackboneDetector(nn.Module):
             )
             for kind, strides in self.strides.items()
         }
-        return means[LOCAL].lerp(means[GLOBAL], self.shares[use])
+        return means[LOCAL].lerp(means[GLOBAL], self.global_weights[use])
 
     @property
     def explained(self) -> float:
@@ -172,10 +172,10 @@ class BackboneDetector(nn.Module):
         return sum(student.explained for student in self.global_students) / len(self.global_students)
 
     @property
-    def shares(self) -> dict[str, float]:
+    def global_weights(self) -> dict[str, float]:
         """How much the global students weigh in the map and in the score."""
         explained, rest = self.explained**SHARPNESS, (1 - self.explained) ** SHARPNESS
-        return {MAP: max(LEAST_SHARE, explained / (explained + rest)), SCORE: SCORE_SHARE}
+        return {MAP: max(LEAST_WEIGHT, explained / (explained + rest)), SCORE: SCORE_WEIGHT}
 
     def _grid(self, stride):
         return tuple(length // stride for length in self.teacher.size)

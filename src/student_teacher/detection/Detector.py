@@ -11,7 +11,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from student_teacher.detection import scoring
-from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_checkpoint
+from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
 from student_teacher.images import preprocessing
 from student_teacher.images.reading import as_rgb, load_reduced
@@ -19,7 +19,7 @@ from student_teacher.runtime import checkpoints, device
 from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
 
-VERSION = 5  # of the file: what it says is right for these networks and scores alone
+VERSION = 6  # of the file: what it says is right for these networks and scores alone
 FALSE_ALARM_RATE = 0.05
 CONFIDENCE = 0.95
 QUANTILES = 20_001  # of good pixels, for the pixel threshold
@@ -34,9 +34,9 @@ class Detection(NamedTuple):
     anomalous: bool | None
 
 
-def conformal_p_value(held_back: Tensor, score: float) -> float:
+def conformal_p_value(good_scores: Tensor, score: float) -> float:
     """(1 + number of held-back scores (n,) at least as high) / (n + 1)."""
-    return (1 + int((held_back >= score).sum())) / (len(held_back) + 1)
+    return (1 + int((good_scores >= score).sum())) / (len(good_scores) + 1)
 
 
 def confident_rate(number: int, rate: float) -> float:
@@ -55,32 +55,32 @@ class Calibration:
     Their scores make a decision conformal; quantiles of their pixels give the pixel threshold.
     """
 
-    def __init__(self, found: Sequence[Found]):
+    def __init__(self, found: Sequence[Maps]):
         """Of what was found in those images."""
         self._scores = {
-            kind: torch.cat([scoring.image_scores(image.scored_maps, kind) for image in found])
+            image_score: torch.cat([scoring.image_scores(image.scored_maps, image_score) for image in found])
             .double()
             .cpu()
             .sort()
             .values
-            for kind in scoring.IMAGE_SCORES
+            for image_score in scoring.IMAGE_SCORES
         }
         pixels = np.concatenate([image.anomaly_maps.flatten().numpy(force=True) for image in found])
         self._pixels = torch.from_numpy(np.quantile(pixels, np.linspace(0, 1, QUANTILES)))
 
-    def scores(self, kind: str = scoring.IMAGE_SCORES[0]) -> Tensor:
+    def scores(self, image_score: str = scoring.IMAGE_SCORES[0]) -> Tensor:
         """The held-back images' scores, rising: float64 (n,)."""
-        return self._scores[kind]
+        return self._scores[image_score]
 
-    def p_value(self, score: float, kind: str = scoring.IMAGE_SCORES[0]) -> float:
+    def p_value(self, score: float, image_score: str = scoring.IMAGE_SCORES[0]) -> float:
         """How usual a score is among good images."""
-        return conformal_p_value(self._scores[kind], score)
+        return conformal_p_value(self._scores[image_score], score)
 
-    def threshold(self, rate: float, kind: str = scoring.IMAGE_SCORES[0]) -> float:
+    def threshold(self, rate: float, image_score: str = scoring.IMAGE_SCORES[0]) -> float:
         """From this score on a p-value is `rate` or less; infinity where no score can be so unusual."""
-        held_back = self._scores[kind]
-        allowed = int(rate * (len(held_back) + 1) + 1e-9) - 1  # held-back scores that may lie above
-        return float("inf") if allowed < 0 else float(np.nextafter(held_back[-1 - allowed].item(), np.inf))
+        scores = self._scores[image_score]
+        allowed = int(rate * (len(scores) + 1) + 1e-9) - 1  # held-back scores that may lie above
+        return float("inf") if allowed < 0 else float(np.nextafter(scores[-1 - allowed].item(), np.inf))
 
     @property
     def smallest_rate(self) -> float:
@@ -107,13 +107,13 @@ class Calibration:
 
     def state_dict(self) -> dict[str, Any]:
         """What `of_state` makes a Calibration of."""
-        return {"held_back": self._scores, "pixels": self._pixels}
+        return {"scores": self._scores, "pixels": self._pixels}
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Calibration":
         """The Calibration whose `state_dict` that was."""
         found = cls.__new__(cls)
-        found._scores, found._pixels = state["held_back"], state["pixels"]
+        found._scores, found._pixels = state["scores"], state["pixels"]
         return found
 
 
@@ -147,7 +147,7 @@ class Detector:
         self.size, self.calibration, self.calibrated_stride = size, calibration, calibrated_stride
         self._where, self._precision = where, precision
         self._transform = preprocessing.image_transform(size)
-        self._find = Recorded(self._found) if where.type == "cuda" and size else self._found
+        self._maps = Recorded(self._compute) if where.type == "cuda" and size else self._compute
 
     @property
     def least_side(self) -> int | None:
@@ -162,37 +162,38 @@ class Detector:
         padded = [scale.padding for scale in getattr(nets, "scales", ())]
         return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded}"
 
-    def look_at(self, picture: Image.Image, kind: str | None = None) -> tuple[Tensor, float]:
+    def predict(self, picture: Image.Image, image_score: str | None = None) -> tuple[Tensor, float]:
         """Anomaly map of an RGB picture at the size that the networks see, (h,w), on the CPU, and its image score."""
-        found = self._find(self._transform(picture)[None].to(self._where))
-        return found.anomaly_maps[0].cpu(), scoring.image_scores(found.scored_maps, kind or self.image_score).item()
+        maps = self._maps(self._transform(picture)[None].to(self._where))
+        score = scoring.image_scores(maps.scored_maps, image_score or self.image_score)
+        return maps.anomaly_maps[0].cpu(), score.item()
 
-    def _found(self, images):
+    def _compute(self, images):
         with device.autocast(self._where, self._precision):
-            return self.networks.find(images)
+            return self.networks.maps(images)
 
-    def p_value_of(self, score: float, kind: str | None = None) -> float | None:
-        """How usual a score from `look_at` is among good images; None without calibration."""
-        return None if self.calibration is None else self.calibration.p_value(score, kind or self.image_score)
+    def p_value_of(self, score: float, image_score: str | None = None) -> float | None:
+        """How usual a score from `predict` is among good images; None without calibration."""
+        return None if self.calibration is None else self.calibration.p_value(score, image_score or self.image_score)
 
     def __call__(
         self,
         image: Image.Image | np.ndarray | str | Path,
-        kind: str | None = None,
+        image_score: str | None = None,
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> Detection:
         """Look at an image: a picture or a file of any size and mode, or an array (H,W,3) or (H,W) of uint8.
 
-        `kind` is one of scoring.IMAGE_SCORES, None the detector's own. It is called anomalous where its p-value is
-        `false_alarm_rate` or less. Raises UserError where the file is missing or no image.
+        `image_score` is one of scoring.IMAGE_SCORES, None the detector's own. The image is called anomalous where its
+        p-value is `false_alarm_rate` or less. Raises UserError where the file is missing or not an image.
         """
         if isinstance(image, str | Path):
             picture, size = load_reduced(image, self.least_side)
         else:
             picture = as_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
             size = picture.size[::-1]
-        anomaly_map, score = self.look_at(picture, kind)
-        p_value = self.p_value_of(score, kind)
+        anomaly_map, score = self.predict(picture, image_score)
+        p_value = self.p_value_of(score, image_score)
         decision = None if p_value is None else p_value <= false_alarm_rate
         return Detection(at_own_size(anomaly_map, size), score, p_value, decision)
 

@@ -51,11 +51,11 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     """The detector from pixels to scores, with its weights.
 
     Input: "images", uint8 (batch,3,height,width), RGB at the size that the networks see. Outputs: "maps", float32
-    (batch,rows,columns), over the whole image, and "scores", float32 (batch,), of the detector's own kind. The batch is
-    free, from 1; so are height and width of patch students, whose maps have a value for each pixel. The metadata are
-    JSON: `image_size` to resize to (height and width, null for none) and `held_back_scores`, of which p-values are made
-    as in Calibration.p_value. Raises ValueError for a detector without calibration, or with another backbone than
-    EfficientNet-Lite0.
+    (batch,rows,columns), over the whole image, and "scores", float32 (batch,): the detector's own image score. The
+    batch may have any size from 1 on; with patch students so may height and width, and maps have a value for each
+    pixel. The metadata are JSON: `image_size` to resize to (height and width, null for none) and `calibration_scores`,
+    from which p-values are computed as in Calibration.p_value. Raises ValueError for a detector without calibration, or
+    with another backbone than EfficientNet-Lite0.
     """
     networks, calibration = detector.networks, detector.calibration
     if calibration is None:
@@ -81,14 +81,14 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     )
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(content, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
-    metadata = {"image_size": detector.size, "held_back_scores": calibration.scores(detector.image_score).tolist()}
+    metadata = {"image_size": detector.size, "calibration_scores": calibration.scores(detector.image_score).tolist()}
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 def _backbone_maps(graph, networks: BackboneDetector):
-    """BackboneDetector.find: the map and what is scored, (N,1,rows,columns) each."""
+    """BackboneDetector.maps: the map and what is scored, (N,1,rows,columns) each."""
     maps = _levels(graph, networks.teacher)
     errors = {GLOBAL: [_global_error(graph, *both) for both in zip(networks.global_students, maps, strict=True)]}
     errors[LOCAL] = []
@@ -105,9 +105,9 @@ def _backbone_maps(graph, networks: BackboneDetector):
 
 
 def _combined(graph, networks, use, both, size):
-    """BackboneDetector.found_of, for one use."""
+    """BackboneDetector.maps_of, for one use."""
     means, (errors, expected) = [], both
-    for kind, share in ((GLOBAL, networks.shares[use]), (LOCAL, 1 - networks.shares[use])):
+    for kind, weight in ((GLOBAL, networks.global_weights[use]), (LOCAL, 1 - networks.global_weights[use])):
         levels = []
         for level, (by, stride) in enumerate(
             zip(networks.standardisations[use][kind], networks.strides[kind], strict=True)
@@ -120,7 +120,7 @@ def _combined(graph, networks, use, both, size):
                 score = graph("Sub", score, _resized(graph, graph("Exp", expected[kind][level]), own))
             mean, std = (value.numpy(force=True) for value in (by.mean, by.std))
             levels.append(_resized(graph, graph("Div", graph("Sub", score, mean), std), size))
-        means.append(graph("Mul", graph("Mean", *levels), np.float32(share)))
+        means.append(graph("Mul", graph("Mean", *levels), np.float32(weight)))
     return graph("Add", *means)
 
 
@@ -206,7 +206,7 @@ def _local_errors(graph, around, students, maps):
 
 
 def _patch_maps(graph, networks: AnomalyDetector):
-    """AnomalyDetector.find, (N,1,H,W)."""
+    """AnomalyDetector.maps, (N,1,H,W)."""
     pixels, size = _normalise(graph, "images"), _size(graph, "images")
     maps = []
     for scale in networks.scales:
@@ -223,14 +223,14 @@ def _scale_scores(graph, scale: Scale, networks: AnomalyDetector, pixels):
     described = [_describe_padded(graph, student, padded) for student in students]
     if networks.normalisation == "place":
         both = graph("Mean", *(_squared_distance(graph, descriptors, target) for descriptors in described))
-        return _by_place(graph, both, scale.place_mean, scale.place_deviation)
+        return _standardised_by_place(graph, both, scale.place_mean, scale.place_std)
     mean = graph("Mean", *described)
     error = _squared_distance(graph, mean, target)
     variance = graph("Mean", *(_squared_distance(graph, descriptors, mean) for descriptors in described))
     return graph(
         "Add",
-        _standardised(graph, error, scale.error_mean, scale.error_deviation),
-        _standardised(graph, variance, scale.variance_mean, scale.variance_deviation),
+        _standardised(graph, error, scale.error_mean, scale.error_std),
+        _standardised(graph, variance, scale.variance_mean, scale.variance_std),
     )
 
 
@@ -239,24 +239,23 @@ def _squared_distance(graph, a, b):
     return graph("ReduceSumSquare", graph("Sub", a, b), [1])
 
 
-def _standardised(graph, values, mean, deviation):
-    mean, deviation = (value.float().numpy(force=True) for value in (mean, deviation))
-    return graph("Div", graph("Sub", values, mean), deviation)
+def _standardised(graph, values, mean, std):
+    mean, std = (value.float().numpy(force=True) for value in (mean, std))
+    return graph("Div", graph("Sub", values, mean), std)
 
 
 def _normalise(graph, images):
     """preprocessing.normalise."""
     pixels = graph("Cast", images, to=TensorProto.FLOAT)
-    mean, deviation = (
-        np.float32(values).reshape(3, 1, 1)
-        for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)
+    mean, std = (
+        np.float32(values).reshape(3, 1, 1) for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_STD)
     )
-    return graph("Div", graph("Sub", graph("Div", pixels, np.float32(255)), mean), deviation)
+    return graph("Div", graph("Sub", graph("Div", pixels, np.float32(255)), mean), std)
 
 
-def _by_place(graph, scores, *usual):
-    """usual.by_place, of (N,1,h,w)."""
-    mean, deviation = (
+def _standardised_by_place(graph, scores, mean, std):
+    """score_statistics.standardise, of (N,1,h,w)."""
+    mean, std = (
         graph(
             "Resize",
             values[None, None].numpy(force=True),
@@ -266,9 +265,9 @@ def _by_place(graph, scores, *usual):
             mode="linear",
             axes=[ROWS, COLUMNS],
         )
-        for values in usual
+        for values in (mean, std)
     )
-    return graph("Div", graph("Sub", scores, mean), deviation)
+    return graph("Div", graph("Sub", scores, mean), std)
 
 
 def _size(graph, x):
@@ -325,18 +324,18 @@ def _at_every_pixel(graph, scores, stride, size):
     return graph("Pad", between, behind, "", [ROWS, COLUMNS], mode="edge")
 
 
-def _image_scores(graph, maps, kind):
+def _image_scores(graph, maps, image_score):
     """scoring.image_scores."""
     pixels = graph("Flatten", maps)
-    if kind == "top":
-        pixels = _top_values(graph, pixels, _rounded_share(graph, pixels, scoring.TOP_SHARE))
-    graph("ReduceMax" if kind == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")
+    if image_score == "top":
+        pixels = _top_values(graph, pixels, _rounded_fraction(graph, pixels, scoring.TOP_FRACTION))
+    graph("ReduceMax" if image_score == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")
 
 
-def _rounded_share(graph, values, share):
-    """How many are a `share` of each row of (N,n), one at least."""
+def _rounded_fraction(graph, values, fraction):
+    """How many are a `fraction` of each row of (N,n), one at least."""
     number = graph("Cast", graph("Shape", values, start=1), to=TensorProto.DOUBLE)
-    return graph("Max", graph("Cast", graph("Round", graph("Mul", number, share)), to=TensorProto.INT64), 1)
+    return graph("Max", graph("Cast", graph("Round", graph("Mul", number, fraction)), to=TensorProto.INT64), 1)
 
 
 def _top_values(graph, values, number):

@@ -5,17 +5,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_teacher.runtime import distributed
-from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.running_moments import RunningMoments
 
 PLACES = 32  # along each side of the image, whatever its size
 PRIOR_IMAGES = 10  # what is usual everywhere counts as much as what this many images say of a place
 
 
-class Statistics:
+class ScoreStatistics:
     """Error and variance on anomaly-free images, gathered image by image."""
 
     def __init__(self):
-        self.errors, self.variances = Moments(), Moments()
+        self.errors, self.variances = RunningMoments(), RunningMoments()
         self._images = 0
         self._sum = self._squares = torch.zeros(PLACES, PLACES, dtype=torch.float64)
 
@@ -38,19 +38,19 @@ class Statistics:
     def of_places(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation (PLACES,PLACES) of error plus variance: smooth, and drawn to the overall ones if few."""
         mean = self._sum / self._images
-        spread = (self._squares / self._images - mean.square()).clamp_min(0)
-        mean, spread = (
+        variance = (self._squares / self._images - mean.square()).clamp_min(0)
+        mean, variance = (
             F.avg_pool2d(F.pad(values[None, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0, 0]
-            for values in (mean, spread)
+            for values in (mean, variance)
         )
-        share = self._images / (self._images + PRIOR_IMAGES)
-        overall = spread.mean() + (mean - mean.mean()).square().mean()
-        mean = mean.mean() + share * (mean - mean.mean())
-        deviation = (share * spread + (1 - share) * overall).sqrt()
-        return mean.float(), torch.where(deviation > 1e-12 * (1 + mean), deviation, 1.0).float()
+        own_weight = self._images / (self._images + PRIOR_IMAGES)
+        overall = variance.mean() + (mean - mean.mean()).square().mean()
+        mean = mean.mean() + own_weight * (mean - mean.mean())
+        std = (own_weight * variance + (1 - own_weight) * overall).sqrt()
+        return mean.float(), torch.where(std > 1e-12 * (1 + mean), std, 1.0).float()
 
 
-def by_place(scores: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Scores (N,h,w) in deviations from what is usual at their places, as Statistics.of_places gives it."""
-    mean, deviation = F.interpolate(torch.stack([mean, deviation])[None], scores.shape[1:], mode="bilinear")[0]
-    return (scores - mean) / deviation
+def standardise(scores: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Scores (N,h,w) in deviations from what is usual at their places, as ScoreStatistics.of_places gives it."""
+    mean, std = F.interpolate(torch.stack([mean, std])[None], scores.shape[1:], mode="bilinear")[0]
+    return (scores - mean) / std

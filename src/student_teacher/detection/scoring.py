@@ -9,7 +9,7 @@ from torch import Tensor
 from FDFEAnomalyNet import FDFEAnomalyNet
 
 IMAGE_SCORES = ("top", "maximum", "mean")  # the first is the default
-TOP_SHARE = 0.01  # of an image's pixels
+TOP_FRACTION = 0.01  # of an image's pixels
 TILE_DESCRIPTORS, TILE_PIXELS = 256, 512  # along each side, in memory at once: the less of both
 
 
@@ -71,15 +71,15 @@ def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor
     return F.pad(between, (0, size[1] - columns, 0, size[0] - rows), mode="replicate")[:, 0]
 
 
-def image_scores(anomaly_maps: Tensor, kind: str = IMAGE_SCORES[0]) -> Tensor:
+def image_scores(anomaly_maps: Tensor, image_score: str = IMAGE_SCORES[0]) -> Tensor:
     """One score for each map (N,H,W) -> (N,), by a name of IMAGE_SCORES.
 
     "maximum" is the paper's: one pixel decides, and with it the noise of the image. "top" is the mean of the highest
     hundredth of the pixels. "mean" is that of all pixels: for defects that change the whole image.
     """
     pixels = anomaly_maps.flatten(1)
-    if kind == "maximum":
+    if image_score == "maximum":
         return pixels.amax(1)
-    if kind == "mean":
+    if image_score == "mean":
         return pixels.mean(1)
-    return pixels.topk(max(1, round(TOP_SHARE * pixels.shape[1])), sorted=False).values.mean(1)
+    return pixels.topk(max(1, round(TOP_FRACTION * pixels.shape[1])), sorted=False).values.mean(1)

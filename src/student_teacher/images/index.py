@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 COLUMNS = ("image_name", "gt_name", "label", "type")
 
@@ -45,6 +45,6 @@ def write_index(path: Path, rows: list[dict[str, str | int]]) -> None:
     if path.is_file() and path.read_bytes() == content:
         return
     try:
-        write_whole(path, content)
+        write_atomically(path, content)
     except UserError as error:
         raise UserError(f"{error}; make the folder writable, or copy the category to data/") from None

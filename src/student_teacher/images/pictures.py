@@ -6,8 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from student_teacher.images import preprocessing
-from student_teacher.images import reading as images
+from student_teacher.images import preprocessing, reading
 from student_teacher.runtime.errors import UserError
 
 
@@ -41,7 +40,7 @@ class Pictures:
         if index in self._kept:
             return self._kept[index]
         try:
-            picture = preprocessing.resize(images.load_rgb(self._paths[index]), self._image_size)
+            picture = preprocessing.resize(reading.load_rgb(self._paths[index]), self._image_size)
         except UserError as error:
             if index not in self._broken:
                 self._broken.add(index)

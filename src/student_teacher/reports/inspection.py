@@ -19,9 +19,9 @@ from student_teacher.reports.result_page import LARGE_SIDE, ResultPage
 from student_teacher.runtime import distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import make_folder, write_whole
+from student_teacher.runtime.files import make_folder, write_atomically
 from student_teacher.runtime.prefetch import prefetched
-from student_teacher.runtime.resume_log import Progress
+from student_teacher.runtime.resume_log import ResumeLog
 
 OURS = ("anomaly_maps", "overlays", "page")  # the folders under the output
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
@@ -59,7 +59,7 @@ def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     return list(found.items())
 
 
-class LookedAt(NamedTuple):
+class Prediction(NamedTuple):
     """A file, and what the detector says of it; `error` where it could not be read."""
 
     number: int
@@ -79,22 +79,22 @@ class Inspector:
         detector: Detector,
         output: Path,
         page: ResultPage,
-        progress: Progress,
+        log: ResumeLog,
         *,
-        kind: str,
+        image_score: str,
         rates: Sequence[float],
     ):
-        """`kind` of image score; `rates`: of false alarms, of images and of pixels."""
-        self.detector, self.output, self.page, self.progress = detector, output, page, progress
-        self.kind, self.rate = kind, rates[0]
+        """`image_score`: one of scoring.IMAGE_SCORES; `rates`: of false alarms, of images and of pixels."""
+        self.detector, self.output, self.page, self.log = detector, output, page, log
+        self.image_score, self.rate = image_score, rates[0]
         self.pixel_threshold = detector.calibration.pixel_threshold(rates[1]) if detector.calibration else None
         # 0 is usual on good images; the colours end well above what their pixels reach.
         self.highest = 10.0 if self.pixel_threshold is None else max(1.0, 2 * self.pixel_threshold)
 
     def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, list[str] | str]]:
         """For each number, path and name: the name, and the row of the table, or why the file can't be read."""
-        looked_at = map(self._look_at, files, prefetched(self._load, files))
-        return prefetched(self._write, looked_at, finish=True)
+        predictions = map(self._predict, files, prefetched(self._load, files))
+        return prefetched(self._write, predictions, finish=True)
 
     def _load(self, file):
         try:
@@ -102,25 +102,25 @@ class Inspector:
         except UserError as error:
             return str(error)
 
-    def _look_at(self, file, loaded):
+    def _predict(self, file, loaded):
         number, _, name = file
         if isinstance(loaded, str):
-            return LookedAt(number, name, loaded)
-        return LookedAt(number, name, "", *loaded, *self.detector.look_at(loaded[0], self.kind))
+            return Prediction(number, name, loaded)
+        return Prediction(number, name, "", *loaded, *self.detector.predict(loaded[0], self.image_score))
 
-    def _write(self, found):
-        if found.error:
-            return found.name, found.error
-        anomaly_map = at_own_size(found.anomaly_map, found.size)
-        name = found.name.with_name(f"{found.name.name}.tiff")
-        write_whole(self.output / "anomaly_maps" / name, encoded(Image.fromarray(anomaly_map), "TIFF"))
-        picture = at_most(found.picture, LARGE_SIDE)
-        shown_map = at_own_size(found.anomaly_map, picture.size[::-1])
-        self.page.save_image(found.number, picture)
-        self.page.save_map(found.number, shown_map, 0, self.highest)
+    def _write(self, prediction):
+        if prediction.error:
+            return prediction.name, prediction.error
+        anomaly_map = at_own_size(prediction.anomaly_map, prediction.size)
+        name = prediction.name.with_name(f"{prediction.name.name}.tiff")
+        write_atomically(self.output / "anomaly_maps" / name, encoded(Image.fromarray(anomaly_map), "TIFF"))
+        picture = at_most(prediction.picture, LARGE_SIDE)
+        shown_map = at_own_size(prediction.anomaly_map, picture.size[::-1])
+        self.page.save_image(prediction.number, picture)
+        self.page.save_map(prediction.number, shown_map, 0, self.highest)
         shown = figures.overlay(np.asarray(picture), shown_map, 0, self.highest)
-        p_value = self.detector.p_value_of(found.score, self.kind)
-        row = [f"{found.score:.6g}"]
+        p_value = self.detector.p_value_of(prediction.score, self.image_score)
+        row = [f"{prediction.score:.6g}"]
         if p_value is None:
             row += ["", "", ""]
         else:
@@ -128,9 +128,9 @@ class Inspector:
             above = (anomaly_map >= self.pixel_threshold).sum()
             row += [f"{p_value:.6g}", str(int(p_value <= self.rate)), str(int(above))]
         path = self.output / "overlays" / name.with_suffix(".jpg")
-        write_whole(path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
-        self.progress.put(str(found.name), row)
-        return found.name, row
+        write_atomically(path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
+        self.log.put(str(prediction.name), row)
+        return prediction.name, row
 
 
 def inspect(
@@ -138,7 +138,7 @@ def inspect(
     paths: Sequence[Path],
     output: Path,
     category: str,
-    kind: str,
+    image_score: str,
     false_alarm_rate: float,
     pixel_false_alarm_rate: float,
 ) -> int:
@@ -155,19 +155,17 @@ def inspect(
     # Not by the files' contents: one that can't be read shall not stop the others.
     stamps = [(str(name), (found := path.stat()).st_size, found.st_mtime_ns) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
-    options = f"{detector.fingerprint} {kind} {false_alarm_rate} {pixel_false_alarm_rate}"
-    progress = Progress(output / "inspection.unfinished", f"{options} {digest}")
+    options = f"{detector.fingerprint} {image_score} {false_alarm_rate} {pixel_false_alarm_rate}"
+    log = ResumeLog(output / "inspection.unfinished", f"{options} {digest}")
     page = ResultPage(output, category)
     numbered = [(number, *file) for number, file in enumerate(files)]
     rows = {
-        name: row
-        for number, _, name in numbered
-        if (row := progress.get(str(name))) and page.picture_of(number).exists()
+        name: row for number, _, name in numbered if (row := log.get(str(name))) and page.picture_of(number).exists()
     }
     broken = {}
     wanted = distributed.share([file for file in numbered if file[-1] not in rows])
     rates = false_alarm_rate, pixel_false_alarm_rate
-    inspector = Inspector(detector, output, page, progress, kind=kind, rates=rates)
+    inspector = Inspector(detector, output, page, log, image_score=image_score, rates=rates)
     for name, row in with_bar(inspector.inspected(wanted), len(wanted), "images"):
         (broken if isinstance(row, str) else rows)[name] = row
     for others in distributed.gathered((rows, broken)):
@@ -175,8 +173,8 @@ def inspect(
             found |= theirs
     if distributed.is_first():
         table = _table([[str(path), *rows[name]] for path, name in files if name in rows])
-        write_whole(output / "decisions.csv", table)
-        least = calibration.threshold(false_alarm_rate, kind) if calibration else None
+        write_atomically(output / "decisions.csv", table)
+        least = calibration.threshold(false_alarm_rate, image_score) if calibration else None
         from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=least)
         for number, path, name in numbered:
             if name in rows:
@@ -190,7 +188,7 @@ def inspect(
         for _, name in files:
             if name in broken:
                 print(f"not inspected: {broken[name]}", file=sys.stderr)
-    progress.finish()
+    log.finish()
     return len(broken)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from student_teacher.images.reading import at_most
 from student_teacher.reports import figures
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 TEMPLATES = Path(__file__).resolve().parent / "page"
 
@@ -350,4 +350,4 @@ def _write_page(path: Path, template: str, **parts: str) -> None:
     parts["style"] = _template("page.css")
     # In one pass, so that braces in the parts stay what they are.
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _template(template))
-    write_whole(path, page)
+    write_atomically(path, page)

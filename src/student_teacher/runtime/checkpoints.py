@@ -12,7 +12,7 @@ import torch
 
 from student_teacher.runtime import distributed
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 VERSION = 1
 # What torch.load, and what takes its word for a state dict, raises for files of anything else.
@@ -37,7 +37,7 @@ def save(path: Path, kind: str, category: str, content: Mapping[str, Any]) -> No
     if distributed.is_first():
         buffer = io.BytesIO()
         torch.save({"version": VERSION, "kind": kind, "category": category, **content}, buffer)
-        write_whole(path, buffer.getvalue())
+        write_atomically(path, buffer.getvalue())
     distributed.wait_for_all()
 
 

@@ -18,7 +18,7 @@ def positive_real(text: str) -> float:
     return _number(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """An option's value: a number between 0 and 1."""
     return _number(float, text, lambda value: 0 < value < 1, "a number between 0 and 1")
 

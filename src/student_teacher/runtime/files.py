@@ -7,7 +7,7 @@ from pathlib import Path
 from student_teacher.runtime.errors import UserError
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file by way of a temporary one beside it; what lay there before stays until the new one is complete.
 
     Text is written as UTF-8, bytes of names that are no text as question marks. Raises UserError where that can't be

@@ -7,10 +7,10 @@ from threading import Lock
 from typing import Any
 
 from student_teacher.runtime import distributed
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 
-class Progress:
+class ResumeLog:
     """Named numbers, texts or lists of them, kept in a file from one run to the next until `finish`.
 
     `key` says what they hang on: with another key than the file's, the job starts anew. Of several processes each has a
@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, path: Path, key: str):
         self._path = path
-        self._found: dict[str, Any] = {}
+        self._entries: dict[str, Any] = {}
         for file in self._files():
             lines = file.read_text().splitlines()
             for line in lines[1:] if lines[:1] == [json.dumps(key)] else []:
@@ -27,24 +27,24 @@ class Progress:
                     name, value = json.loads(line)
                 except ValueError:  # the stop came while it was being written
                     continue
-                self._found[name] = value
+                self._entries[name] = value
         distributed.wait_for_all()  # until they have read, too
         if distributed.is_first():
-            entries = [json.dumps(key), *map(json.dumps, self._found.items())]
-            write_whole(path, "\n".join(entries) + "\n")
+            entries = [json.dumps(key), *map(json.dumps, self._entries.items())]
+            write_atomically(path, "\n".join(entries) + "\n")
             # Else those of another key would be taken for the truth again when that key comes back.
             for file in set(self._files()) - {path}:
                 file.unlink()
         distributed.wait_for_all()
         if not distributed.is_first():
             path = path.with_name(f"{path.name}.{distributed.rank()}")
-            write_whole(path, json.dumps(key) + "\n")
+            write_atomically(path, json.dumps(key) + "\n")
         self._file = path.open("a")
         self._lock = Lock()
 
     def get(self, name: str) -> Any:
         """What was put under this name, None if nothing was."""
-        return self._found.get(name)
+        return self._entries.get(name)
 
     def put(self, name: str, value: Any) -> None:
         """Keep it; threads may do so at once."""

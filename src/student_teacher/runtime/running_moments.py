@@ -6,7 +6,7 @@ from torch import Tensor
 from student_teacher.runtime import distributed
 
 
-class Moments:
+class RunningMoments:
     """Running mean and variance per channel, in float64.
 
     Batches are merged by the update of Chan, Golub and LeVeque (1979): no difference of large sums, so that
@@ -43,12 +43,12 @@ class Moments:
                 self.merge(count.item(), mean, squares)
 
     @property
-    def deviation(self) -> Tensor:
+    def std(self) -> Tensor:
         """Standard deviation per channel (C,), float64; 1 where a channel never varies, as there is nothing to scale.
 
         Raises ValueError before any observation.
         """
         if self.count == 0:
             raise ValueError("no observation yet")
-        deviation = (self._squares / self.count).sqrt()
-        return torch.where(deviation > 1e-12 * (1 + self.mean.abs()), deviation, torch.ones_like(deviation))
+        std = (self._squares / self.count).sqrt()
+        return torch.where(std > 1e-12 * (1 + self.mean.abs()), std, torch.ones_like(std))

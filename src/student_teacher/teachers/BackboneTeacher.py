@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student_teacher.images import preprocessing
-from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.running_moments import RunningMoments
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.backbones import MULTIPLE, Backbone, averaged
 
@@ -48,7 +48,7 @@ class BackboneTeacher(nn.Module):
     @torch.no_grad()  # parameters made in inference mode could not be moved
     def fit(cls, backbone: Backbone, size: tuple[int, int], images: Iterable[Tensor]) -> Self:
         """Take the principal components from good images, uint8 (N,3,H,W) each, on the backbone's device."""
-        moments = [Moments() for _ in backbone.channels]
+        moments = [RunningMoments() for _ in backbone.channels]
         products = [0.0 for _ in backbone.channels]
         for batch in images:
             for level, features in enumerate(backbone.levels(preprocessing.normalise(batch))):
@@ -89,7 +89,7 @@ def seen_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def _components(moments, products):
     """Weights (K,C) and biases (K,) that normalise features and project them on their principal components."""
-    std, count = moments.deviation, moments.count
+    std, count = moments.std, moments.count
     covariance = (products - count * moments.mean[:, None] * moments.mean) / count / std / std[:, None]
     values, vectors = (found.flip(-1) for found in torch.linalg.eigh(covariance))
     kept = int((values.cumsum(0) < VARIANCE_KEPT * values.sum()).sum()) + 1

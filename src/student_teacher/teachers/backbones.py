@@ -92,8 +92,7 @@ class Lite0(Backbone):
         super().__init__()
         self.net = net
         mean, std = (
-            torch.tensor(values)[:, None, None]
-            for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)
+            torch.tensor(values)[:, None, None] for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_STD)
         )
         self.register_buffer("factor", 255 * std / STD)
         self.register_buffer("shift", (255 * mean - MEAN) / STD)

@@ -31,7 +31,7 @@ from student_teacher.students.LocalStudent import (
 )
 from student_teacher.teachers.backbones import Backbone
 from student_teacher.teachers.BackboneTeacher import BackboneTeacher
-from student_teacher.training.loop import learning_rate
+from student_teacher.training.loop import evenly_spread, learning_rate
 from student_teacher.training.optimiser import Optimiser
 
 COMPONENT_IMAGES = 50  # tell the levels' principal components, at most
@@ -51,9 +51,9 @@ def fit(
     where = device.choose(args.device)
     if len(indices) > MOST_IMAGES:
         print(f"{MOST_IMAGES:,} of {len(indices):,} good images, evenly spread, are learned from")
-        indices = evenly(indices, MOST_IMAGES)
+        indices = evenly_spread(indices, MOST_IMAGES)
     backbone = backbone.to(where, memory_format=device.memory_format(where))
-    teacher = fit_teacher(backbone, size, store, evenly(indices, COMPONENT_IMAGES), args)
+    teacher = fit_teacher(backbone, size, store, evenly_spread(indices, COMPONENT_IMAGES), args)
     maps = teacher_maps(teacher, store, indices, args)
     groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
@@ -97,12 +97,6 @@ def calibrated(
         BackboneDetector(teacher, global_students, local_students).to(teacher.projections[0].weight.device).eval()
     )
     return detector, Calibration([detector.calibrate(errors)])
-
-
-def evenly(indices: list[int], number: int) -> list[int]:
-    """At most `number` of the indices, evenly spread."""
-    places = np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int)
-    return [indices[place] for place in places]
 
 
 def look_alikes(maps: Sequence[Tensor], strides: Sequence[int]) -> list[list[int]]:

@@ -47,14 +47,14 @@ class PatchDistillation:
     def __init__(
         self, backbone: Backbone, patch_size: int, backbone_size: int, where: torch.device, *, square: bool = False
     ):
-        self._backbone, self._patch_size, self._size, self._where = backbone, patch_size, backbone_size, where
+        self._backbone, self.patch_size, self._size, self._where = backbone, patch_size, backbone_size, where
         self._square = square
 
     def batches(
         self, pictures: Sequence[Image.Image], seed: int, steps: range, size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """For each step, patches and partners as patches.PatchSampler gives them."""
-        return PatchSampler(pictures, self._patch_size, seed, square=self._square).batches(steps, size)
+        return PatchSampler(pictures, self.patch_size, seed, square=self._square).batches(steps, size)
 
     def features(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """What the descriptors of a batch shall decode to: (n,F)."""
@@ -82,6 +82,7 @@ class DenseDistillation:
     """
 
     def __init__(self, backbone: Backbone, patch_size: int, where: torch.device):
+        self.patch_size = patch_size
         self._backbone, self._view, self._where = backbone, VIEW[patch_size], where
         # Feature i stands on pixel 8 i + first of the large view: on 4 i + (first + 0.5) / 2 - 0.5 of the small one.
         pixel = round(backbone.first_fine / 2 - 0.25)
@@ -118,6 +119,7 @@ class DenseDistillation:
 
 
 Distillation = PatchDistillation | DenseDistillation
+Batch = tuple[Tensor, Tensor] | tuple[int, Tensor]  # as their `batches` give it
 Places = tuple[Tensor, Tensor, Tensor]  # views, rows, columns
 
 

@@ -4,6 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.errors import UserError
 
@@ -48,8 +50,11 @@ class Training:
         if self._path.exists():
             content = checkpoints.load(self._path, kind, category=category)
             require_same_settings(self._path, content["settings"], self._settings)
-            for name, part in parts.items():
-                part.load_state_dict(content["parts"][name])
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(content["parts"][name])
+            except checkpoints.BROKEN as error:
+                raise UserError(f"{self._path} is of another version: add --restart to train again") from error
             self.step = content["step"]
             self.history = [tuple(entry) for entry in content["history"]]
         if len(set(distributed.gathered(self.step))) > 1:
@@ -112,6 +117,45 @@ class Training:
         self._path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Model:
+    """The file of a model that is trained step by step, and what it is made from.
+
+    Attributes:
+        path: the file; its checkpoint and the picture of its training lie beside it.
+        kind: what it is, as checkpoints are told apart.
+        category: whose model it is.
+        settings: what its training depends on: with others the file is refused.
+    """
+
+    path: Path
+    kind: str
+    category: str
+    settings: Mapping[str, Any]
+
+    def is_trained(self) -> bool:
+        """Whether the finished model of these settings is there; says so. Raises UserError if of others."""
+        if not self.path.exists():
+            return False
+        content = checkpoints.load(self.path, self.kind, category=self.category)
+        require_same_settings(self.path, content["settings"], self.settings)
+        print(f"{self.path} is trained already; --restart trains it again")
+        return True
+
+    def training(self, title: str, parts: Mapping[str, Any], steps: int) -> Training:
+        """Its training, from the start or from its checkpoint."""
+        return Training(self.path, title, self.category, self.settings, parts, steps)
+
+    def save(self, content: Mapping[str, Any], training: Training, loss: str = "loss") -> None:
+        """Write the model and the picture of its training, whose loss is called so; remove the checkpoint."""
+        checkpoints.save(self.path, self.kind, self.category, {"settings": self.settings, **content})
+        if distributed.is_first():
+            picture = self.path.with_name(f"{self.path.stem}_training.png")
+            figures.save_training_curve(picture, *training.curve(loss))
+        training.finish()
+        print(f"saved {self.path}")
+
+
 def checkpoint_of(path: Path) -> Path:
     """Where the training of a model keeps its checkpoint."""
     return path.with_suffix(".checkpoint.pt")
@@ -134,15 +178,6 @@ def forget(paths: Iterable[Path]) -> None:
             file.unlink(missing_ok=True)
 
 
-def already_trained(path: Path, kind: str, category: str, settings: Mapping[str, Any]) -> bool:
-    """Whether `path` holds the finished model of these settings; says so. Raises UserError if of others."""
-    if not path.exists():
-        return False
-    require_same_settings(path, checkpoints.load(path, kind, category=category)["settings"], settings)
-    print(f"{path} is trained already; --restart trains it anew")
-    return True
-
-
 def learning_rate(step: int, steps: int, peak: float = 1.0, warm_up: float = 0.05) -> float:
     """Learning rate of a step: linear rise to `peak` over a share `warm_up` of all steps, then half a cosine to 0."""
     rise = max(1.0, warm_up * steps)
@@ -163,6 +198,12 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
     """Let all of an optimiser's groups go on with this learning rate."""
     for group in optimiser.param_groups:
         group["lr"] = value
+
+
+def evenly_spread(indices: list[int], number: int) -> list[int]:
+    """At most `number` of the indices, evenly spread."""
+    places = np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int)
+    return [indices[place] for place in places]
 
 
 def shuffled_batches(indices: list[int], batch_size: int, epochs: float, seed: int) -> list[list[int]]:

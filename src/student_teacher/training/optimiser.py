@@ -12,7 +12,7 @@ from student_teacher.runtime import distributed
 OPTIMISERS = ("muon", "adam")
 WEIGHT_DECAY = 1e-5  # the paper, section 4
 MUON_WEIGHT_DECAY = 1e-2
-ADAM_SHARE = 0.05  # of Muon's learning rate, for what Muon leaves to Adam
+ADAM_FRACTION = 0.05  # of Muon's learning rate, for what Muon leaves to Adam
 
 
 class Optimiser:
@@ -37,10 +37,8 @@ class Optimiser:
         self._parameters = parameters
         taken = {id(parameter) for parameter in self._kernels}
         rest = [parameter for parameter in parameters if id(parameter) not in taken]
-        share = ADAM_SHARE if kind == "muon" else 1
-        self._optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(rest, learning_rate * share, weight_decay=weight_decay)
-        ]
+        rest_rate = learning_rate * (ADAM_FRACTION if kind == "muon" else 1)
+        self._optimisers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, rest_rate, weight_decay=weight_decay)]
         # torch's Muon takes matrices alone, so it moves copies of that shape.
         self._matrices = [nn.Parameter(kernel.detach().flatten(1).clone()) for kernel in self._kernels]
         if self._matrices:
@@ -54,8 +52,8 @@ class Optimiser:
             kernel.grad = None
 
     @torch.no_grad()
-    def step(self, share: float) -> None:
-        """Move the weights along their gradients, at `share` of the peak's learning rate.
+    def step(self, fraction: float) -> None:
+        """Move the weights along their gradients, at this `fraction` of the peak's learning rate.
 
         Gradients of several processes are summed: each has the gradient of its part of the loss.
         """
@@ -65,7 +63,7 @@ class Optimiser:
             matrix.grad = kernel.grad.flatten(1)
         for optimiser, peaks in zip(self._optimisers, self._peaks, strict=True):
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                group["lr"] = peak * share
+                group["lr"] = peak * fraction
             optimiser.step()
         for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
             kernel.copy_(matrix.view_as(kernel))
@@ -80,7 +78,7 @@ class Optimiser:
             optimiser.load_state_dict(part)
 
 
-def add_option(options: ArgumentParser, default: str | None = OPTIMISERS[0]) -> None:
+def add_optimiser(options: ArgumentParser, default: str | None = OPTIMISERS[0]) -> None:
     """Add --optimiser."""
     options.add_argument(
         "--optimiser",

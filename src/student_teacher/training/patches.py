@@ -12,8 +12,8 @@ from student_teacher.runtime import device, distributed
 from student_teacher.runtime.prefetch import prefetched
 
 ZOOM = (4, 16)  # the picture's shorter side, in patch sizes
-GREY_SHARE = 0.1
-NOISE_DEVIATION = 0.1  # of pixels in [0, 1]
+GREY_PROBABILITY = 0.1
+NOISE_STD = 0.1  # of pixels in [0, 1]
 
 
 class PatchSampler:
@@ -58,13 +58,13 @@ class PatchSampler:
         around = picture.resize(
             (size + 2 * shift,) * 2, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
         )
-        if random.random() < GREY_SHARE:
+        if random.random() < GREY_PROBABILITY:
             around = around.convert("L").convert("RGB")
         pixels = np.asarray(around)
         down, right = random.integers(0, 2 * shift + 1, 2)
         patch = pixels[shift : shift + size, shift : shift + size]
         partner = pixels[down : down + size, right : right + size]
-        noisy = partner + random.normal(0, 255 * NOISE_DEVIATION, partner.shape)
+        noisy = partner + random.normal(0, 255 * NOISE_STD, partner.shape)
         return tuple(
             torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))) for values in (patch, noisy.clip(0, 255))
         )

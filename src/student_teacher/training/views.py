@@ -13,12 +13,12 @@ from student_teacher.runtime import device, distributed
 from student_teacher.runtime.prefetch import prefetched
 
 SHORTER_SIDE = (256, 384)  # of the whole picture, at the scale of a view: detail as in images of the default size
-FLIP_SHARE = 0.5
-GREY_SHARE = 0.25  # inspection images are often grey
+FLIP_PROBABILITY = 0.5
+GREY_PROBABILITY = 0.25  # inspection images are often grey
 CONTRAST = (0.6, 1.35)  # factors, drawn evenly in their logarithm
 BRIGHTNESS = 0.15  # of the range, added or taken away at most
 STRETCH = 1.5  # of one side against the other, at most: inspection images are often squeezed into a square
-NOISE_SHARE = 0.5  # everyday pictures, made smaller, have lost the noise that a camera on the line shows
+NOISE_PROBABILITY = 0.5  # everyday pictures, made smaller, have lost the noise that a camera on the line shows
 NOISE = 12.0  # its largest deviation, in grey levels
 
 
@@ -60,15 +60,15 @@ class ViewSampler:
     def _view(self, part: Tensor, random: np.random.Generator) -> Tensor:
         pixels = part.to(self._where)[None].float()
         view = F.interpolate(pixels, (2 * self._side,) * 2, mode="bilinear", antialias=True)[0]
-        if random.random() < FLIP_SHARE:
+        if random.random() < FLIP_PROBABILITY:
             view = view.flip(2)
-        if random.random() < GREY_SHARE:
+        if random.random() < GREY_PROBABILITY:
             view = grey(view).expand(3, -1, -1)
         contrast = np.exp(random.uniform(*np.log(CONTRAST)))
         brightness = 255 * random.uniform(-BRIGHTNESS, BRIGHTNESS)
         mean = grey(view).mean()
         view = ((view - mean) * contrast + mean + brightness).clamp(0, 255)
-        if random.random() < NOISE_SHARE:
+        if random.random() < NOISE_PROBABILITY:
             grain = random.normal(0, random.uniform(0, NOISE), (1, 1, self._side, self._side)).astype(np.float32)
             grain = torch.from_numpy(grain).to(self._where)
             view = (view + F.interpolate(grain, view.shape[1:], mode="bilinear")[0]).clamp(0, 255)
