@@ -1,4 +1,4 @@
-"""Score a folder's images with a detector that src/export_onnx.py wrote; wants onnxruntime, numpy and pillow alone.
+"""Score a folder's images with a detector that src/export_onnx.py wrote; needs onnxruntime, numpy and pillow alone.
 
 Prints score, p-value and decision of each image, and saves its anomaly map as a float32 TIFF of the image's own size.
 
@@ -33,7 +33,7 @@ size, good_scores = (
 )
 for path in paths:
     try:
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")  # of 8 bits; for others see src/images.py
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")  # 8 bits; others: images/reading.py
     except OSError as error:
         print(f"not inspected: {path}: {error}")
         continue
