@@ -145,6 +145,17 @@ def train_patch_students(args: Namespace) -> None:
     save(path, args, fitted.made_from, calibration, content)
 
 
+def require_same_teacher(args: Namespace) -> None:
+    """Raise UserError where detector.pt has students of the other kind of teacher: it would be replaced unasked."""
+    path = args.model / args.category / "detector.pt"
+    if args.restart or not path.exists():
+        return
+    there = checkpoints.load(path, "detector", category=args.category)
+    if there.get("detector_version") == VERSION and ("backbone" in there) != (args.teacher == "backbone"):
+        other = "a frozen backbone" if "backbone" in there else "patch teachers"
+        raise UserError(f"{path} has students of {other}: add --restart to replace it, or keep both with --model DIR")
+
+
 def is_made(path, settings, args: Namespace) -> bool:
     """Whether detector.pt is there, made with these settings. Of another backbone's it is refused by a UserError."""
     if args.restart or not path.exists():
@@ -170,6 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     print(args.shown_teacher)
     paper.STUDENTS.show(args)
+    require_same_teacher(args)
     if args.teacher == "backbone":
         train_backbone_students(args)
     else:
