@@ -34,7 +34,7 @@ from student_teacher.detection.BackboneDetector import (
     mean_of_levels,
 )
 from student_teacher.detection.Detector import at_own_size
-from student_teacher.evaluation import metrics
+from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import run
@@ -118,7 +118,7 @@ def evaluated(maps: Tensor, scored: Tensor, samples: list[dict]) -> tuple[float,
     labels = np.array([sample["label"] for sample in samples])
     masks = [np.asarray(sample["mask"]) > 0 if sample["label"] else None for sample in samples]
     scores = scoring.image_scores(scored).cpu().numpy()
-    measures = metrics.Evaluation(own, masks, scores, labels, [str(label) for label in labels]).measures()
+    measures = Evaluation(own, masks, scores, labels, [str(label) for label in labels]).measures()
     return measures["image_au_roc"], measures["au_pro"]
 
 

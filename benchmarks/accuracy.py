@@ -27,7 +27,7 @@ import torch
 from AnomalyDataset import AnomalyDataset
 from student_teacher.detection import scoring
 from student_teacher.detection.Detector import Detector, at_own_size, load_detector
-from student_teacher.evaluation import metrics
+from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.images import preprocessing
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError, run
@@ -107,7 +107,7 @@ def neighbours(detector: Detector, category: str, args: Namespace) -> dict:
         labels.append(sample["label"])
         masks.append(np.asarray(sample["mask"]) > 0 if sample["label"] else None)
     labels = np.array(labels)
-    found = metrics.Evaluation(maps, masks, np.array(scores), labels, [str(label) for label in labels]).measures()
+    found = Evaluation(maps, masks, np.array(scores), labels, [str(label) for label in labels]).measures()
     return {"neighbours_image_au_roc": found["image_au_roc"], "neighbours_au_pro": found["au_pro"]}
 
 

@@ -27,6 +27,7 @@ from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS
 from student_teacher.detection.Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
 from student_teacher.evaluation import metrics
+from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.images import category
 from student_teacher.images.reading import encoded
 from student_teacher.reports import figures
@@ -257,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
     kinds = [kind_of(row) for row in dataset.rows]
     have_masks = any(row["gt_name"] for row in dataset.rows)
-    evaluation = metrics.Evaluation(maps, masks if have_masks else None, scores, labels, kinds)
+    evaluation = Evaluation(maps, masks if have_masks else None, scores, labels, kinds)
     measures = evaluation.measures()
     if "image_au_roc" in measures:  # as MVTec AD's evaluation script takes it, from the maps at their own size
         measures["image_au_roc_of_maxima"] = metrics.au_roc(np.array([values.max() for values in maps]), labels)

@@ -18,9 +18,9 @@ def test_what_was_saved_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("expected", "said"),
     [
-        ({"kind": "students"}, "kind teacher, wanted is students"),
-        ({"kind": "teacher", "patch_size": 33}, "patch size 17, wanted is 33"),
-        ({"kind": "teacher", "category": "wood"}, "category carpet, wanted is wood"),
+        ({"kind": "students"}, "kind teacher, not students"),
+        ({"kind": "teacher", "patch_size": 33}, "patch size 17, not 33"),
+        ({"kind": "teacher", "category": "wood"}, "category carpet, not wood"),
     ],
 )
 def test_a_wrong_checkpoint_is_refused_by_name(tmp_path, expected, said):

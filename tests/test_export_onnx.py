@@ -13,6 +13,7 @@ from PIL import Image
 import export_onnx
 from AnomalyNet import AnomalyNet
 from FDFE import PADDING
+from student_teacher import detection
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, Scale, scale_to_checkpoint
 from student_teacher.detection.Detector import VERSION, Calibration, load_detector
@@ -165,9 +166,9 @@ def test_runtimes_are_timed_on_the_same_maps(tmp_path, capsys):
     assert "2 x 12 x 15" in capsys.readouterr().out
 
 
-def test_only_a_detector_as_it_was_calibrated_is_written(tmp_path):
+def test_only_a_calibrated_detector_is_written(tmp_path):
     path = save_detector(tmp_path, [scale_of(17)])
-    with pytest.raises(ValueError, match="as it was calibrated"):
+    with pytest.raises(ValueError, match="has no calibration"):
         onnx_graph.model_of(load_detector(path, normalisation="image", device_name="cpu"))
 
 
@@ -189,7 +190,8 @@ def test_without_a_detector_one_line_and_status_2(tmp_path):
 
 
 def test_without_onnx_it_is_said_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "onnx_graph")
+    monkeypatch.delattr(detection, "onnx_graph")
+    monkeypatch.delitem(sys.modules, onnx_graph.__name__)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-onnx\.txt"):
         export_onnx.main([CATEGORY, "--model", str(tmp_path)])

@@ -35,5 +35,5 @@ def test_what_never_varies_is_left_in_its_unit():
     found = RunningMoments()
     found.update(torch.tensor([[2.0, 1.0], [2.0, 3.0]]))
     assert found.std.tolist() == [1.0, 1.0]
-    with pytest.raises(ValueError, match="no observation"):
+    with pytest.raises(ValueError, match="no observations"):
         RunningMoments().std  # noqa: B018

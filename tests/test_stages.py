@@ -393,7 +393,7 @@ def test_memory_that_runs_out_is_one_line(work, capsys):
     with pytest.raises(SystemExit) as ended:
         run(work)
     assert ended.value.code == 2
-    assert "memory ran out; a smaller --image-size" in capsys.readouterr().err
+    assert "out of memory; a smaller --image-size" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="size"):
         run(lambda: torch.zeros(2) @ torch.zeros(3))
 

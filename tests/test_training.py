@@ -146,7 +146,7 @@ def test_a_checkpoint_of_other_settings_is_refused_unless_restarted(tmp_path, ch
 
 def test_a_checkpoint_of_another_category_is_refused(tmp_path):
     Job(tmp_path / "net.pt").run_stopped(0)
-    with pytest.raises(UserError, match="category carpet, wanted is wood"):
+    with pytest.raises(UserError, match="category carpet, not wood"):
         Job(tmp_path / "net.pt", category="wood")
 
 
@@ -168,7 +168,7 @@ def test_a_finished_model_is_not_trained_again(tmp_path, capsys):
     assert f"{path} is trained already" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"net\.pt was trained with seed 0, not 1"):
         Model(path, "net", "carpet", SETTINGS | {"seed": 1}).is_trained()
-    with pytest.raises(UserError, match="kind net, wanted is other"):
+    with pytest.raises(UserError, match="kind net, not other"):
         Model(path, "other", "carpet", SETTINGS).is_trained()
 
 
@@ -219,7 +219,7 @@ def test_a_bad_image_size_is_refused(text, capsys):
 
 @pytest.mark.parametrize("texts", [("64", "64", "64"), ("native", "64"), ("64", "native"), ("native", "native")])
 def test_several_image_sizes_that_do_not_fit_are_refused(texts):
-    with pytest.raises(UserError, match="--image-size takes one number, or height and width, or native alone"):
+    with pytest.raises(UserError, match="--image-size takes one number, or height and width, or the word native"):
         read_size(*texts)
 
 
@@ -279,7 +279,7 @@ def test_pictures_in_a_folder_and_below_are_found_sorted(tmp_path):
 
 @pytest.mark.parametrize("name", ["nonsense", "", "cpu:x", "cuda:999", "hpu", "meta"])
 def test_a_device_that_is_not_there_is_refused(name):
-    with pytest.raises(UserError, match=f"--device {name} is not to be had"):
+    with pytest.raises(UserError, match=f"--device {name} is not available"):
         device.choose(name)
 
 

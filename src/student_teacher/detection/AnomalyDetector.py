@@ -17,11 +17,11 @@ NORMALISATIONS = ("place", "image")  # the first is the default
 
 
 class Scale(nn.Module):
-    """A teacher and M students of one patch size, with what normalises them.
+    """A teacher and M students of one patch size, with the statistics that normalise them.
 
-    `mean` and `deviation` (C,) are those of the teacher's descriptors on anomaly-free images (section 3.2). The other
-    buffers say what error and predictive variance are on such images, overall and at each place; `calibrate` sets them.
-    `padding` says what stands round images, as in padding.pad.
+    `mean` and `std` (C,) are those of the teacher's descriptors on anomaly-free images (section 3.2 of the paper). The
+    other buffers are means and stds of error and predictive variance on such images, over all pixels and at each place;
+    `calibrate` sets them. `padding` is one of FDFE.PADDINGS: what surrounds the images.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Scale(nn.Module):
         self.register_buffer("place_std", torch.ones(PLACES, PLACES))
 
     def normalised_teacher(self) -> AnomalyNet:
-        """The teacher as it describes in normalised form: what students learn to say."""
+        """The teacher with normalised descriptors: the students' target."""
         return self.teacher.with_normalised_descriptors(self.mean, self.std)
 
     def dense(self, stride: int) -> tuple[FDFEAnomalyNet, list[FDFEAnomalyNet]]:
@@ -57,7 +57,7 @@ class Scale(nn.Module):
         return dense, students
 
     def calibrate(self, statistics: ScoreStatistics) -> None:
-        """Take what is usual from anomaly-free images."""
+        """Set means and stds to those of anomaly-free images."""
         for name, found in (("error", statistics.errors), ("variance", statistics.variances)):
             getattr(self, f"{name}_mean").fill_(found.mean.item())
             getattr(self, f"{name}_std").fill_(found.std.item())
@@ -66,11 +66,12 @@ class Scale(nn.Module):
         self.place_std.copy_(std)
 
     def combine(self, error: Tensor, variance: Tensor, normalisation: str = NORMALISATIONS[0]) -> Tensor:
-        """The anomaly score (N,h,w) of error and variance. 0 is usual, in deviations.
+        """The anomaly score (N,h,w) of error and variance (N,h,w): in stds above the mean of good images.
 
-        "image": that of section 3.2, normalised error plus normalised variance, each by one mean and deviation.
-        "place": error plus variance, which is the students' mean squared distance to the teacher, by the mean and
-        deviation of the place in the image. Edges and highlights that are often hard to predict don't hide a defect.
+        "image" is equation (11) of section 3.2: normalised error plus normalised variance, each with one mean and std
+        for all pixels. "place" is error plus variance, the students' mean squared distance to the teacher, normalised
+        with the mean and std of the place in the image. Edges and highlights, hard to predict on good images too, then
+        don't hide a defect.
         """
         if normalisation == "image":
             return (error - self.error_mean.float()) / self.error_std.float() + (
@@ -80,17 +81,17 @@ class Scale(nn.Module):
 
 
 class Maps(NamedTuple):
-    """What a detector finds in images. Of patch students both are the same."""
+    """What a detector computes for images. With patch students both are the same."""
 
-    anomaly_maps: Tensor  # float32 (N,h,w), over the whole image: where something is
-    scored_maps: Tensor  # the same shape: what image scores are of
+    anomaly_maps: Tensor  # float32 (N,h,w), over the whole image: where the defects are
+    scored_maps: Tensor  # the same shape: image scores are computed from these
 
 
 class AnomalyDetector(nn.Module):
     """One Scale or several: uint8 images (N,3,H,W) -> anomaly maps (N,H,W), float32. For image scores see `maps`.
 
-    Scores of several scales are normalised each by itself and averaged (section 3.3). `stride`: a descriptor at every
-    `stride`-th pixel, interpolated between. `normalisation` is one of NORMALISATIONS.
+    Each scale's scores are normalised, then averaged over the scales (section 3.3). Descriptors are computed at every
+    `stride`-th pixel, and scores interpolated between. `normalisation` is one of NORMALISATIONS.
     """
 
     def __init__(self, scales: Sequence[Scale], stride: int = 1, normalisation: str = NORMALISATIONS[0]):
@@ -108,7 +109,7 @@ class AnomalyDetector(nn.Module):
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> Maps:
-        """Anomaly maps of uint8 images (N,3,H,W), and what their image scores are of."""
+        """Anomaly maps of uint8 images (N,3,H,W)."""
         pixels = preprocessing.normalise(images)
         total = 0
         for scale, (teacher, students) in zip(self.scales, self._dense, strict=True):
@@ -124,7 +125,7 @@ class AnomalyDetector(nn.Module):
 
 
 def scale_to_checkpoint(scale: Scale) -> dict[str, Any]:
-    """What rebuilds a Scale, in tensors and numbers."""
+    """A Scale as tensors and numbers, for `scale_from_checkpoint`."""
     content = {"patch_size": scale.patch_size, "students": len(scale.students), "padding": scale.padding}
     return content | {"state": scale.state_dict()}
 

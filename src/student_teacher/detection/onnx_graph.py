@@ -1,7 +1,7 @@
-"""A calibrated detector as one ONNX graph: what a detector and Calibration compute, in float32.
+"""A calibrated detector as one ONNX graph, in float32: anomaly maps and image scores.
 
-Written node by node from the same layers and placements, not traced: of patch students sizes are computed in the graph,
-so that it holds for images of every size. The graph's parts are named after the functions that they equal.
+Written node by node from the same layers and placements, not traced: with patch students, sizes are computed in the
+graph, so that it takes images of any size. Each function here names the one whose result it reproduces.
 """
 
 import json
@@ -28,7 +28,7 @@ ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)
 
 
 class _Graph:
-    """Nodes in the order in which they are called for, and the constants among their inputs."""
+    """Nodes in the order of the calls, and the constants among their inputs."""
 
     def __init__(self):
         self.nodes, self.constants = [], []
@@ -50,16 +50,16 @@ class _Graph:
 def model_of(detector: Detector) -> onnx.ModelProto:
     """The detector from pixels to scores, with its weights.
 
-    Input: "images", uint8 (batch,3,height,width), RGB at the size that the networks see. Outputs: "maps", float32
+    Input: "images", uint8 (batch,3,height,width), RGB, already at the networks' size. Outputs: "maps", float32
     (batch,rows,columns), over the whole image, and "scores", float32 (batch,): the detector's own image score. The
-    batch may have any size from 1 on; with patch students so may height and width, and maps have a value for each
-    pixel. The metadata are JSON: `image_size` to resize to (height and width, null for none) and `calibration_scores`,
-    from which p-values are computed as in Calibration.p_value. Raises ValueError for a detector without calibration, or
-    with another backbone than EfficientNet-Lite0.
+    batch size is free; with patch students so are height and width, and maps have a value for each pixel. The metadata
+    are JSON: `image_size` to resize to (height and width, null for none) and `calibration_scores`, for p-values as in
+    Calibration.p_value. Raises ValueError for a detector without calibration, or a backbone other than
+    EfficientNet-Lite0.
     """
     networks, calibration = detector.networks, detector.calibration
     if calibration is None:
-        raise ValueError("only a detector as it was calibrated can be written as ONNX")
+        raise ValueError("the detector has no calibration: load it with the settings of its training to write ONNX")
     graph = _Graph()
     if isinstance(networks, BackboneDetector):
         maps, scored = _backbone_maps(graph, networks)
@@ -88,7 +88,7 @@ def model_of(detector: Detector) -> onnx.ModelProto:
 
 
 def _backbone_maps(graph, networks: BackboneDetector):
-    """BackboneDetector.maps: the map and what is scored, (N,1,rows,columns) each."""
+    """BackboneDetector.maps: anomaly map and scored map, (N,1,rows,columns) each."""
     maps = _levels(graph, networks.teacher)
     errors = {GLOBAL: [_global_error(graph, *both) for both in zip(networks.global_students, maps, strict=True)]}
     errors[LOCAL] = []
@@ -105,7 +105,7 @@ def _backbone_maps(graph, networks: BackboneDetector):
 
 
 def _combined(graph, networks, use, both, size):
-    """BackboneDetector.maps_of, for one use."""
+    """BackboneDetector.maps_of, for one use: MAP or SCORE."""
     means, (errors, expected) = [], both
     for kind, weight in ((GLOBAL, networks.global_weights[use]), (LOCAL, 1 - networks.global_weights[use])):
         levels = []
@@ -130,7 +130,7 @@ def _resized(graph, x, size):
 
 
 def _channels(graph, x, first, last):
-    """Channels `first` to `last`, this one left out."""
+    """Channels from `first` up to, but without, `last`."""
     return graph("Slice", x, [first], [last], [1])
 
 
@@ -138,7 +138,7 @@ def _levels(graph, teacher):
     """BackboneTeacher.forward."""
     backbone = teacher.backbone
     if not isinstance(backbone, Lite0):
-        raise ValueError("of frozen backbones EfficientNet-Lite0 alone is written as ONNX")
+        raise ValueError("ONNX export supports one frozen backbone: EfficientNet-Lite0")
     factor, shift = (value.numpy(force=True) for value in (backbone.factor, backbone.shift))
     x = graph("Add", graph("Mul", _normalise(graph, "images"), factor), shift)
     x = _layers(graph, backbone.net.stem, x)
@@ -173,7 +173,7 @@ def _layers(graph, layers, x):
 
 
 def _pooled(graph, x, factor):
-    """Averaged over squares of `factor` places."""
+    """Averaged over squares of `factor` x `factor` places."""
     return x if factor == 1 else graph("AveragePool", x, kernel_shape=[factor] * 2, strides=[factor] * 2)
 
 
@@ -188,7 +188,7 @@ def _global_error(graph, student: GlobalStudent, maps):
 
 
 def _local_errors(graph, around, students, maps):
-    """The root of the students' mean squared error at each level, (N,1,h,w), and LocalErrors.expected."""
+    """The root of the students' mean squared error, (N,1,h,w) per level, and LocalErrors.expected."""
     parts = [_pooled(graph, maps[level], factor) for level, factor in zip(around.levels, around.factors, strict=True)]
     stacked = graph("Concat", *parts, axis=1)
     padded = graph("Pad", stacked, [REACH] * 4, "", [ROWS, COLUMNS], mode="reflect")
@@ -276,7 +276,7 @@ def _size(graph, x):
 
 
 def _pad(graph, x, net: FDFEAnomalyNet):
-    """FDFEAnomalyNet.pad: zeros, or mirrored as often as it takes."""
+    """FDFEAnomalyNet.pad: zeros, or the image mirrored as often as needed."""
     if net.padding == "zeros":
         (above, below), (left, right) = net.margins()
         return graph("Pad", x, [above, left, below, right], "", [ROWS, COLUMNS])
@@ -333,7 +333,7 @@ def _image_scores(graph, maps, image_score):
 
 
 def _rounded_fraction(graph, values, fraction):
-    """How many are a `fraction` of each row of (N,n), one at least."""
+    """The number of elements in a `fraction` of a row of (N,n), at least 1."""
     number = graph("Cast", graph("Shape", values, start=1), to=TensorProto.DOUBLE)
     return graph("Max", graph("Cast", graph("Round", graph("Mul", number, fraction)), to=TensorProto.INT64), 1)
 

@@ -233,7 +233,7 @@ def save_curves_figure(
 
     Args:
         path: of the two files, with or without one of their suffixes.
-        measures: as `metrics.Evaluation.measures` returns them.
+        measures: as `Evaluation.measures` returns them.
         scores: (N,) image scores.
         labels: (N,) zero for good, anything else for anomalous.
         kinds: (N,) the kind of defect; good images stand in one row whatever it says.

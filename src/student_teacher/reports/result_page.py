@@ -131,7 +131,7 @@ class ResultPage:
         """Write the page and return its path.
 
         Args:
-            measures: as `metrics.Evaluation.measures` returns them; those that are missing are shown with the reason.
+            measures: as `Evaluation.measures` returns them; those that are missing are shown with the reason.
             image_roc, pixel_roc: (fpr, tpr); None where there is none.
             pro: (fpr, pro); None where there is none.
             threshold: of the decisions that were made, for the page to start from; None, or infinity: there are none.
