@@ -1,15 +1,15 @@
-"""Stage 4: teacher against students on the test images -> anomaly maps, scores, measures and pictures.
+"""Stage 4: compare students with the teacher on the test images -> anomaly maps, scores, measures and pictures.
 
-The map is the students' error plus their variance (section 3.2 of "Uninformed Students"), standardised by what is usual
-on good images. BackboneDetector.py and AnomalyDetector.py say how students join, and what the image score is of.
+The map is the students' error plus their variance (section 3.2 of "Uninformed Students"), standardised with mean and
+std of good images. BackboneDetector.py and AnomalyDetector.py combine the students into map and image score.
 Written under results/CATEGORY/:
-  index.html      the page to look at: measures, curves and every image; opens from disk (its pictures: page/)
+  index.html      the result page: measures, curves and every image; opens from disk (its pictures are in page/)
   metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect;
-                  image_au_roc_of_maxima takes the maps' maxima for scores, as MVTec AD's evaluation script does
+                  image_au_roc_of_maxima uses the maps' maxima as scores, like MVTec AD's evaluation script
   scores.csv      path, label, image score and p-value of every test image
   figures/        image, ground truth and anomaly map of every test image, on one colour scale; JPEG
   curves.png      ROC and PRO curves, and the scores of good against anomalous images (also as SVG)
-  examples.png    the most anomalous image of each kind, the middle one and the least, on one sheet
+  examples.png    of each kind the most anomalous image, the median and the least anomalous, on one sheet
   anomaly_maps/   float32 TIFFs at the images' own size, as MVTec AD's evaluation script reads them
 """
 
@@ -59,33 +59,36 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--image-score",
         choices=scoring.IMAGE_SCORES,
-        help="what of the scores of all places makes the image's: top, the mean of their highest hundredth; maximum, "
-        "the paper's, where defects are tiny and images free of noise; mean, for defects that change the whole image "
-        "(default top; maximum where the students were trained with --paper)",
+        help="how pixel scores give the image's score: top, the mean of the highest 1 %%; maximum, the paper's, if "
+        "defects are tiny and images free of noise; mean, for defects that change the whole image (default top; "
+        "maximum if the students were trained with --paper)",
     )
     options.add_argument(
         "--normalisation",
         choices=NORMALISATIONS,
-        help="place: by what error is usual at each place of good images; image: by what it is overall, the paper's "
-        "(default place; image where the students were trained with --paper)",
+        help="for patch students: standardise errors with mean and std of good images at each place, or of the whole "
+        "image, as in the paper (default place; image if the students were trained with --paper)",
     )
     options.add_argument(
         "--input",
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="look at these images, and at all in these folders and below, in place of the category's test images: no "
-        "labels, masks or index needed",
+        help="inspect these images, and all in these folders and their subfolders, instead of the category's test "
+        "images; no labels, masks or index needed",
     )
     options.add_argument(
-        "--output", type=Path, metavar="DIR", help="for what --input gives (default results/CATEGORY/inspection)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the results of --input (default results/CATEGORY/inspection)",
     )
     options.add_argument(
         "--false-alarm-rate",
         type=command_line.fraction,
         default=FALSE_ALARM_RATE,
         metavar="X",
-        help="of good images, this share may be called anomalous: lower misses more defects (default "
+        help="fraction of good images that may be called anomalous: lower misses more defects (default "
         f"{FALSE_ALARM_RATE})",
     )
     options.add_argument(
@@ -93,14 +96,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         type=command_line.fraction,
         default=0.01,
         metavar="X",
-        help="of the pixels of good images, this share may be outlined (default 0.01)",
+        help="fraction of good images' pixels that may be outlined (default 0.01)",
     )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
     return paper.DETECTION.parse(options, arguments)
 
 
 def detector_of(args: Namespace) -> Detector:
-    """The category's detector, as the command line wants it; the image score is its own where none is asked for."""
+    """The category's detector, with the options of the command line. Sets args.image_score if none is given."""
     path = args.model / args.category / "detector.pt"
     size = "trained" if args.image_size is None else command_line.image_size(args)
     detector = load_detector(
@@ -121,20 +124,20 @@ def detector_of(args: Namespace) -> Detector:
     elif args.false_alarm_rate < (least := detector.calibration.smallest_rate):
         print(
             f"--false-alarm-rate {args.false_alarm_rate:g} is below {least:.3g}, the smallest that so few good "
-            "images can promise: no image will be called anomalous"
+            "images can guarantee: no image will be called anomalous"
         )
     if detector.calibration and detector.networks.stride != detector.calibrated_stride:
-        print(f"p-values are approximate: they were calibrated at a stride of {detector.calibrated_stride}")
+        print(f"p-values are approximate: they were calibrated with --stride {detector.calibrated_stride}")
     return detector
 
 
 def detect(
     detector: Detector, dataset: AnomalyDataset, args: Namespace, page: ResultPage, log: ResumeLog
 ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
-    """Map (H,W), score and mask (None for a good one) of each image. Goes on after a stop.
+    """Map (H,W), score and mask (None without a defect) of each image. Resumes after a stop.
 
-    Writes the maps, and the images for the page, while the next ones are looked at. Each of several processes looks at
-    its share of the images; the first alone is given the maps of all.
+    Writes maps and images for the page while the next images are predicted. Each of several processes takes its share
+    of the images; only the first returns the maps of all.
     """
     maps, scores, masks = [], [], []
     numbers = distributed.share(range(len(dataset)))
@@ -186,7 +189,7 @@ def scores_table(dataset: AnomalyDataset, scores: np.ndarray, p_values: list[flo
 
 
 def decisions(p_values: np.ndarray, labels: np.ndarray, rate: float) -> dict[str, float]:
-    """What share of the good test images is called anomalous, beside what was asked, and of the others."""
+    """The fractions of good and of defective test images that are called anomalous, beside the requested rate."""
     called = p_values <= rate
     shares = {"observed_false_alarm_rate": called[labels == 0], "found": called[labels == 1]}
     return {"false_alarm_rate": rate} | {name: float(part.mean()) for name, part in shares.items() if len(part)}
@@ -198,7 +201,7 @@ def kind_of(row: dict) -> str:
 
 
 def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage) -> None:
-    """Draw a figure of each image, a sheet of each kind's highest, middle and lowest score, and what the page shows."""
+    """Draw a figure of each image, a sheet with each kind's highest, median and lowest score, and the page's maps."""
     scale = figures.colour_scale(maps)
     results = page.path.parent
     kinds: dict[str, list[int]] = {}
@@ -228,12 +231,12 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run stage 4. Returns the exit status: 3 where some images of --input could not be read."""
+    """Run stage 4. Returns the exit status: 3 if some images of --input could not be read."""
     args = parse_arguments(arguments)
     if args.output and not args.input:
-        raise UserError("--output goes with --input; of the test images, --results takes what is found")
+        raise UserError("--output needs --input; results of the test images go to the folder --results")
     if args.show and args.input:
-        raise UserError("--show goes with the test images; what --input gives has a page to open, index.html")
+        raise UserError("--show is for the test images; with --input open the result page, index.html")
     if args.input:
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
@@ -242,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
         return BROKEN_IMAGES if broken else 0
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
-        raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")
+        raise UserError(f"{args.data / args.category} has no images in test/: put some there, or give --input")
     detector = detector_of(args)
     dataset.least = shown_side(detector)
     results = args.results / args.category
@@ -280,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: none, {measures['missing'][name]}")
     for name, value in measures.get("decisions", {}).items():
         print(f"{name} {value:.4f}")
-    print(f"page to look at: {page.path}")
+    print(f"result page: {page.path}")
     print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
     if args.show:
         for name in ("examples.png", "curves.png"):

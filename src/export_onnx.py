@@ -1,8 +1,8 @@
 """Write a category's detector as one ONNX file, which runs without PyTorch and without Python.
 
-From pixels to anomaly maps and image scores, in float32, several images at once. Of patch students images may have any
-size, and the whole image is computed at once: unlike anomaly_detection.py, memory grows with it. What goes in and comes
-out, and how a score becomes a decision: examples/inspect_folder.py.
+From pixels to anomaly maps and image scores, in float32, several images at once. With patch students, images may have
+any size, and the whole image is computed at once: unlike anomaly_detection.py, memory grows with its size.
+examples/inspect_folder.py shows inputs and outputs, and how a score becomes a decision.
 
 Needs one more package: pip install -r requirements-onnx.txt
 """

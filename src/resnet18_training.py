@@ -1,8 +1,8 @@
 """Stage 1 (optional): adapt the backbone, ResNet18, to a category.
 
-All training images are good, so a classifier of their labels would learn nothing. The two classes are "as it is" and
-"with a synthetic defect" (CutPaste and CutPaste-scar, Li et al., CVPR 2021). Features that tell those apart know the
-category's texture and shapes.
+All training images are good, so their labels teach nothing. Instead the two classes are "unchanged" and "with a
+synthetic defect" (CutPaste and CutPaste-scar, Li et al., CVPR 2021). To tell these apart, the features must represent
+the category's texture and shapes.
 """
 
 from argparse import Namespace
@@ -42,14 +42,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--epochs",
         type=command_line.positive,
         default=50,
-        help="passes over the images; more while the accuracy on held-back images still rises (default 50)",
+        help="passes over the images; raise it while the validation accuracy still rises (default 50)",
     )
     backbone_weights.add_option(options)
     return options.parse_args(arguments)
 
 
 def with_defects(images: Tensor, seeds: list[int]) -> Tensor:
-    """A synthetic defect in each of the uint8 images (N,3,H,W), drawn by its seed."""
+    """The uint8 images (N,3,H,W), each with a synthetic defect drawn from its seed."""
     defective = []
     for image, seed in zip(images, seeds, strict=True):
         random = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ def with_defects(images: Tensor, seeds: list[int]) -> Tensor:
 
 
 def both_classes(images: Tensor, seed: int, purpose: str, step: int, where: torch.device) -> tuple[Tensor, Tensor]:
-    """Images as they are (class 0), then each with a defect (class 1): normalised (2N,3,H,W) and classes (2N,)."""
+    """Unchanged images (class 0), then each with a defect (class 1): normalised (2N,3,H,W), and classes (2N,)."""
     seeds = [device.seed_of(seed, purpose, step, number) for number in range(len(images))]
     inputs = preprocessing.normalise(torch.cat([images, with_defects(images, seeds)]).to(where))
     return inputs, torch.arange(2, device=where).repeat_interleave(len(images))
@@ -69,7 +69,7 @@ def both_classes(images: Tensor, seed: int, purpose: str, step: int, where: torc
 def accuracy(
     net: AnomalyResnet18, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
 ) -> float:
-    """Share of held-back images, as they are and with a defect, that the net puts in the right class."""
+    """The fraction of validation images, unchanged and with a defect, that are classified correctly."""
     net.eval()
     right = 0
     with torch.inference_mode(), device.autocast(where, args.precision):
@@ -81,7 +81,7 @@ def accuracy(
 
 
 def model_of(args: Namespace, dataset: AnomalyDataset) -> Model:
-    """The file that this stage makes, and what it depends on."""
+    """The file that this stage writes, and its settings."""
     settings = {
         "seed": args.seed,
         "image_size": command_line.sides(args),
@@ -133,7 +133,7 @@ def train(args: Namespace) -> None:
         if (step + 1) % (5 * per_epoch) == 0:
             training.note(accuracy=accuracy(net, store, validation, args, where))
     final = accuracy(net, store, validation, args, where)
-    print(f"held-back accuracy {final:.3f} on {2 * len(validation)} images (0.5 is chance)")
+    print(f"validation accuracy {final:.3f} on {2 * len(validation)} images (0.5 is chance)")
     model.save({"net": net.cpu().state_dict(), "validation_accuracy": final}, training, "cross entropy")
 
 
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run stage 1."""
     args = parse_arguments(arguments)
     if distributed.active():
-        raise UserError("this stage is quick and takes one process: start it without torchrun")
+        raise UserError("this stage is fast and runs in one process: start it without torchrun")
     train(args)
 
 

@@ -1,13 +1,13 @@
 """Stage 2: distil the backbone into the teacher, a small network that describes patches.
 
-Up to three losses teach it (section 3.1 of "Uninformed Students"): knowledge distillation from the backbone's features,
-metric learning and descriptor compactness. The teachers that ship with the project serve any category; this stage makes
-others, of a category's own good images or of any pictures:
+It is trained with up to three losses (section 3.1 of "Uninformed Students"): knowledge distillation from the backbone's
+features, metric learning and descriptor compactness. The teachers that ship with the project work for any category;
+this stage trains others, on a category's own good images or on any pictures:
 
     teacher_training.py pretrained --images DIR --backbone efficientnet_lite0 --patch-size 17 33 65 --restart
 
-replaces those that ship (category "pretrained"); with a category's name the teacher is that category's alone. --paper
-teaches as the paper does, --images being ImageNet's in the paper.
+replaces those that ship (category "pretrained"); with a category's name the teacher is for that category only. --paper
+trains as in the paper, where --images are ImageNet's.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -32,8 +32,8 @@ from student_teacher.training.teaching import Decoder, Lesson, feature_moments, 
 
 KIND = "teacher"
 STEPS_BETWEEN_CHECKS = 500
-# What hangs on the way of distillation. Dense: a batch is one of views, with some 10,000 descriptors in it; weights
-# found good on held-back pictures. Patches: the paper's learning rate and losses.
+# Defaults that depend on --distillation. Dense: a batch of views has some 10,000 descriptors; the weights were chosen
+# on validation pictures. Patches: the paper's learning rate and losses.
 DEFAULTS = {
     "dense": {
         "batch_size": 4,
@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     command_line.add_image_size(
         options,
         default=[None],
-        advice="the students' size, if theirs is so small that detail gets lost: the teacher shall not look for it",
+        advice="set it to the students' size if that is small: a teacher should not learn detail that they can't see",
     )
     command_line.add_training(
         options, batch_size="4 dense, 64 of patches", learning_rate="0.02; of adam 2e-3 dense, 2e-4 of patches"
@@ -70,34 +70,34 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         choices=PATCH_SIZES,
         nargs="+",
         default=list(DEFAULT_PATCH_SIZES),
-        help="side of a patch in pixels; several train several teachers. Small defects need small patches (default: 33 "
-        "and 65)",
+        help="side of a patch in pixels; give several to train several teachers. Small defects need small patches "
+        "(default 33 65)",
     )
     options.add_argument(
         "--distillation",
         choices=tuple(DEFAULTS),
         default="dense",
-        help="dense: every position of a view at once, learns far more in the same time; patches: the paper's, one "
-        "patch at a time (default dense)",
+        help="dense: all positions of a view at once, which learns far more in the same time; patches: the paper's "
+        "way, one patch at a time (default dense)",
     )
     options.add_argument(
         "--steps",
         type=command_line.positive,
-        help="batches to learn from; more while the loss still falls. The paper takes 50,000 batches of patches "
-        "(default 5000 dense, 10000 of patches)",
+        help="number of training steps; raise it while the loss still falls. The paper takes 50,000 with patches "
+        "(default 5000 dense, 10000 with patches)",
     )
     options.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
-        help="teach on the pictures in DIR and below, of any kind, in place of the category's good images: many "
-        "everyday pictures make a better teacher",
+        help="train on all pictures in DIR and its subfolders instead of the category's good images: many everyday "
+        "pictures make a better teacher",
     )
     options.add_argument(
         "--start-from",
         type=Path,
         metavar="FILE",
-        help="go on from the teacher in FILE, of one that ships, say, in place of random weights (dense distillation)",
+        help="start from the teacher in FILE, such as one that ships, instead of random weights (dense distillation)",
     )
     add_losses(options)
     args = paper.TEACHER.parse(options, arguments)
@@ -109,34 +109,34 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def add_losses(options: ArgumentParser) -> None:
-    """Add what the backbone sees, and the weights of the losses."""
+    """Add the options of the backbone, and the weights of the losses."""
     options.add_argument(
         "--backbone-size",
         type=command_line.positive,
         default=64,
         metavar="PIXELS",
-        help="side at which the backbone sees a patch (--distillation patches): larger tells more, and costs its "
-        "square (default 64)",
+        help="side in pixels to which patches are resized for the backbone (--distillation patches): larger is better, "
+        "and slower by its square (default 64)",
     )
     options.add_argument(
         "--distillation-weight",
         type=command_line.not_negative,
         default=1.0,
         metavar="X",
-        help="of its loss (default 1)",
+        help="weight of the distillation loss (default 1)",
     )
     for name in ("metric", "compactness"):
         options.add_argument(
             f"--{name}-weight",
             type=command_line.not_negative,
             metavar="X",
-            help=f"weight of the {name} loss; 0 leaves it out (default 0 dense, 1 of patches)",
+            help=f"weight of the {name} loss; 0 leaves it out (default 0 dense, 1 with patches)",
         )
     backbone_weights.add_options(options, default="resnet18")
 
 
 def model_path(args: Namespace, patch_size: int) -> Path:
-    """Where the teacher of a patch size is saved."""
+    """The path of a patch size's teacher."""
     return args.model / args.category / f"teacher_{patch_size}.pt"
 
 
@@ -165,8 +165,8 @@ def train(args: Namespace, patch_size: int) -> None:
     training = learn(lesson, model, learned, validation)
 
     unexplained = lesson.unexplained_variance(validation)
-    print(f"{unexplained:.3f} of the variance of the backbone's features is left unexplained on held-back pictures")
-    # float16 halves the file; students imitate the teacher as it was rounded.
+    print(f"{unexplained:.3f} of the variance of the backbone's features is left unexplained on validation pictures")
+    # float16 halves the file; students imitate the rounded teacher.
     teacher = net.folded().to(getattr(torch, args.saved_in)).cpu()
     content = {
         "patch_size": patch_size,
@@ -179,15 +179,15 @@ def train(args: Namespace, patch_size: int) -> None:
 
 
 class Source(NamedTuple):
-    """What a teacher is made from."""
+    """The pictures and weights that a teacher is trained from."""
 
-    paths: list[Path]  # pictures
-    adapted: dict[str, Tensor] | None  # the backbone's weights that stage 1 made
-    start: dict[str, Tensor] | None  # the teacher's weights to go on from
+    paths: list[Path]  # of the pictures
+    adapted: dict[str, Tensor] | None  # the backbone's weights from stage 1
+    start: dict[str, Tensor] | None  # the teacher's weights to start from
 
     @classmethod
     def of(cls, args: Namespace, patch_size: int) -> Self:
-        """As the command line says. Raises UserError where something is missing."""
+        """From the command line. Raises UserError if something is missing."""
         if args.images:
             paths = category.pictures_in(args.images)
         else:
@@ -198,7 +198,7 @@ class Source(NamedTuple):
 
 
 def model_of(args: Namespace, patch_size: int, source: Source) -> Model:
-    """The file of a teacher, and what it depends on."""
+    """The file of a teacher and its settings."""
     settings = {
         "seed": args.seed,
         "distillation": args.distillation,
@@ -220,7 +220,7 @@ def model_of(args: Namespace, patch_size: int, source: Source) -> Model:
 
 
 def distillation_of(args: Namespace, patch_size: int, adapted: dict | None, where: torch.device) -> Distillation:
-    """The way to ask the backbone and the teacher."""
+    """The distillation that --distillation names."""
     torch.manual_seed(args.seed)
     backbone = backbone_weights.backbone(args.backbone, args.backbone_weights, adapted)
     backbone = backbone.to(where, memory_format=device.memory_format(where))
@@ -231,7 +231,7 @@ def distillation_of(args: Namespace, patch_size: int, adapted: dict | None, wher
 
 
 def new_net(args: Namespace, distillation: Distillation, learned: Pictures, source: Source) -> AnomalyNet:
-    """The teacher before its training: with random weights, or those that it starts from."""
+    """The teacher before its training: with random weights, or those of --start-from."""
     where, patch_size = device.choose(args.device), distillation.patch_size
     layout = device.memory_format(where)
     torch.manual_seed(device.seed_of(args.seed, "teacher", patch_size))
@@ -247,7 +247,7 @@ def new_net(args: Namespace, distillation: Distillation, learned: Pictures, sour
 
 
 def learn(lesson: Lesson, model: Model, learned: Pictures, validation: Pictures) -> Training:
-    """Let the teacher learn, batch by batch, from the start or from the last checkpoint."""
+    """Train the teacher, from the start or from the last checkpoint."""
     args, distillation = lesson.args, lesson.distillation
     optimiser = Optimiser((lesson.net, lesson.decoder), args.optimiser, args.learning_rate, args.weight_decay)
     parts = {"net": lesson.net, "decoder": lesson.decoder, "optimiser": optimiser}
@@ -273,25 +273,27 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def require_consistent(args: Namespace) -> None:
-    """Raise UserError where options contradict each other."""
+    """Raise UserError if options contradict each other."""
     if args.paper and args.images is None:
         raise UserError(
-            "--paper: the paper teaches on ImageNet, not on the category; give a folder of pictures, --images"
+            "--paper: the paper trains teachers on ImageNet, not on the category; give a folder of pictures, --images"
         )
     if args.batch_size < 2 and args.distillation == "patches" and (args.metric_weight or args.compactness_weight):
         raise UserError("--batch-size 1: metric learning and compactness need two patches or more")
     if not (args.distillation_weight or args.metric_weight or args.compactness_weight):
-        raise UserError("all weights are 0: leave one of --distillation-weight, --metric-weight, --compactness-weight")
+        raise UserError(
+            "all weights are 0: raise one of --distillation-weight, --metric-weight and --compactness-weight"
+        )
     if args.start_from and args.distillation == "patches":
-        raise UserError("--start-from goes with --distillation dense: the other trains without batch normalisation")
+        raise UserError("--start-from needs --distillation dense: the other trains without batch normalisation")
     if args.batch_size < distributed.processes():
-        raise UserError(f"--batch-size {args.batch_size}: the {distributed.processes()} processes need one each")
+        raise UserError(f"--batch-size {args.batch_size}: each of {distributed.processes()} processes needs at least 1")
     if args.start_from:
         if len(args.patch_size) > 1:
-            raise UserError("--start-from: a teacher to start from has one patch size, so give one --patch-size")
+            raise UserError("--start-from: a teacher has one patch size, so give one --patch-size")
         if args.start_from.resolve() == model_path(args, args.patch_size[0]).resolve():
             raise UserError(
-                f"--start-from {args.start_from}: it would be written over; copy it, or give another --model"
+                f"--start-from {args.start_from}: it would be overwritten; copy it, or give another --model"
             )
 
 

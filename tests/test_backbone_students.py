@@ -209,7 +209,7 @@ def test_the_same_seed_gives_the_same_detector(trained, tmp_path, short, capsys)
 
 
 def test_what_does_not_go_together_is_refused(trained):
-    with pytest.raises(UserError, match="--patch-size goes with --teacher patches"):
+    with pytest.raises(UserError, match="--patch-size needs --teacher patches"):
         students_training.main(command(trained, "--teacher", "backbone", "--patch-size", "33"))
     with pytest.raises(UserError, match="with seed 0, not 1"):
         students_training.main(command(trained, "--seed", "1"))

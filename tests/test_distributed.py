@@ -101,7 +101,7 @@ def test_detection_of_two_processes_writes_the_same_bytes(trained, tmp_path):
     for processes in (1, 2):
         found = stage(processes, "anomaly_detection", trained, "--results", tmp_path / str(processes))
         assert found.returncode == 0, found.stderr
-        assert found.stdout.count("page to look at") == 1
+        assert found.stdout.count("result page") == 1
     files = {path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*") if path.is_file()}
     assert files == {path.relative_to(tmp_path / "2") for path in (tmp_path / "2").rglob("*") if path.is_file()}
     written = {path.suffix for path in files}

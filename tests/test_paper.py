@@ -386,7 +386,7 @@ def test_a_teacher_taught_otherwise_is_taken_where_that_is_said(data, tmp_path, 
     place = Place(tmp_path, data)
     teacher_training.main([CATEGORY, *place.folders, "--distillation", "patches", *TEACHER_GIVEN])
     with pytest.raises(
-        UserError, match=r"no teacher of 17 pixels was taught as in the paper: run teacher_training\.py"
+        UserError, match=r"no teacher of 17 pixels was trained as in the paper: run teacher_training\.py"
     ):
         place.train("--paper")
     place.train("--paper", "--teacher", "patches", "--epochs", "0.2", "--students", "1")
@@ -410,5 +410,5 @@ def test_a_detector_trained_otherwise_is_refused(done, tmp_path):
 
 
 def test_pictures_of_the_category_do_not_stand_for_imagenet(data, tmp_path):
-    with pytest.raises(UserError, match="--paper: the paper teaches on ImageNet"):
+    with pytest.raises(UserError, match="--paper: the paper trains teachers on ImageNet"):
         teacher_training.main([CATEGORY, *Place(tmp_path, data).folders, "--paper", *TEACHER_GIVEN])

@@ -278,7 +278,7 @@ def test_a_teacher_to_start_from_is_not_written_over(done, data, tmp_path):
     start.parent.mkdir(parents=True)
     shutil.copy(done.model / CATEGORY / "teacher_17.pt", start)
     options = ("--distillation", "dense", "--start-from", str(start), "--restart")
-    with pytest.raises(UserError, match="it would be written over"):
+    with pytest.raises(UserError, match="it would be overwritten"):
         place.teacher(*options)
     with pytest.raises(UserError, match="one --patch-size"):
         place.teacher(*options, "--patch-size", "17", "33")
@@ -301,7 +301,7 @@ def test_the_same_size_said_otherwise_is_the_same(done, capsys):
 
 
 def test_images_too_small_for_the_stride_are_refused(done, tmp_path):
-    with pytest.raises(UserError, match="--image-size 14: too small for patches of 17 at a stride of 8"):
+    with pytest.raises(UserError, match="--image-size 14: too small for patches of 17 pixels with --stride 8"):
         done.students("--model", str(tmp_path), "--image-size", "14", "--stride", "8")
 
 
@@ -352,7 +352,7 @@ def test_a_teacher_is_taught_densely_of_any_pictures(data, tmp_path, capsys):
     content = place.load("teacher_33.pt", "teacher")
     assert content["settings"]["distillation"] == "dense"
     assert {tensor.dtype for tensor in content["net"].values()} == {torch.float16}
-    assert "is left unexplained on held-back pictures" in capsys.readouterr().out
+    assert "is left unexplained on validation pictures" in capsys.readouterr().out
     place.students("--patch-size", "33", "--epochs", "1")
 
 
@@ -376,7 +376,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, data, monkeypatch):
         place.students()
     with pytest.raises(UserError, match=r"detector\.pt is not there: run students_training\.py knit"):
         place.detection()
-    with pytest.raises(UserError, match="is no state dict of torchvision's resnet18"):
+    with pytest.raises(UserError, match="is not a state dict of torchvision's resnet18"):
         torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pth")
         place.backbone("--backbone-weights", str(tmp_path / "weights.pth"))
     with pytest.raises(UserError, match="no folder"):

@@ -391,7 +391,7 @@ def test_other_state_dicts_are_refused(torchvisions, tmp_path, name):
     with pytest.raises(RuntimeError):
         AnomalyResnet18().load_torchvision(state)
     torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"weights\.pth is no state dict of torchvision's resnet18"):
+    with pytest.raises(UserError, match=r"weights\.pth is not a state dict of torchvision's resnet18"):
         backbone_weights.load(str(tmp_path / "weights.pth"))
 
 
@@ -409,7 +409,7 @@ def test_weights_come_from_a_file_or_are_random(torchvisions, tmp_path):
 def test_files_that_are_no_weights_are_refused(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is no state dict"):
+    with pytest.raises(UserError, match="is not a state dict"):
         backbone_weights.load(str(path))
 
 

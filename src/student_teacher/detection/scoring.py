@@ -20,8 +20,8 @@ def error_and_variance(
 
     Error: squared distance of the students' mean to the teacher's normalised descriptor. Variance: mean squared
     distance of the students to their mean (equal to the paper's difference of squared norms, but without cancellation).
-    These are equations (8) and (9). Both are in [0, inf); one student has variance 0. The `teacher`'s descriptors are
-    normalised (AnomalyNet.with_normalised_descriptors); all nets share patch size and stride.
+    Both are in [0, inf); one student has variance 0. The `teacher`'s descriptors are normalised
+    (AnomalyNet.with_normalised_descriptors); all nets share patch size and stride.
 
     Works tile by tile. Each tile is cut from the padded images with its receptive field, so that maps have no seams and
     large images need little memory. `tile`: descriptors along a tile's side, chosen automatically by default.

@@ -1,7 +1,7 @@
-"""Stage 3 with a patch network for teacher: M students imitate it (section 3.2 of "Uninformed Students").
+"""Stage 3 with a patch network as teacher: M students imitate it (section 3.2 of "Uninformed Students").
 
-All students learn in one pass over the images, so that the teacher is computed once for all of them. A part of
-train/good is held back: it shows how well they learn, and what scores are usual on good images that they don't know.
+All students are trained in one pass over the images, so that the teacher is computed once for all of them. A part of
+train/good is set aside: it validates the training, and calibrates the scores on good images not used for training.
 """
 
 import math
@@ -42,10 +42,10 @@ from student_teacher.training.optimiser import Optimiser
 
 KIND = "students"
 LEARNING_RATES = {"muon": 0.05, "adam": 1e-3}
-VISITS = 1_000  # of images by each student, where --epochs doesn't say how many passes
-CALIBRATED_IMAGES = 200  # learned ones that tell what descriptors and errors are usual, at most
-PARTS = {17: 128}  # side of what a step sees of an image: for the net that pools nothing and so is the slowest
-REPORTED_IMAGES = 8  # held-back images whose loss is shown at the end of each pass
+VISITS = 1_000  # images that each student sees, counting repetitions, if --epochs is not given
+CALIBRATED_IMAGES = 200  # training images for the mean and std of descriptors and errors, at most
+PARTS = {17: 128}  # side of the crop that a step sees: for the net without pooling, which is the slowest
+REPORTED_IMAGES = 8  # validation images for the loss that is shown after each epoch
 
 
 class Fitted(NamedTuple):
@@ -54,13 +54,14 @@ class Fitted(NamedTuple):
     networks: AnomalyDetector
     calibrate: Callable[[], Calibration]
     made_from: list[dict]
-    changed: list[str]  # settings of teachers taught with --paper that are not the published ones, as texts
+    changed: list[str]  # settings of teachers trained with --paper that differ from the published ones, as texts
 
 
 def load_teacher(args: Namespace, patch_size: int) -> tuple[AnomalyNet, list[str]]:
-    """The category's teacher where stage 2 has made one, else the one that ships; with --paper one taught with --paper.
+    """The category's own teacher if stage 2 has made one, else the one that ships with the project.
 
-    Returns with it those of its settings that are not the published ones. Raises UserError where there is none.
+    With --paper it must have been trained with --paper. Also returns those of its settings that differ from the
+    published ones, as texts. Raises UserError if there is no such teacher.
     """
     own, *shipped = (
         folder / f"teacher_{patch_size}.pt"
@@ -75,7 +76,7 @@ def load_teacher(args: Namespace, patch_size: int) -> tuple[AnomalyNet, list[str
         command = f"teacher_training.py {args.category} --patch-size {patch_size}"
         if published:
             raise UserError(
-                f"no teacher of {patch_size} pixels was taught as in the paper: run {command} --paper --images DIR "
+                f"no teacher of {patch_size} pixels was trained as in the paper: run {command} --paper --images DIR "
                 "first, or add --teacher patches to take another"
             )
         raise UserError(f"{own} is not there: run {command} first")
@@ -88,17 +89,17 @@ def load_teacher(args: Namespace, patch_size: int) -> tuple[AnomalyNet, list[str
 
 
 class Lessons(NamedTuple):
-    """What students learn from."""
+    """The students' training data."""
 
     store: ImageStore
-    batches: list[list[int]]  # indices into the store, a batch a step
-    validation: list[int]  # not learned from: to see how well they learn
+    batches: list[list[int]]  # indices into the store, one batch per step
+    validation: list[int]  # indices of images that are not trained on
 
 
 class Students:
-    """M students of a patch teacher, and what a step of their training does.
+    """M students of a patch teacher, and a step of their training.
 
-    `teacher` describes in normalised form, at its stride; `nets` are to learn the same.
+    The `teacher`'s descriptors are normalised, at its stride; `nets` are trained to predict them.
     """
 
     def __init__(self, teacher: FDFEAnomalyNet, nets: Sequence[AnomalyNet], precision: str, literal_losses=False):
@@ -110,17 +111,17 @@ class Students:
     def learn(
         self, images: Tensor, share: float, offset: tuple[int, int] = (0, 0), place: tuple[float, float] | None = None
     ) -> list[float]:
-        """Add to the gradients those of each student's loss on uint8 images (N,3,H,W), times `share`. Returns losses.
+        """Add the gradients of each student's loss on uint8 images (N,3,H,W), times `share`. Returns the losses.
 
-        Descriptors start at the pixel `offset`. With a `place` students of PARTS learn from a part of the image alone,
-        as `part` cuts it.
+        Descriptors start at the pixel `offset`. With a `place`, patch sizes in PARTS see only a crop of the image: see
+        `part`.
         """
         pixels, found = self.teacher.pad(self._seen(images), offset), []
         if self.teacher.patch_size in PARTS and place is not None:
             pixels = part(pixels, PARTS[self.teacher.patch_size] + self.teacher.patch_size - 1, place)
         with device.autocast(self._where, self._precision), torch.no_grad():
             target = self.teacher.describe_padded(pixels).float()
-        for student in self.dense:  # one after another: the memory of one student's activations, not of all
+        for student in self.dense:  # one after another: only one student's activations are in memory
             with device.autocast(self._where, self._precision):
                 descriptors = student.describe_padded(pixels)
             loss = losses.regression(descriptors.float(), target, self._literal_losses)
@@ -130,7 +131,7 @@ class Students:
 
     @torch.inference_mode()
     def validation_loss(self, store: ImageStore, indices: list[int]) -> float:
-        """Mean loss of the students on held-back images of the store."""
+        """Mean loss of the students on validation images of the store."""
         total = 0.0
         for net in self.nets:
             net.eval()
@@ -151,7 +152,7 @@ class Students:
 def descriptor_moments(
     teacher: FDFEAnomalyNet, store: ImageStore, indices: list[int], args: Namespace
 ) -> RunningMoments:
-    """Mean and deviation of the teacher's descriptors over all pixels that `teacher` visits."""
+    """Mean and std of the teacher's descriptors (C,), over all pixels that `teacher` describes."""
     found, where = RunningMoments(), device.choose(args.device)
     indices = distributed.share(indices)
     for groups in with_bar(store.batches([index] for index in indices), len(indices), "teacher's descriptors"):
@@ -164,7 +165,7 @@ def descriptor_moments(
 
 @torch.inference_mode()
 def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespace) -> None:
-    """Measure error and variance on good images, so that maps are normalised by them."""
+    """Measure mean and std of error and variance on good images, which normalise the maps."""
     teacher, students = scale.dense(args.stride)
     statistics, where = ScoreStatistics(), device.choose(args.device)
     indices = distributed.share(indices)
@@ -177,7 +178,7 @@ def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespa
 
 
 def score_calibration(networks: AnomalyDetector, args: Namespace) -> Calibration:
-    """Measure the scores of the images that were held back."""
+    """Measure the scores of the images that were not trained on."""
     dataset = category.good_images(args, command_line.image_size(args))
     where = device.choose(args.device)
     networks.to(where, memory_format=device.memory_format(where))
@@ -192,7 +193,7 @@ def score_calibration(networks: AnomalyDetector, args: Namespace) -> Calibration
 
 
 def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
-    """A square of (N,C,H,W), `side` along each side at most; `place`: how far down and to the right, from 0 to 1."""
+    """A square crop of (N,C,H,W), at most `side` long; `place`: its position down and to the right, each 0 to 1."""
     rows, columns = (
         slice(start := int(where * max(1, length - side + 1)), start + side)
         for length, where in zip(pixels.shape[2:], place, strict=True)
@@ -224,20 +225,22 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
 
     folded = [net.folded() for net in students.nets]
     scale = Scale(teacher_net, folded, moments.mean, moments.std, padding=args.padding).to(where)
-    # The held-back images give the p-values, too. Where they also normalise, four numbers of a scale have seen them.
+    # The p-values use the validation images. If these also normalise, four numbers per scale depend on them.
     calibrate(scale, store, validation if args.validation else some, args)
     left = students.validation_loss(store, validation)
-    print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(validation)} held-back images")
+    print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(validation)} validation images")
     content = {"patch_size": patch_size, "scale": scale_to_checkpoint(scale.cpu()), "validation_loss": left}
     model.save(content, training)
     return model.path
 
 
 def model_of(args: Namespace, dataset: AnomalyDataset, teacher: AnomalyNet, epochs: float) -> Model:
-    """The file of a teacher's students, and what it depends on. Raises UserError for too small images."""
+    """The file of a teacher's students and its settings. Raises UserError if images are too small for the stride."""
     size, patch_size = command_line.image_size(args), teacher.patch_size
     if size and min(size) < 2 * args.stride:
-        raise UserError(f"--image-size {min(size)}: too small for patches of {patch_size} at a stride of {args.stride}")
+        raise UserError(
+            f"--image-size {min(size)}: too small for patches of {patch_size} pixels with --stride {args.stride}"
+        )
     settings = {
         "detector_version": VERSION,
         "seed": args.seed,
@@ -257,7 +260,7 @@ def model_of(args: Namespace, dataset: AnomalyDataset, teacher: AnomalyNet, epoc
 
 
 def new_students(args: Namespace, teacher: AnomalyNet, where: torch.device) -> nn.ModuleList:
-    """M networks like the teacher, each with random weights of its own."""
+    """M networks like the teacher, each with its own random weights."""
     nets = nn.ModuleList()
     for number in range(args.students):
         torch.manual_seed(device.seed_of(args.seed, "student", teacher.patch_size, number))
@@ -267,7 +270,7 @@ def new_students(args: Namespace, teacher: AnomalyNet, where: torch.device) -> n
 
 
 def learn(students: Students, model: Model, lessons: Lessons, args: Namespace) -> Training:
-    """Let the students learn, batch by batch, from the start or from the last checkpoint."""
+    """Train the students, from the start or from the last checkpoint."""
     store, batches, validation = lessons
     patch_size, stride = students.teacher.patch_size, students.teacher.stride
     optimiser = Optimiser(students.nets, args.optimiser, args.learning_rate, args.weight_decay)
@@ -276,12 +279,12 @@ def learn(students: Students, model: Model, lessons: Lessons, args: Namespace) -
     per_epoch = math.ceil(len(batches) / model.settings["epochs"])
     for step, groups in zip(training, store.batches(batches[training.step :]), strict=False):
         optimiser.zero_grad()
-        # A random offset a step: every position is learned, whatever the stride.
+        # A random offset per step, so that every position is learned at any stride.
         random = device.generator(args.seed, "offset", patch_size, step)
         offset = tuple(torch.randint(stride, (2,), generator=random).tolist())
         place = tuple(torch.rand(2, generator=random).tolist())
         total = 0.0
-        for images in map(distributed.share, groups):  # even where none is left: the batch's statistics are of all
+        for images in map(distributed.share, groups):  # even if empty: all processes take part in batch normalisation
             share = len(images) / len(batches[step])
             found = students.learn(images, share, offset, None if args.whole_images else place)
             total += share * sum(found) / len(found) if len(images) else 0.0
@@ -293,9 +296,9 @@ def learn(students: Students, model: Model, lessons: Lessons, args: Namespace) -
 
 
 def fit(args: Namespace) -> Fitted:
-    """Train what is not trained yet."""
+    """Train the students of all patch sizes that are not trained yet."""
     sizes = sorted(set(args.patch_size))
-    # All of them before any student: one that is missing or broken must not show after half an hour.
+    # All teachers first: a missing or broken one should not be noticed only after half an hour.
     teachers = {patch_size: load_teacher(args, patch_size) for patch_size in sizes}
     paths = [train(args, patch_size, teachers[patch_size][0]) for patch_size in sizes]
     contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]

@@ -1,4 +1,4 @@
-"""What a step of a teacher's training does: the losses of section 3.1 of "Uninformed Students"."""
+"""A step of a teacher's training: the losses of section 3.1 of "Uninformed Students"."""
 
 from argparse import Namespace
 
@@ -12,13 +12,13 @@ from student_teacher.runtime.running_moments import RunningMoments
 from student_teacher.training import losses
 from student_teacher.training.distillation import Batch, Distillation
 
-BATCHES_MEASURED = 12  # for the features' mean and std, and for the figure on held-back pictures
+BATCHES_MEASURED = 12  # for the features' mean and std, and for the validation
 
 
 class Decoder(nn.Module):
-    """The linear head that decodes descriptors (n,C) to a backbone's features (n,F), normalised per channel.
+    """The linear layer that decodes descriptors (n,C) to a backbone's features (n,F), normalised per channel.
 
-    `literal`: to the features as the backbone gives them.
+    With `literal` the features are not normalised.
     """
 
     def __init__(self, moments: RunningMoments, descriptor_size: int, literal: bool = False):
@@ -30,11 +30,11 @@ class Decoder(nn.Module):
         self.linear = nn.Linear(descriptor_size, len(mean))
 
     def target(self, features: Tensor) -> Tensor:
-        """Features as the backbone gives them (n,F) -> what `forward` should say of them."""
+        """The backbone's features (n,F) -> the targets of `forward` (n,F)."""
         return (features - self.mean) / self.std
 
     def unexplained(self, decoded: Tensor, target: Tensor) -> float:
-        """The share of the features' variance that is in the differences of `decoded` and `target` (n,F)."""
+        """The fraction of the features' variance that the differences of `decoded` and `target` (n,F) have."""
         return losses.knowledge_distillation(decoded / self.unit, target / self.unit).item()
 
     def forward(self, descriptors: Tensor) -> Tensor:
@@ -42,14 +42,14 @@ class Decoder(nn.Module):
 
 
 class Lesson:
-    """A teacher, the decoder of its descriptors, and what a step of their training does."""
+    """A teacher, the decoder of its descriptors, and a step of their training."""
 
     def __init__(self, net: AnomalyNet, decoder: Decoder, distillation: Distillation, args: Namespace):
         self.net, self.decoder, self.distillation, self.args = net, decoder, distillation, args
         self._weights, self._where = loss_weights(args), device.choose(args.device)
 
     def learn(self, batch: Batch) -> tuple[float, dict[str, float]]:
-        """Add to the gradients those of a batch's losses (section 3.1). Returns their weighted sum, and each."""
+        """Add the gradients of a batch's losses (section 3.1). Returns their weighted sum, and each loss."""
         weights, literal = self._weights, self.args.literal_losses
         with device.autocast(self._where, self.args.precision):
             features = self.distillation.features(batch)
@@ -71,7 +71,7 @@ class Lesson:
 
     @torch.inference_mode()
     def unexplained_variance(self, pictures: Pictures) -> float:
-        """Share of the features' variance that decoded descriptors leave unexplained, on pictures not trained on."""
+        """The fraction of the features' variance left unexplained, on pictures not trained on; 1 for a constant."""
         args, found = self.args, []
         self.net.eval()
         seed = device.seed_of(args.seed, "held back")
@@ -86,7 +86,7 @@ class Lesson:
 
 @torch.inference_mode()
 def feature_moments(distillation: Distillation, pictures: Pictures, args: Namespace) -> RunningMoments:
-    """Mean and std of the backbone's features per channel."""
+    """Mean and std of the backbone's features per channel (F,)."""
     found = RunningMoments()
     seed = device.seed_of(args.seed, "measured")
     for batch in distillation.batches(pictures, seed, range(BATCHES_MEASURED), args.batch_size):
@@ -96,7 +96,7 @@ def feature_moments(distillation: Distillation, pictures: Pictures, args: Namesp
 
 
 def portion(args: Namespace) -> float:
-    """How much of a batch is this process's."""
+    """This process's fraction of a batch."""
     return len(distributed.share(range(args.batch_size))) / args.batch_size
 
 
