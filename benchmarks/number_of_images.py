@@ -26,6 +26,7 @@ from student_teacher.images import category
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import add_folders, category_name
+from student_teacher.training import patch_students
 
 
 def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
@@ -36,7 +37,7 @@ def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
     options.add_argument(
         "--visits",
         type=command_line.positive,
-        default=students_training.VISITS,
+        default=patch_students.VISITS,
         help="of an image by each student (default %(default)s, as by students of 33 pixels in students_training.py)",
     )
     add_folders(options, "data")
