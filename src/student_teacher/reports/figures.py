@@ -319,8 +319,13 @@ def _curves_figure(
     figure = Figure(figsize=(COLUMN_WIDTH, 1.9 + strip_height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, height_ratios=(1.9, strip_height))
+    _draw_roc(figure.add_subplot(grid[0, 0]), measures, image_roc, pixel_roc)
+    _draw_pro(figure.add_subplot(grid[0, 1]), measures, pro)
+    _draw_scores(figure.add_subplot(grid[1, :]), measures, groups)
+    return figure
 
-    axes = figure.add_subplot(grid[0, 0])
+
+def _draw_roc(axes, measures, image_roc, pixel_roc):
     for curve, name, colour in ((image_roc, "image", BLUE), (pixel_roc, "pixel", VERMILLION)):
         if curve is not None:
             value = measures[f"{name}_au_roc"]
@@ -334,7 +339,8 @@ def _curves_figure(
         legend = {"frameon": True, "framealpha": 1, "edgecolor": "none", "borderaxespad": 0.3}
         axes.legend(loc="lower right", title="AU-ROC", title_fontsize=TYPE_SIZE - 0.5, **legend)
 
-    axes = figure.add_subplot(grid[0, 1])
+
+def _draw_pro(axes, measures, pro):
     limit = measures.get("au_pro_limit", 0.3)
     axes.set(xlabel="false positive rate", ylabel="per-region overlap", xlim=(0, limit), ylim=(0, 1), title="PRO")
     axes.set_xticks(np.linspace(0, limit, 4), [f"{rate:.2g}" for rate in np.linspace(0, limit, 4)])
@@ -349,7 +355,8 @@ def _curves_figure(
         axes.fill_between(fpr, overlap_rate, color=GREEN, alpha=0.18, linewidth=0, label=area)
         axes.legend(loc="lower right", borderaxespad=0.2)
 
-    axes = figure.add_subplot(grid[1, :])
+
+def _draw_scores(axes, measures, groups):
     for row, (kind, values) in enumerate(groups.items()):
         # Spread by a sequence that fills the row evenly, not at random: the same picture each time.
         offsets = 0.5 * ((np.arange(len(values)) * 0.618034) % 1 - 0.5)
@@ -368,7 +375,6 @@ def _curves_figure(
         threshold = measures["image_best_f1_threshold"]
         axes.axvline(threshold, color="black", linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
         axes.set_title(f"best F1 {measures['image_best_f1']:.3f} at the threshold {threshold:.3g}")
-    return figure
 
 
 def _training_figure(steps: Sequence[float], losses: Mapping[str, Sequence[float]]) -> Figure:
