@@ -9,7 +9,7 @@ output=${1:-results/gpu}
 python=${PYTHON:-python3}
 mkdir -p "$output"
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    size=(--image-size 256) batch=(--batch-size 8) compile=(--compile) fit=() steps=3000 limit=150
+    size=(--image-size 256) batch=(--batch-size 8) compile=(--compile) fit=() steps=3000 limit=200
 else
     size=(--image-size 48 --precision float32 --repeat 1) batch=(--matrix-size 512) compile=()
     fit=(--images 12 --batch-size 1 --repeat 1) steps=1 limit=300
