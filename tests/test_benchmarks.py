@@ -102,7 +102,8 @@ def test_anomaly_map_measures_time_and_memory(tmp_path, capsys):
     assert [row["stride"] for row in report["rows"]] == [4] * len(report["rows"])
     assert all(row["seconds"] > 0 and row["times_published"] > 0 for row in report["rows"])
     assert {row["way"] for row in report["memory"]} == {"ours"}
-    assert all(0 < row["peak_bytes"] < 2**30 for row in report["memory"])
+    descriptors = 10 * 10 * 512 * 4  # bytes of one network's, at every 4th of 40 x 40 pixels
+    assert all(descriptors < row["peak_bytes"] < 2**28 for row in report["memory"])
     assert "to published" in capsys.readouterr().out
 
 

@@ -15,6 +15,7 @@ from student_teacher.runtime import checkpoints
 from student_teacher.runtime.paths import ROOT
 from student_teacher.runtime.running_moments import RunningMoments
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("distributed_script.py")
 # Batches of 3, 3 and 2 of the 8 images to learn from: uneven shares. Then --batch-size 1 below: none for a process.
 STUDENTS = ["--patch-size", "33", "--image-size", "32", "--epochs", "2", "--students", "2", "--batch-size", "3"]
