@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold, on this machine: lint, format, tests. Arguments go to pytest, as in ./test.sh -k dense
+# Runs all checks: lint, format, tests. Arguments go to pytest, as in ./test.sh -k dense
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./environment.sh
