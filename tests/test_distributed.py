@@ -16,7 +16,7 @@ from student_teacher.runtime.paths import ROOT
 from student_teacher.runtime.running_moments import RunningMoments
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
-# Batches of 3, 3 and 2 of the 8 images to learn from: uneven shares. Further below --batch-size 1: one process gets none.
+# Batches of 3, 3 and 2 of the 8 training images: uneven shares. Below, --batch-size 1: one process gets none.
 STUDENTS = ["--patch-size", "33", "--image-size", "32", "--epochs", "2", "--students", "2", "--batch-size", "3"]
 STUDENTS += ["--learning-rate", "0.02"]
 

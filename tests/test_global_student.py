@@ -18,7 +18,7 @@ def mixtures(number, seed, patterns=3, noise=0.05):
 
 
 def ridge_errors(learned, tested, penalty):
-    """Squared errors (m,h,w) of a mean and a ridge regression fitted to `learned` alone, in float64, straight from the definition."""
+    """Squared errors (m,h,w) of a mean and a ridge regression fitted to `learned` alone, in float64, by definition."""
     mean = learned.double().mean(0)
     x = (learned.double() - mean).flatten(1)
     y = (tested.double() - mean).flatten(1)
