@@ -1,4 +1,4 @@
-"""What the benchmarks of the default detector share: the teacher's maps of whole sets, computed once."""
+"""Shared by the benchmarks of the default detector: the teacher's maps of whole data sets, computed once."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from student_teacher.training.loop import evenly_spread
 def teacher_and_maps(
     sets: Sequence[AnomalyDataset], size: tuple[int, int], args: Namespace, backbone: Backbone | None = None
 ) -> tuple[BackboneTeacher, list[Tensor]]:
-    """The teacher, as students_training.py fits it to the first set, and its maps of all sets' images.
+    """The teacher, fitted to the first set as in students_training.py, and its maps of all sets' images.
 
-    Maps are (n,K,h,w) a level. Images are resized to `size`. Of `args`: device, precision. The backbone is
-    EfficientNet-Lite0 if not given.
+    Maps are (n,K,h,w) per level. Images are resized to `size`. Uses args.device and args.precision. The default
+    backbone is EfficientNet-Lite0.
     """
     where, transform = device.choose(args.device), preprocessing.image_transform(size)
     rows = [(dataset, index) for dataset in sets for index in range(len(dataset))]
@@ -38,7 +38,7 @@ def teacher_and_maps(
 
 @torch.inference_mode()
 def errors(networks: BackboneDetector, maps: Sequence[Tensor], args: Namespace) -> Errors:
-    """The errors of all students on the teacher's maps (n,K,h,w) a level."""
+    """The errors of all students on the teacher's maps, (n,K,h,w) per level."""
     where = device.choose(args.device)
     batches = zip(*(level.split(backbone_students.BATCH) for level in maps), strict=True)
     parts = [networks.errors_of([level.to(where) for level in batch]) for batch in batches]

@@ -1,14 +1,13 @@
-"""How many images a second all students learn, against the published way.
+"""Training speed of patch students, compared with the published way.
 
 Ours is the step of src/students_training.py: one pass of the teacher for all students, at random positions a stride
-apart, in the precision asked for. The published way lets one student after another learn an image, each time with a
-pass of the teacher, on every pixel by multi-pooling in float32. Both begin with a uint8 image on the device, decoded
-already, and end when the optimiser has moved the weights of all students. Before, from the same weights, at stride 1
-and in float32, without the batch normalisation that ours learns with, both must have the same loss. All take turns,
-after a first turn that isn't counted.
+apart, in the precision given. The published way trains one student after another on an image, each time with a pass of
+the teacher, on every pixel by multi-pooling in float32. Both start with a decoded uint8 image on the device, and end
+when the optimiser has updated the weights of all students. Before timing, both must have the same loss from the same
+weights, with stride 1, in float32 and without batch normalisation. All take turns; the first turn isn't counted.
 
-How to read the table: a visit is one image that all students have learned once. "visits/s" times the seconds of a
-training is how many images it sees; "to published" says how many times as many as the published way.
+How to read the table: a visit is one image that all students have been trained on once. "visits/s" times the seconds of
+a training is the number of images that it sees; "to published" is the speed-up over the published way.
 
     python3 benchmarks/students_training.py --patch-size 65 --output students_training.json
 """
@@ -47,16 +46,16 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.set_defaults(patch_size=[65])
     measuring.add_strides(options, (1, 4, 8))
     options.add_argument(
-        "--batch-size", type=command_line.positive, default=4, help="images a step of ours (default 4)"
+        "--batch-size", type=command_line.positive, default=4, help="images per step of ours (default 4)"
     )
     options.add_argument(
-        "--published-batch-size", type=command_line.positive, default=1, help="images a step as published (default 1)"
+        "--published-batch-size", type=command_line.positive, default=1, help="images per step as published (default 1)"
     )
     options.add_argument(
         "--published-repeat",
         type=command_line.positive,
         default=1,
-        help="counted turns of the published way, --repeat at most; it is slow: 2 or 3 show its spread (default 1)",
+        help="turns that count of the published way, at most --repeat; it is slow: 2 or 3 show its spread (default 1)",
     )
     options.add_argument("--students", type=command_line.positive, default=3, help="the paper takes 3 (default 3)")
     return measuring.read(options, arguments)
@@ -70,14 +69,14 @@ class OnePassTraining:
         self.optimiser = Optimiser(students, "muon", MUON_LEARNING_RATE)
         self.steps = 0
 
-    def step(self, images: Tensor, share: float = 1.0) -> list[float]:
-        """Let all students learn uint8 images (N,3,H,W) at a share of the learning rate. Returns the losses."""
+    def step(self, images: Tensor, fraction: float = 1.0) -> list[float]:
+        """Train all students on uint8 images (N,3,H,W), with a fraction of the learning rate. Returns the losses."""
         self.optimiser.zero_grad()
         random = device.generator("offset", self.steps)
         offset = tuple(torch.randint(self.students.teacher.stride, (2,), generator=random).tolist())
         self.steps += 1
         found = self.students.learn(images, 1.0, offset)
-        self.optimiser.step(share)
+        self.optimiser.step(fraction)
         return found
 
 
@@ -88,7 +87,7 @@ def make_net(args: Namespace, patch_size: int, batch_normalisation: bool = False
 
 
 def require_same_losses(teacher: AnomalyNet, students: Sequence[AnomalyNet], images: Tensor) -> None:
-    """Raise AssertionError where both ways begin with different losses. Leaves the students as they are."""
+    """Raise AssertionError if the two ways start with different losses. Doesn't change the students."""
     published = PublishedTraining(teacher, students, 0, 0)
     ours = OnePassTraining(teacher, students, 1, "float32")
     with measuring.exact_float32():

@@ -1,4 +1,4 @@
-"""What holds on a CUDA device; elsewhere all of it is skipped."""
+"""Tests for a CUDA device; they are skipped without one."""
 
 from argparse import Namespace
 
@@ -64,7 +64,7 @@ def test_the_frozen_backbone_describes_as_on_the_cpu():
         assert relative_error(level.cpu(), wanted) < 1e-4
 
 
-def test_a_recorded_graph_says_of_each_image_what_its_work_says():
+def test_a_recorded_graph_gives_the_function_s_results():
     layer = torch.nn.Conv2d(3, 4, 3).cuda()
     recorded = Recorded(layer)
     for seed in range(3):

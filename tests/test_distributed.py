@@ -17,13 +17,13 @@ from student_teacher.runtime.running_moments import RunningMoments
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("distributed_script.py")
-# Batches of 3, 3 and 2 of the 8 images to learn from: uneven shares. Then --batch-size 1 below: none for a process.
+# Batches of 3, 3 and 2 of the 8 training images: uneven shares. Below, --batch-size 1: one process gets none.
 STUDENTS = ["--patch-size", "33", "--image-size", "32", "--epochs", "2", "--students", "2", "--batch-size", "3"]
 STUDENTS += ["--learning-rate", "0.02"]
 
 
 def start(processes, *arguments, script=SCRIPT, **variables):
-    """Run a script in so many processes; its status, output and errors."""
+    """Run a script in this number of processes; returns its status, output and errors."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), script, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
@@ -67,7 +67,7 @@ def trained(tmp_path_factory):
 
 
 def largest_difference(found, expected):
-    """Of two state dicts' tensors, relative to the norm of each."""
+    """Between two state dicts' tensors, relative to their norms."""
     return max(((found[key] - expected[key]).norm() / expected[key].norm()).item() for key in expected)
 
 
@@ -125,7 +125,7 @@ def test_two_processes_inspect_as_one(trained, tmp_path):
     folders = tmp_path / "1", tmp_path / "2"
     one, two = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*.*")} for root in folders)
     assert one == two
-    # Table, page and its cover; of each image a map, an overlay and three pictures.
+    # Table, page and its cover; for each image a map, an overlay and three pictures.
     assert len(one) == 3 + 5 * len(images)
 
 

@@ -1,4 +1,4 @@
-"""The ONNX file says what the detector says, on images of every size."""
+"""The ONNX file gives the detector's results, on images of every size."""
 
 import json
 import os
@@ -32,7 +32,7 @@ TOLERANCE = 1e-4  # of the map's range
 
 
 def scale_of(patch_size, students=1, descriptor_size=512, padding=PADDING):
-    """A scale of random weights, whose places differ."""
+    """A scale with random weights and statistics that differ between places."""
     torch.manual_seed(patch_size)
     nets = [AnomalyNet(patch_size, descriptor_size=descriptor_size) for _ in range(students + 1)]
     mean, std = torch.randn(descriptor_size), torch.rand(descriptor_size) + 0.5
@@ -107,7 +107,7 @@ def test_every_stride(tmp_path, patch_size, stride):
 
 @pytest.mark.parametrize("students", (1, 3))
 def test_the_paper_s_detector(tmp_path, students):
-    """Error and variance each by one mean and deviation, zeros round the image, the maximum for a score."""
+    """Error and variance each with one mean and std, zeros around the image, the maximum as score."""
     scales = [scale_of(size, students, 128, "zeros") for size in (17, 65)]
     path = save_detector(tmp_path, scales, stride=1, normalisation="image", image_score="maximum", paper=[])
     detector, session = load_detector(path, device_name="cpu", precision="float32"), exported(path)
@@ -128,7 +128,7 @@ def test_what_a_decision_needs_is_in_the_file(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", ((48, 40), None))
-def test_the_example_says_what_the_detector_says(tmp_path, size):
+def test_the_example_gives_the_detector_s_results(tmp_path, size):
     path = save_detector(tmp_path / "model", [scale_of(17)], size=size)
     exported(path)
     folder = tmp_path / "images"
@@ -172,7 +172,7 @@ def test_only_a_calibrated_detector_is_written(tmp_path):
         onnx_graph.model_of(load_detector(path, normalisation="image", device_name="cpu"))
 
 
-def test_the_file_is_written_where_it_is_wanted(tmp_path, capsys):
+def test_the_file_is_written_to_output(tmp_path, capsys):
     path = save_detector(tmp_path, [scale_of(17)])
     output = tmp_path / "elsewhere" / "carpet.onnx"
     export_onnx.main([CATEGORY, "--model", str(tmp_path), "--output", str(output)])
@@ -189,7 +189,7 @@ def test_without_a_detector_one_line_and_status_2(tmp_path):
     assert "run students_training.py nonsense" in found.stderr
 
 
-def test_without_onnx_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+def test_without_onnx_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.delattr(detection, "onnx_graph")
     monkeypatch.delitem(sys.modules, onnx_graph.__name__)
     monkeypatch.setitem(sys.modules, "onnx", None)

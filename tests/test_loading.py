@@ -19,7 +19,7 @@ from student_teacher.runtime.resume_log import ResumeLog
 # prefetch
 
 
-def test_results_come_in_the_items_order_whichever_is_done_first():
+def test_results_are_in_the_items_order_whichever_is_done_first():
     found = prefetched(lambda item: time.sleep(0.002 * (item % 3)) or item * item, range(40))
     assert list(found) == [item * item for item in range(40)]
 
@@ -39,14 +39,14 @@ def test_only_a_few_are_computed_ahead():
     assert len(drawn) < 10_000
 
 
-def test_an_exception_comes_up_at_its_items_turn():
+def test_an_exception_is_raised_at_its_items_turn():
     results = prefetched(lambda item: 6 // item, [3, 2, 0, 1])
     assert [next(results), next(results)] == [2, 3]
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_whoever_stops_reading_leaves_no_threads_behind():
+def test_no_threads_remain_if_reading_stops_early():
     before = threading.active_count()
     results = prefetched(str, range(100))
     next(results)
@@ -55,7 +55,7 @@ def test_whoever_stops_reading_leaves_no_threads_behind():
     assert threading.active_count() == before
 
 
-def test_what_is_to_finish_is_finished_when_a_stop_comes():
+def test_with_finish_pending_calls_are_completed_at_a_stop():
     stopped, done = threading.Event(), []
 
     def items():
@@ -72,10 +72,10 @@ def test_what_is_to_finish_is_finished_when_a_stop_comes():
     assert sorted(done) == list(range(2 * (cpu_count() or 1)))
 
 
-# progress
+# resume_log
 
 
-def test_what_was_put_is_there_after_a_stop(tmp_path):
+def test_results_are_kept_after_a_stop(tmp_path):
     path = tmp_path / "results" / "unfinished"
     first = ResumeLog(path, "weights 1")
     first.put("test/good/000.png", 0.1)
@@ -86,24 +86,24 @@ def test_what_was_put_is_there_after_a_stop(tmp_path):
     assert [third.get(name) for name in ("test/good/000.png", "ü\n\udcff", "later", "never")] == [0.1, -3.0, 2.5, None]
 
 
-def test_another_key_starts_anew(tmp_path):
+def test_another_key_drops_the_results(tmp_path):
     path = tmp_path / "unfinished"
     ResumeLog(path, "weights 1").put("a", 1.0)
     assert ResumeLog(path, "weights 2").get("a") is None
     assert ResumeLog(path, "weights 1").get("a") is None
 
 
-def test_what_one_process_left_of_another_key_does_not_come_back(tmp_path):
+def test_another_process_s_results_of_another_key_do_not_come_back(tmp_path):
     path = tmp_path / "unfinished"
     ResumeLog(path, "weights 1").put("a", 1.0)
     path.rename(tmp_path / "unfinished.1")  # as the second of several processes leaves it
     assert ResumeLog(path, "weights 1").get("a") == 1.0
     path.rename(tmp_path / "unfinished.1")
-    assert ResumeLog(path, "weights 2").get("a") is None  # writes over what belongs to weights 1
+    assert ResumeLog(path, "weights 2").get("a") is None  # overwrites the results of weights 1
     assert ResumeLog(path, "weights 1").get("a") is None
 
 
-def test_a_line_cut_off_by_the_stop_is_left_out_and_nothing_after_it_is_lost(tmp_path):
+def test_a_truncated_line_is_ignored_and_nothing_after_it_is_lost(tmp_path):
     path = tmp_path / "unfinished"
     ResumeLog(path, "key").put("a", 1.0)
     with path.open("a") as file:
@@ -137,7 +137,7 @@ class Loader:
         return torch.full((3, 4 - 2 * (index % 2), 4), index, dtype=torch.uint8)
 
 
-def test_images_that_fit_are_loaded_once():
+def test_images_within_the_budget_are_loaded_once():
     load = Loader()
     store = ImageStore(load, 4)
     for _ in range(2):

@@ -14,7 +14,7 @@ def test_equals_the_library_on_all_values_at_once():
     assert torch.allclose(found.std, values.std(0, correction=0), rtol=1e-12)
 
 
-def test_a_large_mean_costs_no_digits():
+def test_a_large_mean_causes_no_cancellation():
     values = torch.tensor([[1e9 + 1], [1e9 + 2], [1e9 + 3], [1e9 + 6]], dtype=torch.float64)
     found = RunningMoments()
     for value in values:
@@ -31,7 +31,7 @@ def test_merging_equals_updating():
     assert torch.allclose(whole.std, parts.std)
 
 
-def test_what_never_varies_is_left_in_its_unit():
+def test_a_constant_channel_has_a_std_of_1():
     found = RunningMoments()
     found.update(torch.tensor([[2.0, 1.0], [2.0, 3.0]]))
     assert found.std.tolist() == [1.0, 1.0]

@@ -51,7 +51,7 @@ def test_adam_is_the_paper_s():
 
 @pytest.mark.parametrize("kind", ("muon", "adam"))
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
-def test_it_goes_on_the_same_after_a_stop(kind, layout):
+def test_it_resumes_to_the_same_weights(kind, layout):
     whole, halves = net().to(memory_format=layout), net().to(memory_format=layout)
     learn(whole, Optimiser([whole], kind, 0.1), 4)
     first = Optimiser([halves], kind, 0.1)

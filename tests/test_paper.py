@@ -1,4 +1,4 @@
-"""--paper: the list, and that it is what the stages do."""
+"""--paper: its settings, and that the stages follow them."""
 
 import csv
 import json
@@ -110,7 +110,7 @@ def test_the_flag_sets_the_list_and_prints_it(stage, published, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_given_beside_it_stands_and_is_said(capsys):
+def test_other_options_override_it_and_are_printed(capsys):
     args = students_training.parse_arguments(["carpet", "--epochs", "3", "--paper", "--patch-size", "17", "33", "65"])
     assert (args.epochs, args.patch_size, args.batch_size) == (3, [17, 33, 65], 1)
     paper.STUDENTS.show(args)
@@ -160,7 +160,7 @@ def test_descriptors_of_128_are_the_last_convolution_s(patch_size):
 
 
 class Watched:
-    """What the stages did, noted while they ran."""
+    """What the stages did, recorded while they ran."""
 
     def __init__(self):
         self.adam, self.nets, self.dense, self.square = [], [], [], []
@@ -195,7 +195,7 @@ class Place:
 
 
 def watch(patched, watched: Watched) -> None:
-    """Note every step of Adam, every patch network and how it is made dense; nothing else may happen."""
+    """Record every step of Adam, every patch network and how it is made dense; nothing else may happen."""
     step, make, dense = torch.optim.Adam.step, AnomalyNet.__init__, FDFEAnomalyNet.__init__
     distillation = teacher_training.PatchDistillation
 
@@ -323,7 +323,7 @@ def test_the_detector_is_the_paper_s_without_the_flag_too(done, tmp_path, capsys
     assert all(row["p_value"] for row in rows(tmp_path))
 
 
-def test_another_score_is_taken_where_it_is_asked_for(done, tmp_path):
+def test_another_image_score_is_used_on_request(done, tmp_path):
     done.detect("--paper", "--image-score", "mean", results=tmp_path)
     detector = load_detector(done.detector, precision="float32")
     picture = Image.open(done.data / CATEGORY / "test" / "good" / "000.png").convert("RGB")
@@ -357,7 +357,7 @@ def test_run_again_nothing_is_trained_again_and_without_the_flag_it_is_another_m
 
 
 class StoppedTraining(loop.Training):
-    """Gets a Ctrl-C in its second step."""
+    """Gets Ctrl-C in its second step."""
 
     def report(self, loss, **parts):
         super().report(loss, **parts)
@@ -381,7 +381,7 @@ def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypa
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_a_teacher_taught_otherwise_is_taken_where_that_is_said(data, tmp_path, monkeypatch):
+def test_a_teacher_trained_otherwise_is_used_on_request(data, tmp_path, monkeypatch):
     monkeypatch.setattr(patch_students, "ROOT", tmp_path / "nowhere")
     place = Place(tmp_path, data)
     teacher_training.main([CATEGORY, *place.folders, "--distillation", "patches", *TEACHER_GIVEN])

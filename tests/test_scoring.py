@@ -101,8 +101,8 @@ def test_error_plus_variance_is_the_students_mean_squared_distance_to_the_teache
     assert torch.allclose(error + variance, torch.stack(distances).mean(0), rtol=1e-4)
 
 
-def test_what_is_usual_at_a_place_is_no_anomaly_there():
-    """Errors of 5 +- 1 on the left, of 1 +- 0.1 on the right: 5 is usual on the left alone."""
+def test_errors_common_at_a_place_are_not_anomalous_there():
+    """Errors of 5 +- 1 on the left, of 1 +- 0.1 on the right: 5 is common on the left only."""
     random = torch.Generator().manual_seed(0)
     errors = 1 + 0.1 * torch.randn(400, 64, 64, generator=random)
     errors[:, :, :32] = 5 + torch.randn(400, 64, 32, generator=random)

@@ -164,7 +164,7 @@ def test_run_again_nothing_is_trained_again(done, capsys):
     assert capsys.readouterr().out.count("trained already") == 3
 
 
-def test_a_model_of_other_settings_is_not_overwritten_unasked(done):
+def test_a_model_with_other_settings_is_not_overwritten(done):
     with pytest.raises(UserError, match=r"students_17\.pt was trained with epochs 3\.0, not 4\.0.*--restart"):
         done.students("--epochs", "4")
     with pytest.raises(UserError, match="steps 3, not 5"):
@@ -172,7 +172,7 @@ def test_a_model_of_other_settings_is_not_overwritten_unasked(done):
 
 
 class StoppedTraining(loop.Training):
-    """Gets a Ctrl-C in its second step."""
+    """Gets Ctrl-C in its second step."""
 
     def report(self, loss, **parts):
         super().report(loss, **parts)
@@ -272,7 +272,7 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
-def test_a_teacher_to_start_from_is_not_written_over(done, data, tmp_path):
+def test_a_teacher_to_start_from_is_not_overwritten(done, data, tmp_path):
     place = Place(tmp_path, data)
     start = place.model / CATEGORY / "teacher_17.pt"
     start.parent.mkdir(parents=True)
@@ -295,7 +295,7 @@ def test_teachers_of_all_sizes_are_looked_for_before_any_student_learns(done, tm
     assert students.read_bytes() == before
 
 
-def test_the_same_size_said_otherwise_is_the_same(done, capsys):
+def test_two_equal_sides_are_the_same_as_one(done, capsys):
     done.students("--image-size", "32", "32")
     assert "is trained already" in capsys.readouterr().out
 
@@ -319,7 +319,7 @@ def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
         place.detection()
 
 
-def test_a_part_of_an_image_may_be_any_and_lies_within_it():
+def test_every_part_lies_within_the_image():
     pixels, last = torch.arange(30.0).view(1, 1, 5, 6), 1 - 2**-24
     assert torch.equal(patch_students.part(pixels, 2, (0.0, 0.0)), pixels[:, :, :2, :2])
     assert torch.equal(patch_students.part(pixels, 2, (0.5, last)), pixels[:, :, 2:4, 4:])
@@ -356,7 +356,7 @@ def test_a_teacher_is_taught_densely_of_any_pictures(data, tmp_path, capsys):
     place.students("--patch-size", "33", "--epochs", "1")
 
 
-def test_teachers_that_ship_serve_where_the_category_has_none(data, tmp_path, monkeypatch):
+def test_teachers_that_ship_are_used_if_the_category_has_none(data, tmp_path, monkeypatch):
     shipping = Place(tmp_path, data)
     backbone = ("--distillation", "patches", "--backbone-weights", "random")
     options = (*backbone, "--patch-size", "17", "--steps", "1", "--batch-size", "2")
@@ -369,7 +369,7 @@ def test_teachers_that_ship_serve_where_the_category_has_none(data, tmp_path, mo
     assert torch.equal(taken["teacher.layers.0.weight"], shipped["layers.0.weight"].float())
 
 
-def test_what_is_missing_is_said_in_one_line(tmp_path, data, monkeypatch):
+def test_missing_files_are_named_in_one_line(tmp_path, data, monkeypatch):
     monkeypatch.setattr(patch_students, "ROOT", tmp_path)
     place = Place(tmp_path, data)
     with pytest.raises(UserError, match=r"teacher_17\.pt is not there: run teacher_training\.py knit --patch-size 17"):

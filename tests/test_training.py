@@ -56,7 +56,7 @@ SETTINGS = {"seed": 0, "batch_size": 4}
 
 
 class Job:
-    """A small training that hangs on what the optimiser remembers."""
+    """A small training that depends on the optimiser's state."""
 
     def __init__(self, path, settings=SETTINGS, steps=6, category="carpet"):
         torch.manual_seed(0)
@@ -99,7 +99,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path, number):
     assert curves == {"loss": [loss for _, loss in whole.training.history]}
 
 
-def test_asked_twice_a_training_stops_at_once(tmp_path):
+def test_a_second_signal_stops_a_training_at_once(tmp_path):
     job = Job(tmp_path / "net.pt")
 
     def twice(step):
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_category_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_is_no_number_ends_the_training_with_advice(tmp_path, loss):
+def test_a_loss_that_is_not_a_number_ends_the_training_with_advice(tmp_path, loss):
     net_training = Training(tmp_path / "net.pt", "net training", "carpet", SETTINGS, {}, 5)
     with pytest.raises(UserError, match=rf"the loss is {loss} at step 3: lower --learning-rate"):
         for step in net_training:
@@ -172,7 +172,7 @@ def test_a_finished_model_is_not_trained_again(tmp_path, capsys):
         Model(path, "other", "carpet", SETTINGS).is_trained()
 
 
-def test_what_is_forgotten_is_trained_anew(tmp_path):
+def test_forgotten_models_are_trained_again(tmp_path):
     paths = [tmp_path / name for name in ("net.pt", "other.pt")]
     for path in paths:
         checkpoints.save(path, "net", "carpet", {"settings": SETTINGS})
@@ -186,7 +186,7 @@ def test_what_is_forgotten_is_trained_anew(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "left_out"), [(2, 1), (10, 2), (30, 7), (80, 20), (762, 76)])
-def test_held_back_images_are_not_learned_from(number, left_out):
+def test_validation_images_are_not_trained_on(number, left_out):
     learned, kept = category.validation_split(number, seed=0)
     assert len(kept) == left_out
     assert sorted(learned + kept) == list(range(number))
@@ -406,7 +406,7 @@ def test_weights_come_from_a_file_or_are_random(torchvisions, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world\n", b"<!DOCTYPE html>", b"\x80\x02.", b"\x80\x02]q\x00X\x05"])
-def test_files_that_are_no_weights_are_refused(tmp_path, content):
+def test_files_that_are_not_weights_are_refused(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match="is not a state dict"):

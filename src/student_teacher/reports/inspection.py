@@ -1,4 +1,4 @@
-"""New images, without labels: a score, a p-value, a decision, a map and a picture of each."""
+"""Inspection of new images without labels: score, p-value, decision, map and overlay of each."""
 
 import csv
 import hashlib
@@ -28,11 +28,10 @@ COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
 
 
 def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """Each image among `paths` and in folders below them, with the name under which its results are written.
+    """The images in `paths` and their subfolders, each with the name under which its results are written.
 
-    In folders, what is hidden or no image by its ending is passed over, and the pictures that an earlier run has left
-    in `output`. A file that is named is taken as it is. Raises UserError where a path does not exist, or where there is
-    no image.
+    In folders, hidden files, files without an image suffix, and the results of an earlier run in `output` are skipped.
+    A file that is given itself is always taken. Raises UserError if a path does not exist, or if there are no images.
     """
     own = [(output / folder).resolve() for folder in OURS]
     found: dict[Path, Path] = {}
@@ -60,7 +59,7 @@ def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
 
 
 class Prediction(NamedTuple):
-    """A file, and what the detector says of it; `error` where it could not be read."""
+    """A file and the detector's result; `error` if it could not be read."""
 
     number: int
     name: Path
@@ -72,7 +71,7 @@ class Prediction(NamedTuple):
 
 
 class Inspector:
-    """Looks at images, and writes of each what it found: threads load and write while others are looked at."""
+    """Predicts images and writes their results: threads load and write while others are predicted."""
 
     def __init__(
         self,
@@ -88,11 +87,11 @@ class Inspector:
         self.detector, self.output, self.page, self.log = detector, output, page, log
         self.image_score, self.rate = image_score, rates[0]
         self.pixel_threshold = detector.calibration.pixel_threshold(rates[1]) if detector.calibration else None
-        # 0 is usual on good images; the colours end well above what their pixels reach.
+        # Good images have 0 on average; the colour scale ends well above their highest pixels.
         self.highest = 10.0 if self.pixel_threshold is None else max(1.0, 2 * self.pixel_threshold)
 
     def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, list[str] | str]]:
-        """For each number, path and name: the name, and the row of the table, or why the file can't be read."""
+        """For each (number, path, name): the name, and its row of the table or the reason why it can't be read."""
         predictions = map(self._predict, files, prefetched(self._load, files))
         return prefetched(self._write, predictions, finish=True)
 
@@ -142,17 +141,17 @@ def inspect(
     false_alarm_rate: float,
     pixel_false_alarm_rate: float,
 ) -> int:
-    """Look at all images of `paths`, write what is found under `output`, and return how many could not be read.
+    """Predict all images of `paths`, write the results under `output`, and return the number that could not be read.
 
-    decisions.csv has a line for each image; anomaly_maps/ float32 TIFFs at the images' own size; overlays/ the maps on
-    the images, at most LARGE_SIDE long, on one colour scale, pixels above the pixel threshold outlined; index.html
-    shows all of them, the most anomalous first. Goes on after a stop. Each of several processes looks at its share of
-    the images, and the first writes table and page.
+    decisions.csv has a line for each image; anomaly_maps/ has float32 TIFFs at the images' own size; overlays/ has the
+    maps over the images, at most LARGE_SIDE long, on one colour scale, with pixels above the pixel threshold outlined;
+    index.html shows all images, the most anomalous first. Resumes after a stop. Each of several processes takes its
+    share of the images, and the first writes table and page.
     """
     calibration = detector.calibration
     files = files_in(paths, output)
     make_folder(output)
-    # Not by the files' contents: one that can't be read shall not stop the others.
+    # Not from the files' contents: a file that can't be read should not stop the others.
     stamps = [(str(name), (found := path.stat()).st_size, found.st_mtime_ns) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
     options = f"{detector.fingerprint} {image_score} {false_alarm_rate} {pixel_false_alarm_rate}"
@@ -181,7 +180,7 @@ def inspect(
                 folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
                 page.add(number, name.name, str(folder), label=None, score=float(rows[name][0]))
         page_path = page.finish({}, threshold=from_score)
-        print(f"{len(rows)} images, {output / 'decisions.csv'}; page to look at: {page_path}")
+        print(f"{len(rows)} images, {output / 'decisions.csv'}; result page: {page_path}")
         if calibration:
             flagged = sum(row[2] == "1" for row in rows.values())
             print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
@@ -193,7 +192,7 @@ def inspect(
 
 
 def shown_side(detector: Detector) -> int | None:
-    """How long the sides of a picture must be at least, for the detector to see all and for the page."""
+    """The length that both sides of a picture must have at least, for the detector and for the page."""
     return detector.least_side and max(LARGE_SIDE, detector.least_side)
 
 

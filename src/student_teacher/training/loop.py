@@ -54,7 +54,7 @@ class Training:
                 for name, part in parts.items():
                     part.load_state_dict(content["parts"][name])
             except checkpoints.BROKEN as error:
-                raise UserError(f"{self._path} is of another version: add --restart to train again") from error
+                raise UserError(f"{self._path} was written by another version: add --restart to train again") from error
             self.step = content["step"]
             self.history = [tuple(entry) for entry in content["history"]]
         if len(set(distributed.gathered(self.step))) > 1:
