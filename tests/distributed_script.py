@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 
 from student_teacher.runtime import distributed
-from student_teacher.training import loop, patch_students
+from student_teacher.training import loop
 
 
 class KilledTraining(loop.Training):
@@ -34,6 +34,5 @@ if __name__ == "__main__":
     stage = importlib.import_module(sys.argv.pop(1))
     if "KILLED_AT" in os.environ:
         loop.SECONDS_BETWEEN_CHECKPOINTS = 0
-        for module in (stage, patch_students):
-            module.Training = KilledTraining
+        loop.Training = KilledTraining
     distributed.run(stage.main)

@@ -109,6 +109,7 @@ def test_too_few_images_can_not_guarantee_a_small_rate():
     assert calibration.threshold(0.04) == np.inf
 
 
+@pytest.mark.slow
 def test_good_images_are_flagged_at_the_requested_rate():
     flagged = []
     for split in range(60):

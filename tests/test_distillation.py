@@ -170,6 +170,7 @@ def test_features_stand_on_the_pixels_that_the_backbone_names(name):
 # distillation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [17, 33])
 @pytest.mark.parametrize("first", [0, 7])
 def test_dense_descriptors_stand_where_the_features_stand(patch_size, first, monkeypatch):

@@ -105,6 +105,7 @@ def test_every_stride(tmp_path, patch_size, stride):
     require_same(exported(path, "--stride", str(stride)), detector, pictures(23, 18))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("students", (1, 3))
 def test_the_paper_s_detector(tmp_path, students):
     """Error and variance each with one mean and std, zeros around the image, the maximum as score."""

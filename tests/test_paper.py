@@ -28,6 +28,7 @@ from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights
 from student_teacher.training import loop, paper, patch_students
 
+pytestmark = pytest.mark.slow
 SIZE = (12, 14)  # of images, small: every patch of them is visited
 TEACHER_GIVEN = ["--patch-size", "17", "--steps", "3", "--batch-size", "4", "--backbone-weights", "random"]
 STUDENTS_GIVEN = ["--patch-size", "17", "--epochs", "2", "--image-size", *map(str, SIZE)]
@@ -367,12 +368,12 @@ class StoppedTraining(loop.Training):
 
 def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypatch):
     place = Place(tmp_path, done.data)
-    for module, stage, name in (
-        (teacher_training, place.teach, "pretrained/teacher_17.pt"),
-        (patch_students, lambda: place.train("--paper"), f"{CATEGORY}/students_17.pt"),
+    for stage, name in (
+        (place.teach, "pretrained/teacher_17.pt"),
+        (lambda: place.train("--paper"), f"{CATEGORY}/students_17.pt"),
     ):
         with monkeypatch.context() as patched:
-            patched.setattr(module, "Training", StoppedTraining)
+            patched.setattr(loop, "Training", StoppedTraining)
             with pytest.raises(KeyboardInterrupt):
                 stage()
         assert not (place.model / name).exists()

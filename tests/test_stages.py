@@ -182,17 +182,13 @@ class StoppedTraining(loop.Training):
 
 @pytest.mark.parametrize("stage", ("backbone", "teacher", "students"))
 def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypatch, stage):
-    module, name, kind = {
-        "backbone": (resnet18_training, "resnet18.pt", "backbone"),
-        "teacher": (teacher_training, "teacher_17.pt", "teacher"),
-        "students": (patch_students, "students_17.pt", "students"),
-    }[stage]
+    name = {"backbone": "resnet18.pt", "teacher": "teacher_17.pt", "students": "students_17.pt"}[stage]
     place = Place(tmp_path, done.data)
     (place.model / CATEGORY).mkdir(parents=True)
     for needed in ("resnet18.pt", "teacher_17.pt"):
         if needed != name:
             (place.model / CATEGORY / needed).write_bytes((done.model / CATEGORY / needed).read_bytes())
-    monkeypatch.setattr(module, "Training", StoppedTraining)
+    monkeypatch.setattr(loop, "Training", StoppedTraining)
     with pytest.raises(KeyboardInterrupt):
         getattr(place, stage)()
     assert not (place.model / CATEGORY / name).exists()
@@ -200,7 +196,7 @@ def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypa
     assert checkpoint["step"] == 2
     monkeypatch.undo()
     getattr(place, stage)()
-    found, expected = (tensors(p.load(name, kind)) for p in (place, done))
+    found, expected = (tensors(p.load(name, stage)) for p in (place, done))
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
