@@ -415,7 +415,7 @@ def test_dialog(browser, tiles):
     assert not number(browser, "document.querySelector('.stage .outline')?.checkVisibility() ?? false")
     press(browser, Keys.ESCAPE)
     assert not is_open()
-    # The focus goes to the card that was looked at last, once the browser has told of the closing; from there it goes
+    # The focus goes to the card that was viewed last, once the browser has reported the closing; from there it goes
     # on by keys.
     focused = "cards.findIndex(c => c.item.contains(document.activeElement)) === shownIndices()[1]"
     WebDriverWait(browser, 10).until(lambda _: number(browser, focused))
