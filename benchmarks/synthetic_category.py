@@ -12,7 +12,7 @@ CATEGORY_synthetic, of the good training images alone: `train/good` are those th
     ./mvtec_dataset.sh magnetic_tile_synthetic
 
 With --unseen it makes CATEGORY_unseen: held back are as many images, but all photographs of each part that they show
-(groups of those whose thumbnails correlate, see seen_before.py), so that none of these parts is learned from.
+(groups of those whose thumbnails correlate, see images/leaks.py), so that none of these parts is learned from.
 """
 
 import shutil
@@ -24,12 +24,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import numpy as np
-import seen_before
 import torch
 from PIL import Image, ImageDraw
 
 from AnomalyDataset import AnomalyDataset
-from student_teacher.images import category
+from student_teacher.images import category, leaks
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError, run
@@ -53,8 +52,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 def unseen_split(good: AnomalyDataset, seed: int) -> tuple[list[int], list[int]]:
     """Indices to learn from and to hold back: as many as validation_split, but whole groups that are alike."""
-    pixels = seen_before.thumbnails(good)
-    alike = seen_before.correlations(pixels, pixels) > seen_before.ALIKE
+    (pixels,) = leaks.thumbnails(good)
+    alike = leaks.correlations(pixels, pixels) > leaks.ALIKE
     group = torch.arange(len(alike))
     while not torch.equal(spread := torch.where(alike | alike.T, group, len(alike)).amin(1).minimum(group), group):
         group = spread
@@ -160,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     if len(good) < 8:
         raise UserError(f"{args.data / args.category} has {len(good)} images in train/good: 8 are the least here")
     if args.unseen:
-        small = AnomalyDataset(args.data / args.category, seen_before.grey_thumbnail, type="train")
+        small = AnomalyDataset(args.data / args.category, leaks.grey_thumbnail, type="train")
         learned, validation = unseen_split(small, args.seed)
         if not validation:
             raise UserError(f"{args.data / args.category}: all images look like one part, so none can be left unseen")
