@@ -73,7 +73,7 @@ def list_images(category: Path) -> tuple[list[dict[str, str | int]], list[str]]:
     rows = [_row(image, "", 0, "train") for image in train["good"]]
     without_masks = not (category / "ground_truth").is_dir()
     for kind, images in test.items():
-        masks = {file.stem: file for file in _visible(category / "ground_truth" / kind) if is_image(file)}
+        masks = _masks(category / "ground_truth" / kind)
         seen = {}
         for image in images:
             stem = Path(image).stem
@@ -112,6 +112,14 @@ def _kinds(category, part, problems):
         elif is_image(entry):
             problems.append(f"{part}/{entry.name}: lies in no folder; move it to {part}/good or another folder")
     return kinds
+
+
+def _masks(folder):
+    """The masks in a folder by their name: files, or in MVTec LOCO folders with a file for each region."""
+    entries = _visible(folder)
+    return {entry.name: entry for entry in entries if entry.is_dir()} | {
+        entry.stem: entry for entry in entries if is_image(entry)
+    }
 
 
 def _visible(folder):
@@ -170,10 +178,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("category", help="the category's folder in the data folder, such as carpet")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the categories (%(default)s)")
+    parser.add_argument(
+        "--check-leaks",
+        action="store_true",
+        help="also tell how many test images show a part that is in training, and what knowing that alone is worth",
+    )
     arguments = parser.parse_args(arguments)
     category = arguments.data / category_name(arguments.category)
     rows = prepare(category)
     print(summary(category, rows))
+    if arguments.check_leaks:
+        from student_teacher.reports.leak_report import find_leaks, report  # late: it takes seconds to import
+
+        print(report(find_leaks(category)))
 
 
 if __name__ == "__main__":

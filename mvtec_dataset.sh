@@ -5,7 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 usage() {
     cat <<'TEXT'
-usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR]
+usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--check-leaks]
 
 Prepares DIR/CATEGORY for training: checks every image and writes the index CATEGORY.csv.
 The images come from the first of these that exists:
@@ -16,6 +16,8 @@ The images come from the first of these that exists:
   --url ADDRESS   fetch such an archive into DIR first, unless the images are there already;
                   an interrupted download goes on where it stopped
   --data DIR      folder of the categories (data, beside this script)
+  --check-leaks   also tell how many test images show a part that is in training: photographs of the same part
+                  on both sides make image measures look better than they are
 TEXT
 }
 
@@ -53,7 +55,7 @@ curl_to() {
     curl --location --fail --show-error "$progress" --continue-at - --write-out '%{http_code}' --output "$1" "$2"
 }
 
-category='' url='' data=$root/data
+category='' url='' data=$root/data check=''
 while (($#)); do
     case $1 in
         -h | --help)
@@ -71,6 +73,10 @@ while (($#)); do
             ;;
         --data=*)
             data=${1#*=}
+            shift
+            ;;
+        --check-leaks)
+            check=$1
             shift
             ;;
         -*)
@@ -117,4 +123,4 @@ fi
 # shellcheck source=environment.sh
 source "$root/environment.sh"
 prepare_environment
-exec "$PYTHON" "$root/mvtec_dataset.py" "$category" --data "$data"
+exec "$PYTHON" "$root/mvtec_dataset.py" "$category" --data "$data" ${check:+"$check"}

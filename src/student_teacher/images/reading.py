@@ -3,11 +3,12 @@
 import io
 import struct
 import warnings
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageOps
 
 from student_teacher.runtime.errors import UserError
 
@@ -68,13 +69,44 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 def load_mask(path: str | Path) -> Image.Image:
     """Read a mask of defects, upright (EXIF) and in mode L: 255 where the file is not black, else 0.
 
-    Fully transparent pixels count as black. In a JPEG, whose compression leaves grey traces round every edge, the
-    pixels brighter than the middle grey count.
+    Of a folder of masks, one for each region, what any of them marks. Fully transparent pixels count as black. In a
+    JPEG, whose compression leaves grey traces round every edge, the pixels brighter than the middle grey count.
 
     Raises:
-        UserError: the file is missing, broken, not an image or too large.
+        UserError: the file is missing, broken, not an image or too large; a folder's are of different sizes, or none.
     """
-    return _read(path, _to_mask)[0]
+    masks = [_read(file, _to_mask)[0] for file in mask_files(Path(path))]
+    for mask in masks:
+        if mask.size != masks[0].size:
+            raise UserError(f"{path}: holds masks of {_size(masks[0])} and of {_size(mask)} pixels; they must agree")
+    return reduce(ImageChops.lighter, masks)
+
+
+def mask_files(path: Path) -> list[Path]:
+    """The files of a mask: itself, or where it is a folder, as in MVTec LOCO, all images in it, sorted.
+
+    Raises:
+        UserError: the folder holds no image.
+    """
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if is_image(file))
+    if not files:
+        raise UserError(f"{path}: holds no mask")
+    return files
+
+
+def load_grey(path: str | Path) -> Image.Image:
+    """Read an image's grey values as they are, from 0 to 255, upright (EXIF) and in mode L.
+
+    Raises:
+        UserError: as `load_rgb`.
+    """
+    return _read(path, lambda image: image.convert("L"))[0]
+
+
+def _size(image):
+    return f"{image.width} x {image.height}"
 
 
 def _read(path, convert, least=None):
