@@ -11,6 +11,7 @@ from PIL import Image
 
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.reports import figures
+from student_teacher.reports.published import BESIDE
 from student_teacher.reports.result_page import MAP_SIDE, ResultPage, curve_path, outline_path, write_summary_page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -21,7 +22,7 @@ AWKWARD = [
     "</script><b>&amp;.png",
     "größe 漢字.png",
     "50%23 #1?.png",
-    "{{data}} <!--.png",
+    "$data ${title} {{data}} <!--.png",
     "broken\udcff.png",
 ]
 
@@ -444,8 +445,9 @@ def test_every_control_is_reached_by_tab(browser, tiles):
 
 @pytest.mark.parametrize("width", [360, 700, 1000, 1280])
 def test_nothing_scrolls_sideways(browser, tiles, tmp_path, width):
-    rows = [summary_row("tiles"), summary_row("metal_nut", paper_p65=0.9), summary_row("x" * 60, au_pro=0.1)]
-    summary = write_summary_page(tmp_path / "summary.html", [*rows, summary_row("mean")])
+    published = dict.fromkeys(BESIDE, 0.9)
+    rows = [summary_row("tiles"), summary_row("metal_nut", **published), summary_row("x" * 60, au_pro=0.1)]
+    summary = write_summary_page(tmp_path / "summary.html", [*rows, summary_row("mean", **published)])
     for page in (tiles[0], summary):
         visit(browser, page, width, 740)
         assert number(browser, "document.documentElement.scrollWidth") <= width
@@ -538,8 +540,10 @@ def test_summary(browser, tmp_path):
     assert order() == [awkward, "capsule", "failed", "Zipper"]
     text = browser.find_element("id", "summary").text
     assert "failed: the <disk> is full" in text
-    assert "−0.100" in text
-    assert "+0.100" in text
+    shown = browser.find_element("css selector", "tbody tr:last-child").text  # Zipper's
+    assert "0.800\n−0.100" in shown
+    assert "0.600\n+0.100" in shown
+    assert "0.857\n−0.100" in browser.find_element("css selector", "tfoot").text  # not 0.800 - 0.857
     assert "1 h 01 min" in text
     assert "1 min 05 s" in text
     assert browser.find_element("css selector", "tfoot th").text == "mean"
