@@ -481,7 +481,7 @@ def test_awkward_names(browser, tmp_path):
 def test_without_defects(browser, tmp_path):
     page, _ = make_page(tmp_path / "good only", [0, 0, 0], [3, 1, 2], ["good"] * 3, masked=False)
     visit(browser, page)
-    assert browser.find_element("id", "measures").text.count("no anomalous test images") == 5
+    assert browser.find_element("id", "measures").text.count("no anomalous test images") == 8
     assert "no anomalous" in browser.find_element("id", "no-best").text
     assert browser.find_elements("css selector", ".curve") == []
     assert number(browser, "document.getElementById('count-pass').textContent") == "3"
