@@ -288,6 +288,7 @@ def test_it_goes_on_where_categories_fail(house, capfd):
     assert not (house.results / "missing").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
 def test_a_stop_reaches_the_stage_once_and_the_same_command_goes_on(house, send, number):
     house.add("carpet", "slow", "zoo")
@@ -402,6 +403,7 @@ def noise(path, seed, mark=False):
     Image.fromarray(values).save(path)
 
 
+@pytest.mark.slow
 def test_stages_as_they_are(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so little work is done faster by one thread
     monkeypatch.setattr(all_categories, "check", lambda _: None)  # the test above holds it, in a fraction of the time
