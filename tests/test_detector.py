@@ -169,6 +169,7 @@ def test_new_images_get_decisions_maps_and_overlays(folder, pictures, tmp_path, 
     assert run(folder, tmp_path / "results", "--input", pictures / "line", pictures / "other" / "line") == 3
     captured = capsys.readouterr()
     assert "broken.png" in captured.err
+    assert f"{pictures / 'line'}: passed over 1 file, hidden or not images by name: notes.txt" in captured.err
     output = tmp_path / "results" / CATEGORY / "inspection"
     with (output / "decisions.csv").open() as file:
         rows = list(csv.DictReader(file))

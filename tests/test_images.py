@@ -1,11 +1,14 @@
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from student_teacher.images.folders import images_below, told
 from student_teacher.images.reading import is_image, load_mask, load_reduced, load_rgb
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
@@ -177,10 +180,73 @@ def test_what_is_no_jpeg_is_read_whole(tmp_path):
 
 def test_is_image_by_suffix(tmp_path):
     assert all(is_image(tmp_path / name) for name in ("a.png", "a.JPG", "a.Jpeg", "a.bmp", "a.TIF", "a.tiff"))
-    assert not any(is_image(tmp_path / name) for name in ("a.gif", "a.txt", "Thumbs.db", "._a.png", "png"))
+    assert not any(is_image(tmp_path / name) for name in ("a.mpg", "a.txt", "Thumbs.db", "._a.png", "png"))
 
 
 def test_no_torch_is_needed():
     path = f"sys.path.insert(0, {str(ROOT / 'src')!r})"
     code = f"import sys; {path}; from student_teacher.images import reading; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+NAMES = ("a.png", "b.JPG", "c.webp", "d.jfif", "e.jp2", "f.ppm", "g.avif", "h.gif", "i.bmp", "j.TIF", "k.tga", "l.qoi")
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder with an image of each kind, two without an ending, a linked folder with a loop, and other files."""
+    folder, linked = tmp_path / "mixed", tmp_path / "linked"
+    folder.mkdir()
+    linked.mkdir()
+    kinds = Image.registered_extensions()
+    for name in NAMES:
+        Image.new("RGB", (16, 16), (200, 30, 40)).save(folder / name, kinds[Path(name).suffix.lower()])
+    for place in (folder / "noending", folder / "scan.001", linked / "inside.png"):
+        Image.new("RGB", (16, 16), (200, 30, 40)).save(place, "PNG")
+    (folder / "links").symlink_to(linked)
+    (linked / "loop").symlink_to(folder)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    for name in ("notes.txt", "README", ".hidden.png", "film.mpg"):
+        (folder / name).write_text("no image")
+    (folder / ".trash").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+def test_what_pillow_reads_is_found_links_are_followed_and_the_rest_is_told(mixed):
+    images, others = images_below(mixed)
+    expected = {*NAMES, "noending", "scan.001", "links/inside.png", "gone.png"}
+    assert {str(path.relative_to(mixed)) for path in images} == expected
+    assert images == sorted(images)
+    for path in images:
+        if path.name != "gone.png":
+            assert np.abs(pixels(path).astype(int) - (200, 30, 40)).max() < 30, path
+    rest = ["notes.txt", "README", ".hidden.png", "film.mpg", ".trash", "pipe.png"]
+    assert [path.name for path in others] == sorted(rest)
+    assert "passed over 6 files" in told(others, mixed) and told(others, mixed).endswith(" and 1 more")
+
+
+@pytest.mark.parametrize("suffix", ["heic", "jxl", "dng", "exr", "eps"])
+def test_images_of_other_formats_are_found_and_refused_by_name(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(b"something else")
+    assert is_image(path)
+    with pytest.raises(UserError, match=rf"a\.{suffix}: .*({suffix}|pillow-heif|not an image)"):
+        load_rgb(path)
+
+
+def test_pillow_heif_is_used_where_it_is_installed(tmp_path):
+    (tmp_path / "pillow_heif.py").write_text(
+        "from PIL import Image, PngImagePlugin\n"
+        "def register_heif_opener():\n"
+        "    Image.register_open('HEIF', PngImagePlugin.PngImageFile, lambda start: start[:4] == b'\\x89PNG')\n"
+        "    Image.register_extension('HEIF', '.heic')\n"
+    )
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "a.heic", "PNG")
+    code = (
+        "import sys; from student_teacher.images import reading as r; from pathlib import Path; p = Path(sys.argv[1])"
+    )
+    code += "; assert r.HEIF and '.heic' in r.readable_suffixes(); print(r.load_rgb(p).getpixel((0, 0)))"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{tmp_path}"}
+    command = [sys.executable, "-c", code, tmp_path / "a.heic"]
+    assert subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout == "(1, 2, 3)\n"

@@ -110,11 +110,29 @@ def test_any_accepted_suffix_and_masks_without_an_ending(tmp_path):
     ]
 
 
-def test_files_that_are_no_images_are_passed_over(category):
+def test_files_that_are_no_images_are_counted_and_named(category, capsys):
     for name in ("readme.txt", "license.txt", "train/good/Thumbs.db", "train/good/.DS_Store", "test/cut/._000.png"):
         (category / name).write_text("no image")
     (category / "test/.ipynb_checkpoints").mkdir()
+    picture(category / "ground_truth/cut/009_mask.png")
     assert len(mvtec_dataset.prepare(category)) == 6
+    told = capsys.readouterr().err
+    assert "passed over 5 files" in told
+    for name in ("train/good/.DS_Store", "train/good/Thumbs.db", "test/cut/._000.png", "cut/009_mask.png"):
+        assert name in told
+
+
+def test_every_format_that_pillow_reads_is_trained_on(category):
+    for name in ("a.webp", "b.jfif", "c.GIF"):
+        picture(category / "train/good" / name)
+    (category / "train/good/000.png").rename(category / "train/good/000")
+    names = [row["image_name"] for row in mvtec_dataset.prepare(category) if row["type"] == "train"]
+    assert [name[11:] for name in names] == ["000", "001.png", "002.png", "a.webp", "b.jfif", "c.GIF"]
+
+
+def test_a_photograph_that_can_t_be_read_is_named_in_train_too(category):
+    (category / "train/good/a.heic").write_bytes(b"no HEIF")
+    assert "train/good/a.heic: " in refused(category)
 
 
 def test_defects_without_any_ground_truth_are_told(category):

@@ -1,6 +1,7 @@
 """The images of a category: which they are, what tells them apart, how they are split."""
 
 import hashlib
+import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from AnomalyDataset import AnomalyDataset
 from student_teacher.images import preprocessing, reading
+from student_teacher.images.folders import images_below, told
 from student_teacher.runtime import device
 from student_teacher.runtime.errors import UserError
 
@@ -67,11 +69,12 @@ def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """All pictures in a folder and below, sorted. Raises UserError if there are fewer than 2."""
+    """All pictures in a folder and below, sorted; says what it passes over. Raises UserError if there are fewer than 2."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: --images takes one with pictures in it or below")
-    found = sorted(path for path in folder.rglob("*") if reading.is_image(path))
+    found, others = images_below(folder)
+    if others:
+        print(told(others, folder), file=sys.stderr)
     if len(found) < 2:
-        suffixes = ", ".join(reading.IMAGE_SUFFIXES)
-        raise UserError(f"{folder} holds {len(found)} pictures, two are the least ({suffixes})")
+        raise UserError(f"{folder} holds {len(found)} pictures, two are the least (PNG, JPEG, TIFF and others)")
     return found

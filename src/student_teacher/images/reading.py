@@ -1,8 +1,8 @@
 """Image files as a person sees them: any of the accepted formats to 8-bit RGB, any mask to 0 and 255."""
 
 import io
-import struct
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,55 @@ from PIL import ExifTags, Image, ImageOps
 
 from student_teacher.runtime.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+try:
+    import pillow_heif
+except ImportError:  # an option: phones' photographs are refused by name without it
+    HEIF = False
+else:
+    pillow_heif.register_heif_opener()
+    HEIF = True
+
+NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow tells these from others, and reads none of them
+HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
+# Endings of images that Pillow does not read: they are named, not passed over.
+OTHER_SUFFIXES = HEIF_SUFFIXES | {
+    *(".jxl", ".jxr", ".exr", ".hdr", ".svg", ".dcm", ".xcf", ".raw"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
+}
 
 # Pillow warns of 90 megapixels and refuses from 180: large scans are welcome up to the refusal.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """Endings, in small letters, of all formats that Pillow reads, with pillow-heif's where that is installed."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in _readable_kinds())
+
+
+def _readable_kinds():
+    Image.init()
+    return Image.OPEN.keys() - NOT_PICTURES
+
+
 def is_image(path: Path) -> bool:
-    """Whether a path ends as an image that is read here, in capitals or not; hidden files are none."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    """Whether a file is an image by its ending, in capitals or not; by its beginning where there is no ending.
+
+    Numbers are no ending (`scan.001`). Images of formats that are not read here count too: reading them names them.
+    Hidden files, and what is neither a file nor a link, are none.
+    """
+    if path.name.startswith(".") or (path.exists() and not path.is_file()):
+        return False
+    suffix = path.suffix.lower()
+    if suffix.strip(".0123456789"):
+        return suffix in readable_suffixes() or suffix in OTHER_SUFFIXES
+    try:
+        with Image.open(path, formats=sorted(_readable_kinds())):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # Pillow's readers raise anything on files of other kinds
+        return False
 
 
 def load_rgb(path: str | Path) -> Image.Image:
@@ -90,7 +130,7 @@ def _read(path, convert, least=None):
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{path}: not an image, or broken at its very beginning; replace or remove it") from None
+        raise UserError(f"{path}: {_unidentified(Path(path))}") from None
     except Image.DecompressionBombError:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
         raise UserError(f"{path}: more than {limit} megapixels; save it smaller") from None
@@ -99,9 +139,18 @@ def _read(path, convert, least=None):
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be read ({reason}); replace or remove it") from None
-    except (SyntaxError, ValueError, IndexError, KeyError, TypeError, EOFError, struct.error) as error:
-        # Pillow's readers raise any of these on a damaged file.
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise UserError(f"{path}: broken ({error}); replace or remove it") from None
+
+
+def _unidentified(path):
+    """What may be wrong with a file that Pillow does not recognise, and the way out."""
+    suffix = path.suffix.lower()
+    if suffix in HEIF_SUFFIXES and not HEIF:
+        return "HEIF is read with one more package: pip install pillow-heif"
+    if suffix in OTHER_SUFFIXES - HEIF_SUFFIXES:
+        return f"images of the kind {suffix[1:]} are not read; save it as PNG or TIFF"
+    return "not an image, or broken at its very beginning; replace or remove it"
 
 
 def _to_rgb(image):

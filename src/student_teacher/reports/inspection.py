@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from student_teacher.detection.Detector import Detector, at_own_size
-from student_teacher.images.reading import at_most, encoded, is_image, load_reduced
+from student_teacher.images.folders import images_below, told
+from student_teacher.images.reading import at_most, encoded, load_reduced
 from student_teacher.reports import figures
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage
 from student_teacher.runtime import distributed
@@ -27,28 +28,32 @@ OURS = ("anomaly_maps", "overlays", "page")  # the folders under the output
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
 
 
-def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
+def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
     """Each image among `paths` and in folders below them, with the name under which its results are written.
 
-    In folders, what is hidden or no image by its ending is passed over, and the pictures that an earlier run has left
-    in `output`. A file that is named is taken as it is. Raises UserError where a path does not exist, or where there is
-    no image.
+    In folders, what is hidden or no image is passed over, and the pictures that an earlier run has left in `output`:
+    the second result counts and names these, a line for each of `paths`. A file that is named is taken as it is.
+    Raises UserError where a path does not exist, or where there is no image.
     """
     own = [(output / folder).resolve() for folder in OURS]
     found: dict[Path, Path] = {}
+    passed_over = []
     for path in paths:
         if path.is_dir():
-            for file in sorted(file for file in path.rglob("*") if is_image(file)):
-                inside = file.relative_to(path)
-                hidden = any(part.startswith(".") for part in inside.parts)
-                if not hidden and file.is_file() and not any(map(file.resolve().is_relative_to, own)):
-                    found[file] = Path(path.resolve().name) / inside
+            images, others = images_below(path)
+            theirs = [file for file in images if not any(map(file.resolve().is_relative_to, own))]
+            found |= {file: Path(path.resolve().name) / file.relative_to(path) for file in theirs}
+            others = [file for file in others if not any(map(file.resolve().is_relative_to, own))]
+            if others:
+                passed_over.append(told(others, path))
+            if len(theirs) < len(images):
+                passed_over.append(f"{output}: passed over {len(images) - len(theirs)} pictures of earlier results")
         elif path.exists():
             found[path] = Path(path.name)
         else:
             raise UserError(f"{path}: no such file or folder; --input takes images, or folders with images in them")
     if not found:
-        raise UserError(f"{', '.join(map(str, paths))}: no images in there")
+        raise UserError("; ".join([f"{', '.join(map(str, paths))}: no images in there", *passed_over]))
     taken: set[Path] = set()
     for path, name in found.items():  # two folders of the same name would overwrite each other
         number = 1
@@ -56,7 +61,7 @@ def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
             number += 1
             found[path] = name.with_stem(f"{name.stem}-{number}")
         taken.add(found[path])
-    return list(found.items())
+    return list(found.items()), passed_over
 
 
 class LookedAt(NamedTuple):
@@ -150,7 +155,7 @@ def inspect(
     the images, and the first writes table and page.
     """
     calibration = detector.calibration
-    files = files_in(paths, output)
+    files, passed_over = files_in(paths, output)
     make_folder(output)
     # Not by the files' contents: one that can't be read shall not stop the others.
     stamps = [(str(name), (found := path.stat()).st_size, found.st_mtime_ns) for path, name in files]
@@ -187,6 +192,8 @@ def inspect(
         if calibration:
             flagged = sum(row[2] == "1" for row in rows.values())
             print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
+        for line in passed_over:
+            print(line, file=sys.stderr)
         for _, name in files:
             if name in broken:
                 print(f"not inspected: {broken[name]}", file=sys.stderr)
