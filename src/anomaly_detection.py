@@ -31,11 +31,12 @@ from student_teacher.images import category as categories
 from student_teacher.images.reading import encoded
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import inspect, shown_side
-from student_teacher.reports.result_page import ResultPage
+from student_teacher.reports.result_page import ResultPage, page_files
 from student_teacher.runtime import command_line, distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import make_folder, write_whole
+from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.ledger import Ledger
 from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.resume_log import Progress
 from student_teacher.training import paper
@@ -78,6 +79,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument(
         "--output", type=Path, metavar="DIR", help="for what --input gives (default results/CATEGORY/inspection)"
+    )
+    options.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in the folder for results that were not written by this command, and results of another "
+        "--input",
     )
     options.add_argument(
         "--false-alarm-rate",
@@ -139,8 +146,7 @@ def detect(
     numbers = distributed.share(range(len(dataset)))
 
     def path_of(number: int) -> Path:
-        name = Path(dataset.rows[number]["image_name"]).with_suffix(".tiff")
-        return page.path.parent / "anomaly_maps" / args.category / name
+        return pictures_of(page.path.parent, args.category, dataset.rows[number])[0]
 
     def look_at(number: int, sample: dict) -> tuple:
         score = progress.get(sample["path"])
@@ -196,6 +202,20 @@ def kind_of(row: dict) -> str:
     return Path(row["image_name"]).parent.name
 
 
+def pictures_of(results: Path, category: str, row: dict) -> tuple[Path, Path]:
+    """Where map and figure of an image go."""
+    name = Path(row["image_name"])
+    anomaly_map = results / "anomaly_maps" / category / name.with_suffix(".tiff")
+    return anomaly_map, results / "figures" / kind_of(row) / f"{name.stem}.jpg"
+
+
+def files_written(results: Path, category: str, dataset: AnomalyDataset) -> list[Path]:
+    """All files that are written of a category's test images."""
+    names = "scores.csv", "metrics.json", "curves.png", "curves.svg", "examples.png", "detection.unfinished"
+    pictures = [path for row in dataset.rows for path in pictures_of(results, category, row)]
+    return [*(results / name for name in names), *pictures, *page_files(results, range(len(dataset)))]
+
+
 def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage) -> None:
     """Draw a figure of each image, a sheet of each kind's highest, middle and lowest score, and what the page shows."""
     scale = figures.colour_scale(maps)
@@ -213,7 +233,7 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
         example = figures.Example(
             np.asarray(picture), masks[number], maps[number], scores[number], f"{kind}/{name.stem}"
         )
-        path = results / "figures" / kind / f"{name.stem}.jpg"
+        path = pictures_of(results, page.category, row)[1]
         figures.save_picture(figures.result_figure(example, *scale), path, figures.DPI)
         page.save_map(number, maps[number], *scale)
         page.add(number, name.name, kind, label=row["label"], score=scores[number], mask=masks[number])
@@ -237,7 +257,9 @@ def main(arguments: list[str] | None = None) -> int:
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
         detector = detector_of(args)
-        broken = inspect(detector, args.input, output, args.category, args.image_score, *rates)
+        broken = inspect(
+            detector, args.input, output, args.category, args.image_score, *rates, overwrite=args.overwrite
+        )
         return BROKEN_IMAGES if broken else 0
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
@@ -245,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     detector = detector_of(args)
     dataset.least = shown_side(detector)
     results = args.results / args.category
-    make_folder(results)
+    ledger = Ledger(results, "test images", files_written(results, args.category, dataset), overwrite=args.overwrite)
     images = categories.digest_of(categories.image_paths(dataset))
     progress = Progress(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
     page = ResultPage(results, args.category)
@@ -271,6 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     page.finish(measures, *curves)
     write_whole(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
     progress.finish()
+    ledger.finish(files_written(results, args.category, dataset))
 
     for name in ("image_au_roc", "pixel_au_roc", "au_pro"):
         if name in measures:

@@ -255,6 +255,61 @@ def test_its_own_output_and_what_is_hidden_is_not_looked_at(folder, pictures, tm
     assert len((pictures / "decisions.csv").read_text().splitlines()) > 1 + 2
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["index.html", "page/0001.jpg", "decisions.csv", "overlays/line/a.png.jpg"])
+def test_what_others_have_put_there_is_neither_replaced_nor_removed(folder, pictures, tmp_path, name):
+    line = pictures / "line"
+    (line / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(line / "a.png", line / name)
+    before = contents(pictures)
+    told = "(.*: there already, and not written by| would be replaced)"
+    with pytest.raises(UserError, match=re.escape(str(line / name)) + told):
+        run(folder, tmp_path, "--input", line, "--output", line)
+    assert contents(pictures) == before
+    (line / name).unlink()
+    (line / "page").mkdir(exist_ok=True)
+    shutil.copy(line / "a.png", line / "page" / "0700.jpg")  # a name like ours, in a folder like ours
+    for _ in range(2):
+        assert run(folder, tmp_path, "--input", line, "--output", line) == 3
+        assert len((line / "decisions.csv").read_text().splitlines()) == 1 + 3  # it is looked at, and stays
+        assert (line / "page" / "0700.jpg").read_bytes() == (line / "a.png").read_bytes()
+
+
+def test_results_of_another_input_are_replaced_when_asked_alone(folder, pictures, tmp_path):
+    line, other, out = pictures / "line", pictures / "other", tmp_path / "out"
+    run(folder, tmp_path, "--input", line, "--output", out)
+    before = contents(out)
+    with pytest.raises(UserError, match=rf"holds the results of --input {line}: .*--overwrite"):
+        run(folder, tmp_path, "--input", other, "--output", out)
+    assert contents(out) == before
+    run(folder, tmp_path, "--input", other, "--output", out, "--overwrite")
+    run(folder, tmp_path, "--input", other, "--output", tmp_path / "fresh")
+    assert {path.relative_to(out) for path in contents(out)} == {
+        path.relative_to(tmp_path / "fresh") for path in contents(tmp_path / "fresh")
+    }
+
+
+def test_an_input_is_never_replaced(folder, pictures, tmp_path):
+    name = pictures / "page" / "0000.jpg"
+    name.parent.mkdir()
+    shutil.copy(pictures / "line" / "a.png", name)
+    with pytest.raises(UserError, match=r"0000\.jpg would be replaced by a result of it"):
+        run(folder, tmp_path, "--input", pictures, "--output", pictures, "--overwrite")
+
+
+def test_results_of_images_that_have_gone_are_removed(folder, pictures, tmp_path):
+    run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
+    (pictures / "line" / "deep" / "b.jpg").unlink()
+    run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in contents(tmp_path / "out")}
+    page = {"index.html", "page/cover.jpg", "page/0000.jpg", "page/0000_small.jpg", "page/0000_map.png"}
+    ours = {"anomaly_maps/line/a.png.tiff", "overlays/line/a.png.jpg", "decisions.csv", ".student_teacher.json"}
+    assert names == page | ours
+
+
 def test_inspected_images_have_a_page_that_starts_from_the_decisions(folder, pictures, tmp_path):
     run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out", "--false-alarm-rate", "0.9")
     page = (tmp_path / "out" / "index.html").read_text()

@@ -16,15 +16,15 @@ from student_teacher.detection.Detector import Detector, at_own_size
 from student_teacher.images.folders import images_below, told
 from student_teacher.images.reading import at_most, encoded, load_reduced
 from student_teacher.reports import figures
-from student_teacher.reports.result_page import LARGE_SIDE, ResultPage
+from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
 from student_teacher.runtime import distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import make_folder, write_whole
+from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.ledger import Ledger, own_files
 from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.resume_log import Progress
 
-OURS = ("anomaly_maps", "overlays", "page")  # the folders under the output
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
 
 
@@ -35,16 +35,15 @@ def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path
     the second result counts and names these, a line for each of `paths`. A file that is named is taken as it is.
     Raises UserError where a path does not exist, or where there is no image.
     """
-    own = [(output / folder).resolve() for folder in OURS]
+    own = own_files(output)
     found: dict[Path, Path] = {}
     passed_over = []
     for path in paths:
         if path.is_dir():
             images, others = images_below(path)
-            theirs = [file for file in images if not any(map(file.resolve().is_relative_to, own))]
+            theirs = [file for file in images if file.resolve() not in own]
             found |= {file: Path(path.resolve().name) / file.relative_to(path) for file in theirs}
-            others = [file for file in others if not any(map(file.resolve().is_relative_to, own))]
-            if others:
+            if others := [file for file in others if file.resolve() not in own]:
                 passed_over.append(told(others, path))
             if len(theirs) < len(images):
                 passed_over.append(f"{output}: passed over {len(images) - len(theirs)} pictures of earlier results")
@@ -117,8 +116,8 @@ class Inspector:
         if found.error:
             return found.name, found.error
         anomaly_map = at_own_size(found.anomaly_map, found.size)
-        name = found.name.with_name(f"{found.name.name}.tiff")
-        write_whole(self.output / "anomaly_maps" / name, encoded(Image.fromarray(anomaly_map), "TIFF"))
+        map_path, overlay_path = pictures_of(self.output, found.name)
+        write_whole(map_path, encoded(Image.fromarray(anomaly_map), "TIFF"))
         picture = at_most(found.picture, LARGE_SIDE)
         shown_map = at_own_size(found.anomaly_map, picture.size[::-1])
         self.page.save_image(found.number, picture)
@@ -132,10 +131,17 @@ class Inspector:
             shown = figures.outline(shown, shown_map >= self.pixel_threshold, max(1, max(picture.size) // 200))
             above = (anomaly_map >= self.pixel_threshold).sum()
             row += [f"{p_value:.6g}", str(int(p_value <= self.rate)), str(int(above))]
-        path = self.output / "overlays" / name.with_suffix(".jpg")
-        write_whole(path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
+        write_whole(overlay_path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
         self.progress.put(str(found.name), row)
         return found.name, row
+
+
+def pictures_of(output: Path, name: Path) -> tuple[Path, Path]:
+    """Where map and overlay of an image go."""
+    return tuple(
+        output / folder / name.with_name(f"{name.name}.{suffix}")
+        for folder, suffix in (("anomaly_maps", "tiff"), ("overlays", "jpg"))
+    )
 
 
 def inspect(
@@ -146,22 +152,28 @@ def inspect(
     kind: str,
     false_alarm_rate: float,
     pixel_false_alarm_rate: float,
+    *,
+    overwrite: bool = False,
 ) -> int:
     """Look at all images of `paths`, write what is found under `output`, and return how many could not be read.
 
     decisions.csv has a line for each image; anomaly_maps/ float32 TIFFs at the images' own size; overlays/ the maps on
     the images, at most LARGE_SIDE long, on one colour scale, pixels above the pixel threshold outlined; index.html
     shows all of them, the most anomalous first. Goes on after a stop. Each of several processes looks at its share of
-    the images, and the first writes table and page.
+    the images, and the first writes table and page. Raises UserError where files that are not ours, or the results of
+    other `paths`, would be replaced, unless to `overwrite`.
     """
     calibration = detector.calibration
     files, passed_over = files_in(paths, output)
-    make_folder(output)
+    source = " ".join(["--input", *(str(path.absolute()) for path in paths)])
+    unfinished, table_path = output / "inspection.unfinished", output / "decisions.csv"
+    written = [unfinished, *_written(output, enumerate(name for _, name in files))]
+    ledger = Ledger(output, source, written, overwrite=overwrite, inputs=[path for path, _ in files])
     # Not by the files' contents: one that can't be read shall not stop the others.
     stamps = [(str(name), (found := path.stat()).st_size, found.st_mtime_ns) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
     options = f"{detector.fingerprint} {kind} {false_alarm_rate} {pixel_false_alarm_rate}"
-    progress = Progress(output / "inspection.unfinished", f"{options} {digest}")
+    progress = Progress(unfinished, f"{options} {digest}")
     page = ResultPage(output, category)
     numbered = [(number, *file) for number, file in enumerate(files)]
     rows = {
@@ -180,7 +192,7 @@ def inspect(
             found |= theirs
     if distributed.is_first():
         table = _table([[str(path), *rows[name]] for path, name in files if name in rows])
-        write_whole(output / "decisions.csv", table)
+        write_whole(table_path, table)
         least = calibration.threshold(false_alarm_rate, kind) if calibration else None
         from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=least)
         for number, path, name in numbered:
@@ -188,7 +200,7 @@ def inspect(
                 folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
                 page.add(number, name.name, str(folder), label=None, score=float(rows[name][0]))
         page_path = page.finish({}, threshold=from_score)
-        print(f"{len(rows)} images, {output / 'decisions.csv'}; page to look at: {page_path}")
+        print(f"{len(rows)} images, {table_path}; page to look at: {page_path}")
         if calibration:
             flagged = sum(row[2] == "1" for row in rows.values())
             print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
@@ -198,7 +210,15 @@ def inspect(
             if name in broken:
                 print(f"not inspected: {broken[name]}", file=sys.stderr)
     progress.finish()
+    ledger.finish(_written(output, ((number, name) for number, _, name in numbered if name in rows)))
     return len(broken)
+
+
+def _written(output, numbered):
+    """All files that are written of images with these numbers and names."""
+    numbered = list(numbered)
+    pictures = [path for _, name in numbered for path in pictures_of(output, name)]
+    return [output / "decisions.csv", *pictures, *page_files(output, (number for number, _ in numbered))]
 
 
 def shown_side(detector: Detector) -> int | None:
