@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -21,8 +22,10 @@ from student_teacher.runtime.paths import category_name  # noqa: E402
 WHOLE_ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 
 
-def prepare(category: Path) -> list[dict[str, str | int]]:
+def prepare(category: Path, **reading: Any) -> list[dict[str, str | int]]:
     """Make `category` ready: unpack it if need be, check it, write its index unless it is there already.
+
+    `reading` is how its images are read: see `index_category`.
 
     Returns:
         the rows of the index.
@@ -36,7 +39,7 @@ def prepare(category: Path) -> list[dict[str, str | int]]:
         if archive is None:
             raise UserError(f"{category}: no such category; ./mvtec_dataset.sh {category.name} says where to get it")
         unpack_category(archive, category.name, category)
-    return index_category(category)
+    return index_category(category, **reading)
 
 
 def summary(category: Path, rows: list[dict[str, str | int]]) -> str:
@@ -53,14 +56,34 @@ def summary(category: Path, rows: list[dict[str, str | int]]) -> str:
     return "\n".join(lines)
 
 
+def value_range(words: list[str] | None) -> tuple[float, float] | str | None:
+    """What --value-range says, for `index_category`. Raises UserError where it says nothing of use."""
+    if words in (None, ["auto"]):
+        return words and "auto"
+    try:
+        low, high = map(float, words)
+    except ValueError:
+        low = high = 0.0
+    if not -float("inf") < low < high < float("inf"):
+        raise UserError(f"--value-range {' '.join(words)}: takes two numbers, LOW below HIGH, or auto")
+    return low, high
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, prepare the category and say what it holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("category", help="the category's folder in the data folder, such as carpet")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the categories (%(default)s)")
+    parser.add_argument(
+        "--value-range",
+        nargs="+",
+        metavar=("LOW", "HIGH"),
+        help="the values that become black and white in all images of more than 8 bits, for good; auto: those found on "
+        "the training images (default)",
+    )
     arguments = parser.parse_args(arguments)
     category = arguments.data / category_name(arguments.category)
-    rows = prepare(category)
+    rows = prepare(category, value_range=value_range(arguments.value_range))
     print(summary(category, rows))
 
 

@@ -5,7 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 usage() {
     cat <<'TEXT'
-usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR]
+usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH]
 
 Makes DIR/CATEGORY ready to train on: checks every image and writes the index CATEGORY.csv.
 The images come from the first of these that is there:
@@ -16,6 +16,8 @@ The images come from the first of these that is there:
   --url ADDRESS   fetch such an archive into DIR first, unless the images are there already;
                   a transfer that broke off goes on where it stopped
   --data DIR      folder of the categories (data, beside this script)
+  --value-range LOW HIGH   the values that become black and white in images of more than 8 bits; --value-range auto:
+                  those found on the training images, as without it
 TEXT
 }
 
@@ -54,6 +56,7 @@ curl_to() {
 }
 
 category='' url='' data=$root/data
+options=()
 while (($#)); do
     case $1 in
         -h | --help)
@@ -68,6 +71,16 @@ while (($#)); do
         --url=*)
             url=${1#*=}
             shift
+            ;;
+        --value-range)
+            if [[ ${2:-} == auto ]]; then
+                options+=(--value-range auto)
+                shift 2
+            else
+                (($# > 2)) || fail "$1 takes two numbers; see --help"
+                options+=(--value-range "$2" "$3")
+                shift 3
+            fi
             ;;
         --data=*)
             data=${1#*=}
@@ -117,4 +130,4 @@ fi
 # shellcheck source=environment.sh
 source "$root/environment.sh"
 prepare_environment
-exec "$PYTHON" "$root/mvtec_dataset.py" "$category" --data "$data"
+exec "$PYTHON" "$root/mvtec_dataset.py" "$category" --data "$data" "${options[@]}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
-from student_teacher.images.index import COLUMNS, read_index
+from student_teacher.images.index import COLUMNS, read_index, read_settings
 from student_teacher.images.reading import load_mask, load_reduced
 from student_teacher.runtime.errors import UserError
 
@@ -31,6 +31,8 @@ class AnomalyDataset(Dataset):
     Attributes:
         rows: the index's rows that meet the constraint, in its order; each a dict of COLUMNS, `label` an int.
             `gt_name` is empty on good images, and on defects that have no mask.
+        value_range: of images of more than 8 bits, the values that become black and white: those that
+            mvtec_dataset.sh found, or was given. None where it found only images of 8 bits.
 
     Raises:
         UserError: there is no index, or it is not one; on access, when an image is missing or broken, or its mask of
@@ -53,6 +55,8 @@ class AnomalyDataset(Dataset):
         self.transform = transform
         self.gt_transform = gt_transform
         self.least = least
+        found = read_settings(self.root_dir)["value_range"]
+        self.value_range = found and tuple(found)
         rows = read_index(self.root_dir / f"{self.root_dir.name}.csv")
         self.rows = [row for row in rows if all(row[column] == value for column, value in constraint.items())]
 
@@ -61,7 +65,7 @@ class AnomalyDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
-        image, (height, width) = load_reduced(self.root_dir / row["image_name"], self.least)
+        image, (height, width) = load_reduced(self.root_dir / row["image_name"], self.least, self.value_range)
         mask = load_mask(self.root_dir / row["gt_name"]) if row["gt_name"] else Image.new("L", (width, height))
         if mask.size != (width, height):
             raise UserError(

@@ -265,10 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")
     detector = detector_of(args)
-    dataset.least = shown_side(detector)
+    dataset.least, dataset.value_range = shown_side(detector), detector.value_range
     results = args.results / args.category
     ledger = Ledger(results, "test images", files_written(results, args.category, dataset), overwrite=args.overwrite)
-    images = categories.digest_of(categories.image_paths(dataset))
+    images = categories.digest_of_images(dataset)
     progress = Progress(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
     page = ResultPage(results, args.category)
     maps, scores, masks = detect(detector, dataset, args, page, progress)

@@ -11,6 +11,7 @@ from argparse import Namespace
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES
 from student_teacher.detection.Detector import VERSION, Calibration
 from student_teacher.images import category as categories
+from student_teacher.images.index import read_settings
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import checkpoints, command_line, distributed
 from student_teacher.runtime.errors import UserError
@@ -109,7 +110,7 @@ def train_backbone_students(args: Namespace) -> None:
         "seed": args.seed,
         "image_size": command_line.sides(args),
         "precision": args.precision,
-        "images": categories.digest_of(categories.image_paths(dataset)),
+        "images": categories.digest_of_images(dataset),
     }
     path = args.model / args.category / "detector.pt"
     if is_made(path, settings, args):
@@ -159,7 +160,12 @@ def is_made(path, settings, args: Namespace) -> bool:
 
 def save(path, args: Namespace, settings, calibration: Calibration, content: dict) -> None:
     """Write detector.pt and say what it promises."""
-    content = {"detector_version": VERSION, "made_from": settings, "calibration": calibration.state_dict()} | content
+    content = {
+        "detector_version": VERSION,
+        "made_from": settings,
+        "calibration": calibration.state_dict(),
+        "value_range": read_settings(args.data / args.category)["value_range"],
+    } | content
     checkpoints.save(path, "detector", args.category, content)
     print(calibration.promise())
     print(f"saved {path}: all that detection needs")

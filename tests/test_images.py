@@ -1,7 +1,9 @@
 import io
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,11 @@ import pytest
 from PIL import Image
 
 from student_teacher.images.folders import images_below, told
-from student_teacher.images.reading import is_image, load_mask, load_reduced, load_rgb
+from student_teacher.images.reading import as_rgb, is_image, load_deep, load_mask, load_reduced, load_rgb
+from student_teacher.images.value_range import common_range, extremes_of
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
+from tests.tiff import tiff_of
 
 
 def pixels(path):
@@ -44,18 +48,104 @@ def test_16_bit_dark_image_stays_dark(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("values", "value_range", "expected"),
     [
-        (np.array([[0, 128, 255]], np.int32), [0, 128, 255]),
-        (np.array([[-5, 128 * 257, 65535]], np.int32), [0, 128, 255]),
-        (np.array([[0, 0.5, 1.0]], np.float32), [0, 128, 255]),
-        (np.array([[-0.1, np.nan, 1.02]], np.float32), [0, 0, 255]),
-        (np.array([[0, 100, 255]], np.float32), [0, 100, 255]),
-        (np.array([[0, 257, 65535]], np.float32), [0, 1, 255]),
+        (np.array([[0, 1, 2048, 4095, 9999]], np.uint16), (0, 4095), [0, 0, 128, 255, 255]),
+        (np.array([[0, 512, 1023]], np.uint16), (0, 1023), [0, 128, 255]),
+        (np.array([[-5, 128 * 257, 65535]], np.int32), (0, 65535), [0, 128, 255]),
+        (np.array([[-2, -1, 0, 1, 2]], np.float32), (-1, 1), [0, 0, 128, 255, 255]),
+        (np.array([[np.nan, np.inf, -np.inf, 128, 500]], np.float32), (0, 255), [0, 255, 0, 128, 255]),
     ],
 )
-def test_32_bit_greys_take_the_smallest_usual_range(tmp_path, values, expected):
-    assert pixels(save(Image.fromarray(values), tmp_path / "a.tif"))[0, :, 0].tolist() == expected
+def test_one_range_for_all_images_that_are_deep(tmp_path, values, value_range, expected):
+    path = save(Image.fromarray(values), tmp_path / "a.tif")
+    assert np.asarray(load_rgb(path, value_range))[0, :, 0].tolist() == expected
+    with Image.open(path) as picture:
+        assert np.asarray(as_rgb(picture, value_range))[0, :, 0].tolist() == expected
+
+
+def test_values_without_a_range_are_refused_by_name(tmp_path):
+    for dtype in (np.float32, np.int32):
+        path = save(Image.fromarray(np.ones((4, 4), dtype)), tmp_path / "a.tif")
+        with pytest.raises(UserError, match=r"a\.tif: values in floating point or 32 bits.*--value-range LOW HIGH"):
+            load_rgb(path)
+        with pytest.raises(UserError, match=r"the picture: values in floating point"):
+            as_rgb(Image.open(path))
+
+
+def png_of(pixels):
+    """A PNG of 16-bit colours, which Pillow does not write: (H,W,3) or, with opacity, (H,W,4) or grey (H,W,2)."""
+    height, width, bands = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("write, suffix", [(png_of, "png"), (tiff_of, "tif")])
+def test_16_bit_colours_keep_all_their_bits(tmp_path, write, suffix):
+    colours = np.random.default_rng(0).integers(0, 4096, (5, 7, 3), dtype=np.uint16)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(write(colours))
+    values, size = load_deep(path)
+    assert (values == colours).all() and size == (5, 7)
+    assert (np.asarray(load_rgb(path, (0, 4095))) == np.rint(colours / 4095 * 255)).all()
+    assert np.abs(pixels(path) - colours / 257).max() <= 1
+
+
+def test_opacity_of_16_bits(tmp_path):
+    pixel = np.array([[[4095, 0, 2048, 65535], [0, 0, 0, 0]]], np.uint16)
+    (tmp_path / "a.png").write_bytes(png_of(pixel))
+    assert np.asarray(load_rgb(tmp_path / "a.png", (0, 4095))).tolist() == [[[255, 0, 128], [255] * 3]]
+    (tmp_path / "a.png").write_bytes(png_of(pixel[..., 2:]))
+    assert np.asarray(load_rgb(tmp_path / "a.png", (0, 4095))).tolist() == [[[128] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("dtype, full", [(np.uint8, 255), (np.uint16, 65535)])
+def test_white_may_be_zero_at_any_depth(tmp_path, dtype, full):
+    values = np.array([[0, full // 5, full]], dtype)
+    (tmp_path / "a.tif").write_bytes(tiff_of(values, white_is_zero=True))
+    assert pixels(tmp_path / "a.tif")[0, :, 0].tolist() == [255, 204, 0]
+    assert np.asarray(as_rgb(Image.open(tmp_path / "a.tif")))[0, :, 0].tolist() == [255, 204, 0]
+    assert np.asarray(load_mask(tmp_path / "a.tif"))[0].tolist() == [255, 255, 0]
+
+
+@pytest.mark.parametrize(
+    "values, form",
+    [
+        (np.zeros((4, 5)), "1 band of 64 bits in floating point"),
+        (np.zeros((4, 5, 2), np.uint8), "2 bands of 8 bits"),
+        (np.zeros((4, 5, 5), np.uint16), "5 bands of 16 bits"),
+        (np.zeros((4, 5, 3), np.float32), "3 bands of 32 bits in floating point"),
+    ],
+)
+def test_sound_tiffs_that_are_not_read_are_not_called_broken(tmp_path, values, form):
+    (tmp_path / "a.tif").write_bytes(tiff_of(values))
+    with pytest.raises(UserError, match=rf"a\.tif: a TIFF with {form}, which is not read; save it with") as error:
+        load_rgb(tmp_path / "a.tif")
+    assert "broken" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([0, 255], np.uint16), (0, 255)),
+        (np.array([300, 1023], np.uint16), (0, 1023)),
+        (np.array([0, 3977], np.uint16), (0, 4095)),
+        (np.array([0, 65000], np.uint16), (0, 65535)),
+        (np.array([0.02, 0.97], np.float32), (0, 1)),
+        (np.array([-0.01, 1.02], np.float32), (0, 1)),
+        (np.array([3, np.nan, np.inf, 250], np.float32), (0, 255)),
+        (np.array([-1.0, 1.0], np.float32), (-1.2, 1.2)),
+        (np.array([100.0, 100.5], np.float32), (99.95, 100.55)),
+        (np.array([-500, 500], np.int32), (-600, 600)),
+    ],
+)
+def test_the_range_that_is_found(values, expected):
+    assert common_range([extremes_of(values[:1]), extremes_of(values)]) == pytest.approx(expected)
 
 
 def test_palette_shows_its_colours(tmp_path):

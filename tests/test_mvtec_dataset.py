@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import mvtec_dataset
+from AnomalyDataset import AnomalyDataset
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
 
@@ -141,6 +142,55 @@ def test_defects_without_any_ground_truth_are_told(category):
     assert [row["label"] for row in rows if row["type"] == "test"] == [1, 1, 0]
     assert {row["gt_name"] for row in rows} == {""}
     assert "no ground_truth folder" in mvtec_dataset.summary(category, rows)
+
+
+def deep(path, *values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array([values], np.uint16)).save(path)
+
+
+@pytest.fixture
+def cameras(tmp_path):
+    """A category of 12-bit images, and one of 8 bits among them."""
+    category = tmp_path / "data" / "cameras"
+    for number in range(3):
+        deep(category / f"train/good/{number}.png", 0, 2048, 3900 + number)
+    picture(category / "train/good/3.png", size=(3, 1), value=90)
+    deep(category / "test/good/0.png", 0, 2048, 9000)
+    return category
+
+
+def test_a_camera_s_value_range_is_found_shown_kept_and_used(cameras):
+    result = script("cameras", data=cameras.parent)
+    assert result.returncode == 0, result.stderr
+    assert "values 0 to 4095 become black to white (found; " in result.stdout
+    assert "3 training images have 0 to 3902" in result.stdout
+    assert "values beyond 0 to 4095 are cut, in 1 images: test/good/0.png" in result.stderr
+    dataset = AnomalyDataset(cameras)
+    assert dataset.value_range == (0, 4095)
+    assert [sample["image"].getpixel((1, 0))[0] for sample in dataset] == [128, 128, 128, 90, 128]
+
+
+def test_a_value_range_that_was_given_stays(cameras):
+    first = script("cameras", "--value-range", "-100", "1e4", data=cameras.parent)
+    assert "values -100 to 10000 become black to white (given)" in first.stdout, first.stderr
+    mvtec_dataset.prepare(cameras)
+    assert AnomalyDataset(cameras).value_range == (-100, 10000)
+    mvtec_dataset.prepare(cameras, value_range="auto")
+    assert AnomalyDataset(cameras).value_range == (0, 4095)
+
+
+@pytest.mark.parametrize("words", [("3",), ("5", "5"), ("a", "b"), ("1", "nan"), ("1", "2", "3")])
+def test_a_value_range_that_is_none_is_refused(cameras, words):
+    with pytest.raises(UserError, match="takes two numbers, LOW below HIGH"):
+        mvtec_dataset.main(["cameras", "--data", str(cameras.parent), "--value-range", *words])
+    assert not (cameras / "cameras.csv").exists()
+
+
+def test_integers_and_floating_point_have_no_common_range(cameras):
+    Image.fromarray(np.ones((1, 3), np.float32)).save(cameras / "train/good/4.tif")
+    assert "train/good/4.tif: train/good/0.png holds integers, this one floating point" in refused(cameras)
+    mvtec_dataset.prepare(cameras, value_range=(0, 1))
 
 
 def test_a_mask_that_marks_nothing_is_told(category, capsys):

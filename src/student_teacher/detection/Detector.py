@@ -14,7 +14,7 @@ from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
 from student_teacher.images import preprocessing
-from student_teacher.images.reading import as_rgb, load_reduced
+from student_teacher.images.reading import ValueRange, as_rgb, load_reduced
 from student_teacher.runtime import checkpoints, device
 from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
@@ -121,7 +121,8 @@ class Detector:
     """Networks, sizes and calibration together. `load_detector` makes one.
 
     `image_score` is the one of scoring.IMAGE_SCORES that it takes where none is asked for. `paper` is None but for
-    students trained with --paper: then those of their settings that are not the published ones.
+    students trained with --paper: then those of their settings that are not the published ones. `value_range` holds the
+    values that become black and white in images of more than 8 bits.
 
     detector = load_detector("model/magnetic_tile/detector.pt")
     found = detector("tile.png")
@@ -139,8 +140,9 @@ class Detector:
         *,
         image_score: str = scoring.IMAGE_SCORES[0],
         paper: Sequence[str] | None = None,
+        value_range: ValueRange | None = None,
     ):
-        self.image_score, self.paper = image_score, paper
+        self.image_score, self.paper, self.value_range = image_score, paper, value_range
         self.networks = networks.to(where, memory_format=device.memory_format(where)).eval()
         for student in getattr(networks, "global_students", ()):
             student.compute_in(device.dtype_of(where, precision))
@@ -160,7 +162,7 @@ class Detector:
         nets = self.networks
         form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._precision}"
         padded = [scale.padding for scale in getattr(nets, "scales", ())]
-        return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded}"
+        return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded} {self.value_range}"
 
     def look_at(self, picture: Image.Image, kind: str | None = None) -> tuple[Tensor, float]:
         """Anomaly map of an RGB picture at the size that the networks see, (h,w), on the CPU, and its image score."""
@@ -187,9 +189,9 @@ class Detector:
         `false_alarm_rate` or less. Raises UserError where the file is missing or no image.
         """
         if isinstance(image, str | Path):
-            picture, size = load_reduced(image, self.least_side)
+            picture, size = load_reduced(image, self.least_side, self.value_range)
         else:
-            picture = as_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
+            picture = as_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image, self.value_range)
             size = picture.size[::-1]
         anomaly_map, score = self.look_at(picture, kind)
         p_value = self.p_value_of(score, kind)
@@ -248,6 +250,7 @@ def load_detector(
         same = same and len(networks.scales) == len(content["scales"])
     calibration = Calibration.of_state(content["calibration"]) if same else None
     remembered = {"image_score": content.get("image_score", scoring.IMAGE_SCORES[0]), "paper": content.get("paper")}
+    remembered["value_range"] = content.get("value_range") and tuple(content["value_range"])
     where = device.choose(device_name)
     return Detector(networks, size, calibration, content["stride"], where, precision, **remembered)
 

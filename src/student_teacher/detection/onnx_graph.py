@@ -53,7 +53,8 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     Input: "images", uint8 (batch,3,height,width), RGB at the size that the networks see. Outputs: "maps", float32
     (batch,rows,columns), over the whole image, and "scores", float32 (batch,), of the detector's own kind. The batch is
     free, from 1; so are height and width of patch students, whose maps have a value for each pixel. The metadata are
-    JSON: `image_size` to resize to (height and width, null for none) and `held_back_scores`, of which p-values are made
+    JSON: `image_size` to resize to (height and width, null for none), `value_range`, the values that become black and
+    white in images of more than 8 bits (null: 0 to 65535), and `held_back_scores`, of which p-values are made
     as in Calibration.p_value. Raises ValueError for a detector without calibration, or with another backbone than
     EfficientNet-Lite0.
     """
@@ -81,7 +82,11 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     )
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(content, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
-    metadata = {"image_size": detector.size, "held_back_scores": calibration.scores(detector.image_score).tolist()}
+    metadata = {
+        "image_size": detector.size,
+        "held_back_scores": calibration.scores(detector.image_score).tolist(),
+        "value_range": detector.value_range,
+    }
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -29,7 +29,7 @@ def size_of_all(dataset: AnomalyDataset) -> tuple[int, int]:
     first = None
     for row in dataset.rows:
         path = dataset.root_dir / row["image_name"]
-        width, height = reading.load_rgb(path).size
+        (height, width) = reading.load_deep(path)[1]
         first = first or (path, height, width)
         if (height, width) != first[1:]:
             raise UserError(
@@ -56,6 +56,12 @@ def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
     return digest.hexdigest()[:16]
 
 
+def digest_of_images(dataset: AnomalyDataset) -> str:
+    """Digest of a dataset's images and of how they are read. Raises UserError where a file is missing."""
+    digest = digest_of(image_paths(dataset))
+    return f"{digest} {dataset.value_range}" if dataset.value_range else digest
+
+
 def image_paths(dataset: AnomalyDataset) -> list[Path]:
     """The files of a dataset's images."""
     return [dataset.root_dir / row["image_name"] for row in dataset.rows]
@@ -69,7 +75,7 @@ def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """All pictures in a folder and below, sorted; says what it passes over. Raises UserError if there are fewer than 2."""
+    """All pictures in a folder and below, sorted; says what it passes over. Raises UserError for fewer than 2."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: --images takes one with pictures in it or below")
     found, others = images_below(folder)

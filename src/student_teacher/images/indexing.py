@@ -3,33 +3,86 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from student_teacher.images.folders import told
-from student_teacher.images.index import COLUMNS, write_index
-from student_teacher.images.reading import is_image, load_mask, load_rgb
+from student_teacher.images.folders import NAMED, told
+from student_teacher.images.index import COLUMNS, NO_SETTINGS, read_settings, write_index, write_settings
+from student_teacher.images.reading import ValueRange, is_image, load_deep, load_mask
+from student_teacher.images.value_range import Extremes, common_range, extremes_of
 from student_teacher.runtime.errors import UserError
 
 
-def index_category(category: Path) -> list[dict[str, str | int]]:
-    """Check all images of a category's folder, write its index unless it is there already, and return its rows.
+def index_category(category: Path, value_range: ValueRange | str | None = None) -> list[dict[str, str | int]]:
+    """Check all images of a category's folder, write index and settings unless they are there, and return the rows.
+
+    `value_range` of images of more than 8 bits: None for that of the training images, or the one that was given before;
+    "auto" for that of the training images anyway.
 
     Raises:
         UserError: something is wrong; every wrong thing is named.
     """
     rows, problems, others = list_images(category)
-    broken, unmarked = check_images(category, rows)
-    problems += broken
+    checked = check_images(category, rows)
+    problems += [problem for row in checked for problem in row.problems]
+    settings = _settings(category, rows, checked, value_range, problems)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError("\n  ".join([f"{category}: {count}, no index written", *problems]))
     if others:
         print(told(others, category), file=sys.stderr)
-    for mask in unmarked:
-        print(f"{mask}: marks nothing, so the defect has no pixels to be found", file=sys.stderr)
+    for row, found in zip(rows, checked, strict=True):
+        if found.unmarked:
+            print(f"{row['gt_name']}: marks nothing, so the defect has no pixels to be found", file=sys.stderr)
+    _tell_range(rows, checked, settings)
     write_index(category / f"{category.name}.csv", rows)
+    write_settings(category, settings)
     return rows
+
+
+def _settings(category, rows, checked, value_range, problems):
+    """The settings to write; adds a problem where there is no one range for all training images."""
+    before = read_settings(category)
+    if value_range is None and before["given"]:
+        value_range = before["value_range"]
+    if value_range not in (None, "auto"):
+        return {"value_range": list(value_range), "given": True}
+    deep = [
+        (row["image_name"], found.extremes)
+        for row, found in zip(rows, checked, strict=True)
+        if found.extremes and row["type"] == "train"
+    ]
+    if not deep:
+        return dict(NO_SETTINGS)
+    for name, extremes in deep:
+        if extremes.integers != deep[0][1].integers:
+            problems.append(
+                f"{name}: {deep[0][0]} holds integers, this one floating point, or the other way round; save them "
+                "alike, or give --value-range LOW HIGH"
+            )
+            break
+    return {"value_range": list(common_range([extremes for _, extremes in deep])), "given": False}
+
+
+def _tell_range(rows, checked, settings):
+    """Say which values become black and white, and which images lie beyond."""
+    if settings["value_range"] is None:
+        return
+    low, high = settings["value_range"]
+    deep = [(row, found.extremes) for row, found in zip(rows, checked, strict=True) if found.extremes]
+    train = [extremes for row, extremes in deep if row["type"] == "train"]
+    used = (
+        f"{len(train)} training images have {min(one.low for one in train):g} to {max(one.high for one in train):g}"
+        if train
+        else "no training image has more than 8 bits"
+    )
+    way = "given" if settings["given"] else "found; --value-range LOW HIGH sets others"
+    print(f"values {low:g} to {high:g} become black to white ({way}): {used}")
+    beyond = [row["image_name"] for row, extremes in deep if extremes.low < low or extremes.high > high]
+    if beyond:
+        named = ", ".join(beyond[:NAMED]) + (f" and {len(beyond) - NAMED} more" if len(beyond) > NAMED else "")
+        print(f"values beyond {low:g} to {high:g} are cut, in {len(beyond)} images: {named}", file=sys.stderr)
 
 
 def list_images(category: Path) -> tuple[list[dict[str, str | int]], list[str], list[Path]]:
@@ -109,33 +162,35 @@ def _entries(folder):
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def check_images(category: Path, rows: list[dict[str, str | int]]) -> tuple[list[str], list[str]]:
-    """Open every image and mask once.
+class Checked(NamedTuple):
+    """What was found in an image and its mask."""
 
-    Returns:
-        what cannot be read or does not fit each other, one line each; and the masks without a defect in them.
-    """
-    problems, unmarked = [], []
+    problems: list[str]  # what can't be read or does not fit each other, one line each
+    unmarked: bool = False  # a mask without a defect in it
+    extremes: Extremes | None = None  # of an image of more than 8 bits
+
+
+def check_images(category: Path, rows: list[dict[str, str | int]]) -> list[Checked]:
+    """Open every image and mask once: what was found, for each row."""
+
+    def opened(name, load):
+        try:
+            return load(category / name), []
+        except UserError as error:
+            return None, [str(error).replace(str(category / name), name, 1)]
 
     def check(row):
-        opened = []
-        for name, load in ((row["image_name"], load_rgb), (row["gt_name"], load_mask)):
-            if name:
-                try:
-                    opened.append(load(category / name))
-                except UserError as error:
-                    opened.append(str(error).replace(str(category / name), name, 1))
-        errors = [line for line in opened if isinstance(line, str)]
-        if errors or len(opened) == 1:
-            return errors, False
-        image_size, mask_size = (f"{one.width}x{one.height}" for one in opened)
+        image, problems = opened(row["image_name"], load_deep)
+        extremes = extremes_of(image[0]) if image and image[0] is not None else None
+        if not row["gt_name"]:
+            return Checked(problems, extremes=extremes)
+        mask, more = opened(row["gt_name"], load_mask)
+        if problems or more:
+            return Checked(problems + more)
+        image_size, mask_size = (f"{width}x{height}" for height, width in (image[1], mask.size[::-1]))
         if image_size != mask_size:
-            errors = [f"{row['gt_name']}: {mask_size}, but {row['image_name']} is {image_size}; they must agree"]
-        return errors, opened[1].getbbox() is None
+            problems = [f"{row['gt_name']}: {mask_size}, but {row['image_name']} is {image_size}; they must agree"]
+        return Checked(problems, mask.getbbox() is None, extremes)
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        checks = tqdm(pool.map(check, rows), total=len(rows), desc="checking", unit="image", disable=None)
-        for row, (errors, empty) in zip(rows, checks, strict=True):
-            problems += errors
-            unmarked += [row["gt_name"]] * empty
-    return problems, unmarked
+        return list(tqdm(pool.map(check, rows), total=len(rows), desc="checking", unit="image", disable=None))

@@ -1,13 +1,16 @@
 """Image files as a person sees them: any of the accepted formats to 8-bit RGB, any mask to 0 and 255."""
 
 import io
+import re
+import sys
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from student_teacher.runtime.errors import UserError
 
@@ -19,6 +22,8 @@ else:
     pillow_heif.register_heif_opener()
     HEIF = True
 
+ValueRange = tuple[float, float]  # the values that become black and white
+FULL_16_BIT = (0, 65535)
 NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow tells these from others, and reads none of them
 HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 # Endings of images that Pillow does not read: they are named, not passed over.
@@ -62,20 +67,22 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def load_rgb(path: str | Path) -> Image.Image:
+def load_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
     """Read an image as a person sees it, upright (EXIF) and in mode RGB.
 
-    Transparent parts show white. 16-bit greys keep their full range: 0..65535 becomes 0..255. Greys in 32-bit
-    integers or floating point, which carry no range of their own, are taken to fill the smallest usual one that
-    holds their largest value: 0..1 (floating point), 0..255, 0..65535 or 0..2^32-1.
+    Transparent parts show white. Values of more than 8 bits become 0 to 255 linearly: those of `value_range`, what lies
+    beyond being cut. None stands for 0 to 65535 in 16-bit images; 32-bit integers and floating point have no range of
+    their own.
 
     Raises:
-        UserError: the file is missing, broken, not an image or too large.
+        UserError: the file is missing, broken, not an image or too large; or it has values that need a range.
     """
-    return load_reduced(path, None)[0]
+    return load_reduced(path, None, value_range)[0]
 
 
-def load_reduced(path: str | Path, least: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def load_reduced(
+    path: str | Path, least: int | None, value_range: ValueRange | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
     """As `load_rgb`; a JPEG at a half, a quarter or an eighth of its size where both sides stay `least` or longer.
 
     It is decoded in about half the time, and looks like the whole one made smaller. Returns with it the height and
@@ -84,12 +91,25 @@ def load_reduced(path: str | Path, least: int | None) -> tuple[Image.Image, tupl
     Raises:
         UserError: as `load_rgb`.
     """
-    return _read(path, _to_rgb, least)
+    return _read(path, partial(_to_rgb, value_range=value_range), least)
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture that was opened elsewhere, as `load_rgb` reads its file."""
-    return _to_rgb(ImageOps.exif_transpose(picture))
+def load_deep(path: str | Path) -> tuple[np.ndarray | None, tuple[int, int]]:
+    """The grey or colour values of an image of more than 8 bits, (H,W) or (H,W,3), None for one of 8; height and width.
+
+    Raises:
+        UserError: as `load_rgb`.
+    """
+    return _read(path, _deep_values)
+
+
+def as_rgb(picture: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
+    """A picture that was opened elsewhere, as `load_rgb` reads its file. Raises UserError where it needs a range."""
+    decoded = _Decoded(ImageOps.exif_transpose(picture), None, _white_is_zero(picture))
+    try:
+        return _to_rgb(decoded, value_range)
+    except _NoRange as error:
+        raise UserError(f"the picture: {error}") from None
 
 
 def at_most(picture: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
@@ -117,16 +137,30 @@ def load_mask(path: str | Path) -> Image.Image:
     return _read(path, _to_mask)[0]
 
 
+class _Decoded(NamedTuple):
+    """An image as it was read, upright."""
+
+    image: Image.Image
+    low_bytes: Callable[[], Image.Image] | None  # the lower half of 16-bit colours: Pillow gives the upper one
+    white_is_zero: bool  # and Pillow has not turned it
+
+
+class _NoRange(ValueError):
+    """Values that need a range."""
+
+
 def _read(path, convert, least=None):
     try:
         with Image.open(path) as image:
-            size = image.size
+            size, white_is_zero, low_bytes = image.size, _white_is_zero(image), _low_bytes(path, image)
             if least:
                 image.draft(None, (least, least))
             image.load()
             on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
             ImageOps.exif_transpose(image, in_place=True)
-            return convert(image), size if on_its_side else size[::-1]
+            return convert(_Decoded(image, low_bytes, white_is_zero)), size if on_its_side else size[::-1]
+    except _NoRange as error:
+        raise UserError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Image.UnidentifiedImageError:
@@ -150,12 +184,63 @@ def _unidentified(path):
         return "HEIF is read with one more package: pip install pillow-heif"
     if suffix in OTHER_SUFFIXES - HEIF_SUFFIXES:
         return f"images of the kind {suffix[1:]} are not read; save it as PNG or TIFF"
-    return "not an image, or broken at its very beginning; replace or remove it"
+    return _tiff_form(path) or "not an image, or broken at its very beginning; replace or remove it"
 
 
-def _to_rgb(image):
+def _tiff_form(path):
+    """What a TIFF holds that Pillow does not read, in words; None for what is no TIFF."""
+    try:
+        with path.open("rb") as file:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(tags.next)
+            tags.load(file)
+        bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+        bits = tags[TiffImagePlugin.BITSPERSAMPLE][0]
+        kind = {2: "signed integers", 3: "floating point"}.get(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0], "")
+    except Exception:  # not a TIFF, or broken there
+        return None
+    form = f"{bands} band{'s' * (bands != 1)} of {bits} bits{f' in {kind}' if kind else ''}"
+    return f"a TIFF with {form}, which is not read; save it with 1 band of 8, 16 or 32 bits, or with 3 or 4 of 8 or 16"
+
+
+def _white_is_zero(image):
+    """Whether a TIFF says so of values of more than 8 bits: those of 8 Pillow turns itself."""
+    deep = image.mode == "F" or image.mode.startswith("I")
+    return deep and getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _low_bytes(path, image):
+    """What reads the lower bytes of a file's 16-bit colours: as if they stood in the other order. None for others."""
+    modes = {str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile if tile.args}
+    found = re.fullmatch(r"((?:LA|RGBA?);16)([BLN])", modes.pop()) if len(modes) == 1 else None
+    if found is None:
+        return None
+    grey = found[1].startswith("LA")  # four bytes a pixel, as RGBA has: the second is the lower one
+    order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
+    mode = "RGBA" if grey else found[1] + order
+
+    def read():
+        with Image.open(path) as other:
+            other.tile = [
+                tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
+                for tile in other.tile
+            ]
+            other.load()
+            ImageOps.exif_transpose(other, in_place=True)
+            return Image.merge("RGB", [other.getchannel(1)] * 3) if grey else other
+
+    return read
+
+
+def _to_rgb(decoded, value_range):
+    image = decoded.image
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_deep_grey_to_8_bit(image)).convert("RGB")
+        return Image.fromarray(_grey_to_8_bit(decoded, value_range)).convert("RGB")
+    if decoded.low_bytes and value_range not in (None, FULL_16_BIT):
+        alpha = image.getchannel("A") if image.mode == "RGBA" else None
+        image = Image.fromarray(to_8_bit(_deep_values(decoded), value_range))
+        if alpha:
+            image.putalpha(alpha)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -163,22 +248,41 @@ def _to_rgb(image):
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _deep_grey_to_8_bit(image):
+def _deep_values(decoded):
+    """(H,W) or (H,W,3) of an image of more than 8 bits, None for another."""
+    if decoded.image.mode == "F" or decoded.image.mode.startswith("I"):
+        return np.asarray(decoded.image)
+    if decoded.low_bytes:
+        upper, lower = (np.asarray(image)[..., :3].astype(np.uint16) for image in (decoded.image, decoded.low_bytes()))
+        return upper * 256 + lower
+    return None
+
+
+def _grey_to_8_bit(decoded, value_range):
     """(H,W) uint8 from a grey image of 16 or 32 bits."""
-    grey = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0, posinf=0, neginf=0)
-    if image.mode.startswith("I;16"):
-        full = 65535
-    elif image.mode == "F":
-        # Resampling overshoots: a little above 1 is still 0..1.
-        full = next((top for top in (1, 255, 65535) if grey.max() <= 1.5 * top), 2**32 - 1)
-    else:
-        full = next((top for top in (255, 65535) if grey.max() <= top), 2**32 - 1)
-    return np.rint(np.clip(grey / full, 0, 1) * 255).astype(np.uint8)
+    image = decoded.image
+    if value_range is None:
+        if not image.mode.startswith("I;16") and image.format != "PPM":  # those of PGM are brought to 16 bits
+            raise _NoRange(
+                "values in floating point or 32 bits have no range of their own, and none was found on training "
+                "images: ./mvtec_dataset.sh NAME --value-range LOW HIGH gives one to learn with; or save it with 8 bits"
+            )
+        value_range = FULL_16_BIT
+    grey = to_8_bit(np.asarray(image), value_range)
+    return 255 - grey if decoded.white_is_zero else grey
 
 
-def _to_mask(image):
+def to_8_bit(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
+    """uint8 of the same shape: the range becomes 0 to 255, what lies beyond is cut, what is not a number is 0."""
+    low, high = value_range
+    levels = np.clip((np.nan_to_num(values.astype(np.float64), nan=low) - low) / (high - low), 0, 1)
+    return np.rint(levels * 255).astype(np.uint8)
+
+
+def _to_mask(decoded):
+    image = decoded.image
     if image.mode == "F" or image.mode.startswith("I"):
-        defect = np.asarray(image) != 0
+        defect = np.asarray(image) != (65535 if decoded.white_is_zero else 0)
     else:
         threshold = 127 if image.format == "JPEG" else 0
         pixels = np.asarray(image.convert("RGBA"))

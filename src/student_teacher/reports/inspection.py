@@ -102,7 +102,7 @@ class Inspector:
 
     def _load(self, file):
         try:
-            return load_reduced(file[1], shown_side(self.detector))
+            return load_reduced(file[1], shown_side(self.detector), self.detector.value_range)
         except UserError as error:
             return str(error)
 
