@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from student_teacher.images.folders import listed  # noqa: E402
 from student_teacher.images.indexing import index_category  # noqa: E402
 from student_teacher.runtime.archives import unpack_category  # noqa: E402
 from student_teacher.runtime.errors import UserError, run  # noqa: E402
@@ -50,8 +51,14 @@ def summary(category: Path, rows: list[dict[str, str | int]]) -> str:
     if defects:
         kinds = ", ".join(f"{number} {kind}" for kind, number in defects.items())
         lines[0] += f", {sum(defects.values())} with defects ({kinds})"
-    if any(row["label"] and not row["gt_name"] for row in rows):
-        lines.append("There is no ground_truth folder: images can be told apart, but nothing can be said of pixels.")
+    unmasked = [row["image_name"] for row in rows if row["label"] and not row["gt_name"]]
+    if len(unmasked) == sum(defects.values()) > 0:
+        lines.append("No defect has a mask: images can be told apart, but nothing can be said of pixels.")
+    elif unmasked:
+        lines.append(
+            f"Without a mask, and so not in figures of pixels: {listed(unmasked)}; a mask is added as "
+            "ground_truth/KIND/NAME_mask.png"
+        )
     lines.append(f"index: {category / category.name}.csv")
     return "\n".join(lines)
 

@@ -300,6 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name} {measures[name]:.4f}")
         else:
             print(f"{name}: none, {measures['missing'][name]}")
+    if unmasked := measures.get("anomalous_images_without_mask"):
+        print(f"{unmasked} images with defects have no mask: they count for image figures, not for figures of pixels")
     for name, value in measures.get("decisions", {}).items():
         print(f"{name} {value:.4f}")
     print(f"page to look at: {page.path}")

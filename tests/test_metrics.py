@@ -292,10 +292,29 @@ def test_a_good_image_needs_no_mask(test_set):
     assert metrics.Evaluation(maps, without, *rest).measures() == metrics.Evaluation(*test_set).measures()
 
 
+def test_defects_without_a_mask_count_as_images_alone(test_set):
+    maps, masks, scores, labels, kinds = test_set
+    unknown = int(np.flatnonzero(np.asarray(kinds) == "crack")[0])
+    some = [None if index == unknown else mask for index, mask in enumerate(masks)]
+    found, whole = (metrics.Evaluation(maps, given, scores, labels, kinds).measures() for given in (some, masks))
+    left = [index for index in range(len(maps)) if index != unknown]
+    rest = ([values[index] for index in left] for values in (maps, masks, scores, labels, kinds))
+    without = metrics.Evaluation(*rest).measures()
+    for name in metrics.IMAGE_MEASURES:
+        assert found[name] == whole[name]
+    for name in metrics.PIXEL_MEASURES:
+        assert found[name] == without[name]
+    assert found["au_pro"] != whole["au_pro"]
+    assert found["anomalous_images_without_mask"] == 1 == found["kinds"]["crack"]["anomalous_images_without_mask"]
+    assert "anomalous_images_without_mask" not in found["kinds"]["hole"]
+    cracks = [None if kind == "crack" else mask for kind, mask in zip(kinds, masks, strict=True)]
+    found = metrics.Evaluation(maps, cracks, scores, labels, kinds).measures()
+    assert found["kinds"]["crack"]["missing"]["au_pro"] == "there are no ground truth masks"
+    assert found["kinds"]["hole"] == whole["kinds"]["hole"]
+
+
 def test_evaluation_refuses_what_contradicts_itself(test_set):
     maps, masks, scores, labels, kinds = test_set
-    with pytest.raises(ValueError, match=r"image 1 \(crack\) is anomalous and has no mask"):
-        metrics.Evaluation(maps, [None, None, *masks[2:]], scores, labels, kinds).measures()
     with pytest.raises(ValueError, match="image 0 is labelled good and has a mask"):
         metrics.Evaluation(maps, [np.ones_like(masks[0]), *masks[1:]], scores, labels, kinds).measures()
     with pytest.raises(ValueError, match="must be as many"):

@@ -141,7 +141,7 @@ def test_defects_without_any_ground_truth_are_told(category):
     rows = mvtec_dataset.prepare(category)
     assert [row["label"] for row in rows if row["type"] == "test"] == [1, 1, 0]
     assert {row["gt_name"] for row in rows} == {""}
-    assert "no ground_truth folder" in mvtec_dataset.summary(category, rows)
+    assert "No defect has a mask" in mvtec_dataset.summary(category, rows)
 
 
 def deep(path, *values):
@@ -165,7 +165,7 @@ def test_a_camera_s_value_range_is_found_shown_kept_and_used(cameras):
     assert result.returncode == 0, result.stderr
     assert "values 0 to 4095 become black to white (found; " in result.stdout
     assert "3 training images have 0 to 3902" in result.stdout
-    assert "values beyond 0 to 4095 are cut, in 1 images: test/good/0.png" in result.stderr
+    assert "values beyond 0 to 4095 are cut, in 1 image: test/good/0.png" in result.stderr
     dataset = AnomalyDataset(cameras)
     assert dataset.value_range == (0, 4095)
     assert [sample["image"].getpixel((1, 0))[0] for sample in dataset] == [128, 128, 128, 90, 128]
@@ -229,14 +229,13 @@ def test_every_problem_is_named_at_once(category):
     assert named == {
         "train/good/003.png",
         "test/good/000.png",
-        "test/hole/000.png",
         "ground_truth/cut/000_mask.png",
         "ground_truth/cut/001_mask.png",
         "test/loose.png",
         "test/cut/more",
         "train/cut",
     }
-    assert "8 problems" in result.stderr
+    assert "7 problems" in result.stderr
     assert files(category) == before
 
 
@@ -245,9 +244,11 @@ def test_a_mask_of_another_size_says_both_sizes(category):
     assert re.search(r"000_mask\.png: 10x12, but test/cut/000\.png is 12x10", refused(category))
 
 
-def test_a_defect_without_mask_says_which_is_missing(category):
+def test_defects_without_a_mask_are_taken_and_named(category):
     (category / "ground_truth/cut/001_mask.png").unlink()
-    assert "test/cut/001.png: a defect without a mask; add ground_truth/cut/001_mask.png" in refused(category)
+    rows = mvtec_dataset.prepare(category)
+    assert [row["gt_name"] for row in rows if row["label"]] == ["ground_truth/cut/000_mask.png", ""]
+    assert "Without a mask, and so not in figures of pixels: test/cut/001.png;" in mvtec_dataset.summary(category, rows)
 
 
 @pytest.mark.parametrize("emptied", ["train/good", "train"])

@@ -210,13 +210,14 @@ class Evaluation:
             anomaly_maps: (N, H, W), or N maps (H, W) of any sizes.
             ground_truth: masks of the same sizes, nonzero on defects; None for a good image, or None for a category
                 without masks. A defective image's mask may be empty: the image counts as anomalous, its pixels as good.
+                None for a defective image: where the defect lies is not known, so its pixels do not count.
             image_scores: (N,) finite.
             labels: (N,) zero for good, anything else for anomalous.
             kinds: (N,) the kind of defect; not looked at for good images.
 
         Raises:
-            ValueError: lengths or sizes that differ, a score that is not finite, a good image with a mask that is not
-                empty, or a defective image without a mask where others have one.
+            ValueError: lengths or sizes that differ, a score that is not finite, or a good image with a mask that is
+                not empty.
         """
         self._scores = np.asarray(image_scores, dtype=np.float64)
         self._anomalous = np.asarray(labels) != 0
@@ -230,6 +231,7 @@ class Evaluation:
         if not np.isfinite(self._scores).all():
             raise ValueError("an image score is not a finite number")
         self.kinds: list[str] = [str(kind) for kind in np.unique(self._kinds[self._anomalous])]
+        self._unmasked = np.zeros(len(self._anomalous), dtype=bool)
         pixels = None if ground_truth is None else self._gather(anomaly_maps, ground_truth)
         # For the whole set (ALL) and each kind: the counts, or in their place why there are none.
         self._images = {kind: self._count_images(kind) for kind in (ALL, *self.kinds)}
@@ -240,9 +242,10 @@ class Evaluation:
 
         Returns:
             A dict that `json` can write: `IMAGE_MEASURES` and `PIXEL_MEASURES` as floats (AU-PRO up to a false positive
-            rate of 0.3 as `au_pro` and of 0.05 as `au_pro_0.05`), `au_pro_limit`, the counts `good_images` and
-            `anomalous_images`, `missing` with a reason for each measure that does not exist and is left out, and
-            `kinds`: for each kind the same measures, counts and `missing`, over that kind's images and the good ones.
+            rate of 0.3 as `au_pro` and of 0.05 as `au_pro_0.05`), `au_pro_limit`, the counts `good_images`,
+            `anomalous_images` and, where some have none, `anomalous_images_without_mask`, `missing` with a reason for
+            each measure that does not exist and is left out, and `kinds`: for each kind the same measures, counts and
+            `missing`, over that kind's images and the good ones.
         """
         result = self._measures_of(ALL)
         result["au_pro_limit"] = AU_PRO_LIMIT
@@ -271,11 +274,11 @@ class Evaluation:
         """Sort the pixels of the good images and of each kind apart, so that each kind can be set against the good."""
         anomaly_maps, masks = _check_maps(anomaly_maps, ground_truth)
         for index, mask in enumerate(masks):
-            if self._anomalous[index] and mask is None:
-                raise ValueError(f"image {index} ({self._kinds[index]}) is anomalous and has no mask")
             if not self._anomalous[index] and mask is not None and mask.any():
                 raise ValueError(f"image {index} is labelled good and has a mask that is not empty")
-        groups = [np.flatnonzero(members) for members in (~self._anomalous, *map(self._members, self.kinds))]
+        self._unmasked = self._anomalous & [mask is None for mask in masks]
+        members = (~self._anomalous, *map(self._members, self.kinds))
+        groups = [np.flatnonzero(group & ~self._unmasked) for group in members]
         return [_gather_pixels([anomaly_maps[i] for i in group], [masks[i] for i in group]) for group in groups]
 
     def _count_images(self, kind: str | None) -> ThresholdCounts | str:
@@ -289,7 +292,7 @@ class Evaluation:
     def _count_pixels(self, pixels: list[_Pixels] | None, kind: str | None) -> ThresholdCounts | str:
         if not self._anomalous.any():
             return NO_ANOMALOUS_IMAGES
-        if pixels is None:
+        if pixels is None or self._unmasked[self._members(kind)].all():
             return "there are no ground truth masks"
         groups = pixels if kind is ALL else [pixels[0], pixels[1 + self.kinds.index(kind)]]
         if not any(group.regions for group in groups):
@@ -300,6 +303,8 @@ class Evaluation:
 
     def _measures_of(self, kind: str | None) -> dict:
         result = {"good_images": int(np.sum(~self._anomalous)), "anomalous_images": int(self._members(kind).sum())}
+        if unmasked := int(self._unmasked[self._members(kind)].sum()):
+            result["anomalous_images_without_mask"] = unmasked
         missing = {}
         images, pixels = self._images[kind], self._pixels[kind]
         if isinstance(images, str):

@@ -39,6 +39,11 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
 def told(others: Sequence[Path], root: Path) -> str:
     """One line that counts and names files that are passed over, relative to `root` where they lie below it."""
     names = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in others]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     files = "1 file" if len(names) == 1 else f"{len(names)} files"
-    return f"{root}: passed over {files}, hidden or not images by name: {', '.join(names[:NAMED])}{more}"
+    return f"{root}: passed over {files}, hidden or not images by name: {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

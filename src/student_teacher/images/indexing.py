@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from student_teacher.images.folders import NAMED, told
+from student_teacher.images.folders import listed, told
 from student_teacher.images.index import COLUMNS, NO_SETTINGS, read_settings, write_index, write_settings
 from student_teacher.images.reading import ValueRange, is_image, load_deep, load_mask
 from student_teacher.images.value_range import Extremes, common_range, extremes_of
@@ -81,8 +81,8 @@ def _tell_range(rows, checked, settings):
     print(f"values {low:g} to {high:g} become black to white ({way}): {used}")
     beyond = [row["image_name"] for row, extremes in deep if extremes.low < low or extremes.high > high]
     if beyond:
-        named = ", ".join(beyond[:NAMED]) + (f" and {len(beyond) - NAMED} more" if len(beyond) > NAMED else "")
-        print(f"values beyond {low:g} to {high:g} are cut, in {len(beyond)} images: {named}", file=sys.stderr)
+        images = "1 image" if len(beyond) == 1 else f"{len(beyond)} images"
+        print(f"values beyond {low:g} to {high:g} are cut, in {images}: {listed(beyond)}", file=sys.stderr)
 
 
 def list_images(category: Path) -> tuple[list[dict[str, str | int]], list[str], list[Path]]:
@@ -120,9 +120,6 @@ def list_images(category: Path) -> tuple[list[dict[str, str | int]], list[str], 
             mask = masks.get(f"{stem}_mask", masks.get(stem))
             if kind == "good" or without_masks:
                 mask = None
-            elif mask is None:
-                expected = f"ground_truth/{kind}/{stem}_mask.png"
-                problems.append(f"{image}: a defect without a mask; add {expected}, or move the image to test/good")
             unused.discard(mask)
             mask_name = mask.relative_to(category).as_posix() if mask else ""
             rows.append(_row(image, mask_name, int(kind != "good"), "test"))
