@@ -28,7 +28,7 @@ from student_teacher.detection.AnomalyDetector import NORMALISATIONS
 from student_teacher.detection.Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
 from student_teacher.evaluation import metrics
 from student_teacher.images import category as categories
-from student_teacher.images.reading import encoded
+from student_teacher.images.reading import encoded, stem_of
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import inspect, shown_side
 from student_teacher.reports.result_page import ResultPage, page_files
@@ -205,8 +205,8 @@ def kind_of(row: dict) -> str:
 def pictures_of(results: Path, category: str, row: dict) -> tuple[Path, Path]:
     """Where map and figure of an image go."""
     name = Path(row["image_name"])
-    anomaly_map = results / "anomaly_maps" / category / name.with_suffix(".tiff")
-    return anomaly_map, results / "figures" / kind_of(row) / f"{name.stem}.jpg"
+    anomaly_map = results / "anomaly_maps" / category / name.with_name(f"{stem_of(name)}.tiff")
+    return anomaly_map, results / "figures" / kind_of(row) / f"{stem_of(name)}.jpg"
 
 
 def files_written(results: Path, category: str, dataset: AnomalyDataset) -> list[Path]:
@@ -231,7 +231,7 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
         row, picture = dataset.rows[number], Image.open(page.picture_of(number))
         name, kind = Path(row["image_name"]), kind_of(row)
         example = figures.Example(
-            np.asarray(picture), masks[number], maps[number], scores[number], f"{kind}/{name.stem}"
+            np.asarray(picture), masks[number], maps[number], scores[number], f"{kind}/{stem_of(name)}"
         )
         path = pictures_of(results, page.category, row)[1]
         figures.save_picture(figures.result_figure(example, *scale), path, figures.DPI)

@@ -255,6 +255,24 @@ def test_its_own_output_and_what_is_hidden_is_not_looked_at(folder, pictures, tm
     assert len((pictures / "decisions.csv").read_text().splitlines()) > 1 + 2
 
 
+def test_each_page_is_looked_at(folder, tmp_path):
+    random = np.random.default_rng(0)
+    pages = [Image.fromarray(random.integers(0, 256, (30, 22), dtype=np.uint8)) for _ in range(3)]
+    path = tmp_path / "stack.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    assert run(folder, tmp_path, "--input", path, "--output", tmp_path / "out") == 0
+    with (tmp_path / "out" / "decisions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"{path}#{number}" for number in (1, 2, 3)]
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    for row, page in zip(rows, pages, strict=True):
+        assert float(row["image_score"]) == pytest.approx(detector(page).score, rel=1e-4)
+    assert run(folder, tmp_path, "--input", f"{path}#2", "--output", tmp_path / "one") == 0
+    assert len((tmp_path / "one" / "decisions.csv").read_text().splitlines()) == 1 + 1
+    with pytest.raises(UserError, match=r"stack\.tif: has 3 pages; name one"):
+        detector(path)
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -8,10 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from student_teacher.images.folders import images_below, told
-from student_teacher.images.reading import as_rgb, is_image, load_deep, load_mask, load_reduced, load_rgb
+from student_teacher.images.reading import (
+    as_rgb,
+    is_image,
+    load_deep,
+    load_mask,
+    load_reduced,
+    load_rgb,
+    pages_of,
+    stem_of,
+)
 from student_teacher.images.value_range import common_range, extremes_of
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
@@ -266,6 +275,50 @@ def test_what_is_no_jpeg_is_read_whole(tmp_path):
     path = save(Image.new("RGB", (400, 240)), tmp_path / "a.png")
     found, size = load_reduced(path, 1)
     assert (found.size, size) == ((400, 240), (240, 400))
+
+
+def paged(path, number, **options):
+    """A file of several pages, told apart by their grey."""
+    pages = [Image.new("L", (4, 3), 60 * page) for page in range(number)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], **options)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.webp", "a.png", "a.avif"])
+def test_each_page_is_an_image(tmp_path, name):
+    path = paged(tmp_path / name, 3)
+    pages = pages_of(path)
+    assert [page.name for page in pages] == [f"{name}#1", f"{name}#2", f"{name}#3"]
+    assert [stem_of(page) for page in pages] == ["a#1", "a#2", "a#3"]
+    for number, page in enumerate(pages):
+        assert np.abs(pixels(page).astype(int) - 60 * number).max() <= 2
+        assert load_mask(page).getextrema() == ((255, 255) if number else (0, 0))
+    assert images_below(tmp_path) == (pages, [])
+    with pytest.raises(UserError, match=rf"{name}: has 3 pages; name one, as in #2"):
+        load_rgb(path)
+    with pytest.raises(UserError, match=rf"{name}#4: has no page 4"):
+        load_rgb(tmp_path / f"{name}#4")
+
+
+def test_what_is_one_page(tmp_path):
+    single = save(Image.new("L", (4, 3)), tmp_path / "a.tif")
+    own_name = save(Image.new("L", (4, 3), 7), tmp_path / "a.tif#2", format="PNG")
+    broken = tmp_path / "b.tif"
+    broken.write_bytes(b"II*")
+    for path in (single, broken):
+        assert pages_of(path) == [path]
+    assert (pixels(own_name) == 7).all()
+
+
+def test_a_tiff_s_small_copies_and_masks_are_no_pages(tmp_path):
+    pages = [Image.new("L", (8, 8), 10), Image.new("L", (4, 4), 20), Image.new("L", (8, 8), 30)]
+    path = tmp_path / "a.tif"
+    with TiffImagePlugin.AppendingTiffWriter(path, True) as file:
+        for page, kind in zip(pages, (0, 1, 2), strict=True):
+            page.save(file, "TIFF", tiffinfo={254: kind})
+            file.newFrame()
+    assert [page.name for page in pages_of(path)] == ["a.tif#1", "a.tif#3"]
+    assert (pixels(tmp_path / "a.tif#3") == 30).all()
 
 
 def test_is_image_by_suffix(tmp_path):

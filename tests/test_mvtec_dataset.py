@@ -144,6 +144,29 @@ def test_defects_without_any_ground_truth_are_told(category):
     assert "No defect has a mask" in mvtec_dataset.summary(category, rows)
 
 
+def test_each_page_of_a_file_is_an_image_with_its_own_mask(category):
+    def stack(name, *values):
+        pages = [Image.new("L", (12, 10), value) for value in values]
+        pages[0].save(category / name, save_all=True, append_images=pages[1:])
+
+    stack("train/good/003.tif", 10, 20)
+    stack("test/cut/005.tif", 30, 40)
+    stack("ground_truth/cut/005_mask.tif", 255, 0)
+    stack("test/cut/006.tif", 50, 60)
+    picture(category / "ground_truth/cut/006#2_mask.png", value=255)
+    rows = mvtec_dataset.prepare(category)
+    assert [row["image_name"] for row in rows][3:5] == ["train/good/003.tif#1", "train/good/003.tif#2"]
+    assert [(row["image_name"][9:], row["gt_name"][17:]) for row in rows if row["label"]][2:] == [
+        ("005.tif#1", "005_mask.tif#1"),
+        ("005.tif#2", "005_mask.tif#2"),
+        ("006.tif#1", ""),
+        ("006.tif#2", "006#2_mask.png"),
+    ]
+    dataset = AnomalyDataset(category, label=1)
+    assert [sample["image"].getpixel((0, 0))[0] for sample in dataset] == [90, 90, 30, 40, 50, 60]
+    assert [sample["mask"].getpixel((0, 0)) for sample in dataset] == [255, 255, 255, 0, 0, 255]
+
+
 def deep(path, *values):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.array([values], np.uint16)).save(path)

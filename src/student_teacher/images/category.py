@@ -47,7 +47,8 @@ def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
-            part = path.read_bytes() if contents else str(path.stat().st_size).encode()
+            file = reading.file_and_page(path)[0]
+            part = file.read_bytes() if contents else str(file.stat().st_size).encode()
         except OSError as error:
             raise UserError(
                 f"{path}: {error.strerror}; run ./mvtec_dataset.sh again if images have gone or come"

@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from student_teacher.images.reading import is_image
+from student_teacher.images.reading import is_image, pages_of
 from student_teacher.runtime.errors import UserError
 
 NAMED = 5  # of the files that are passed over; the others are counted
 
 
 def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """All images in a folder and below it, sorted, and the other files that lie there.
+    """All images in a folder and below it, sorted, each page of a file, and the other files that lie there.
 
     Linked folders are followed, each folder once, so that loops end. Hidden files and folders are not looked into and
     are among the others. Raises UserError where a folder can't be read.
@@ -33,7 +33,7 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
             waiting += [root / name for name in folders if (root / name).is_symlink()]
             for path in (root / name for name in files):
                 (images if is_image(path) else others).append(path)
-    return sorted(images), sorted(others)
+    return [page for path in sorted(images) for page in pages_of(path)], sorted(others)
 
 
 def told(others: Sequence[Path], root: Path) -> str:

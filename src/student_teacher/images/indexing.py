@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from student_teacher.images.folders import listed, told
 from student_teacher.images.index import COLUMNS, NO_SETTINGS, read_settings, write_index, write_settings
-from student_teacher.images.reading import ValueRange, is_image, load_deep, load_mask
+from student_teacher.images.reading import ValueRange, is_image, load_deep, load_mask, pages_of, stem_of
 from student_teacher.images.value_range import Extremes, common_range, extremes_of
 from student_teacher.runtime.errors import UserError
 
@@ -109,15 +109,17 @@ def list_images(category: Path) -> tuple[list[dict[str, str | int]], list[str], 
         masks = {}
         for file in _entries(category / "ground_truth" / kind):
             if is_image(file):
-                masks[file.stem] = file
+                masks |= {stem_of(page): page for page in pages_of(file)}
             else:
                 others.append(file)
         unused, seen = set(masks.values()), {}
         for image in images:
-            stem = Path(image).stem
+            stem = stem_of(image)
             if seen.setdefault(stem, image) != image:  # maps and figures are named by it
                 problems.append(f"{image}: has the name of {seen[stem]}, but for the ending; rename one")
-            mask = masks.get(f"{stem}_mask", masks.get(stem))
+            name, mark, page = stem.partition("#")  # of several pages: a mask for each, in one file or in several
+            named = (masks.get(each) for each in (f"{stem}_mask", f"{name}_mask{mark}{page}", stem))
+            mask = next((each for each in named if each), None)
             if kind == "good" or without_masks:
                 mask = None
             unused.discard(mask)
@@ -142,7 +144,7 @@ def _kinds(category, part, problems, others):
                 if file.is_dir() and not file.name.startswith("."):
                     problems.append(f"{name}: a folder where images are expected; move its images to {part}/NAME")
                 elif is_image(file):
-                    images.append(name)
+                    images += [page.relative_to(category).as_posix() for page in pages_of(file)]
                 else:
                     others.append(file)
             if images:

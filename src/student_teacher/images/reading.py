@@ -25,6 +25,9 @@ else:
 ValueRange = tuple[float, float]  # the values that become black and white
 FULL_16_BIT = (0, 65535)
 NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow tells these from others, and reads none of them
+PAGED = {"TIFF", "GIF", "WEBP", "PNG", "AVIF", "HEIF", "DCX", "FLI"}  # each page of which is an image
+ONE_PAGE = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".jp2"}  # not opened to count their pages
+NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101  # a TIFF's tag, and bits of its value
 HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 # Endings of images that Pillow does not read: they are named, not passed over.
 OTHER_SUFFIXES = HEIF_SUFFIXES | {
@@ -65,6 +68,61 @@ def is_image(path: Path) -> bool:
         return True
     except Exception:  # Pillow's readers raise anything on files of other kinds
         return False
+
+
+def file_and_page(path: str | Path) -> tuple[Path, int | None]:
+    """The file of an image, and its page, from 1: `name.tif#2` is the second one of name.tif. None: none is named."""
+    path = Path(path)
+    found = re.fullmatch(r"(.+)#([1-9]\d*)", path.name)
+    if found is None or path.exists() or not path.with_name(found[1]).exists():
+        return path, None
+    return path.with_name(found[1]), int(found[2])
+
+
+def stem_of(path: str | Path) -> str:
+    """An image's name without its ending, but with its page: name#2 of name.tif#2."""
+    name, mark, page = Path(path).name.rpartition("#")
+    return f"{Path(name).stem}#{page}" if mark and page.isdigit() else Path(path).stem
+
+
+def pages_of(path: Path) -> list[Path]:
+    """The images in a file: `name.tif#1`, `name.tif#2` and so on where it has several, or else the file itself.
+
+    Reduced copies and masks of a TIFF's pages are none, and neither are the previews that phones put behind a JPEG. A
+    broken file is one image: reading it names it.
+    """
+    if path.suffix.lower() in ONE_PAGE:
+        return [path]
+    try:
+        with Image.open(path) as image:
+            pages = _pages(image)
+    except Exception:  # Pillow's readers raise nearly anything on a damaged file
+        return [path]
+    return [path] if len(pages) == 1 else [path.with_name(f"{path.name}#{page + 1}") for page in pages]
+
+
+def _pages(image):
+    """The numbers, from 0, of an opened file's pages; it stands at any of them afterwards."""
+    number = getattr(image, "n_frames", 1) if image.format in PAGED else 1
+    if number == 1 or image.format != "TIFF":
+        return list(range(number))
+    found = []
+    for page in range(number):
+        image.seek(page)
+        if not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED_OR_MASK:
+            found.append(page)
+    return found or [0]
+
+
+def _go_to_page(image, page):
+    """Raises _Pages where the page is not there, or where none is named and there are several."""
+    if page is None and len(pages := _pages(image)) > 1:
+        raise _Pages(f"has {len(pages)} pages; name one, as in #{pages[1] + 1} behind the file's name")
+    try:
+        if image.tell() != (page or 1) - 1:
+            image.seek((page or 1) - 1)
+    except EOFError:
+        raise _Pages(f"has no page {page}") from None
 
 
 def load_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
@@ -145,21 +203,27 @@ class _Decoded(NamedTuple):
     white_is_zero: bool  # and Pillow has not turned it
 
 
+class _Pages(ValueError):
+    """A page that is not there, or not named."""
+
+
 class _NoRange(ValueError):
     """Values that need a range."""
 
 
 def _read(path, convert, least=None):
     try:
-        with Image.open(path) as image:
-            size, white_is_zero, low_bytes = image.size, _white_is_zero(image), _low_bytes(path, image)
+        file, page = file_and_page(path)
+        with Image.open(file) as image:
+            _go_to_page(image, page)
+            size, white_is_zero, low_bytes = image.size, _white_is_zero(image), _low_bytes(file, page, image)
             if least:
                 image.draft(None, (least, least))
             image.load()
             on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
             ImageOps.exif_transpose(image, in_place=True)
             return convert(_Decoded(image, low_bytes, white_is_zero)), size if on_its_side else size[::-1]
-    except _NoRange as error:
+    except (_NoRange, _Pages) as error:
         raise UserError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -209,7 +273,7 @@ def _white_is_zero(image):
     return deep and getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
-def _low_bytes(path, image):
+def _low_bytes(file, page, image):
     """What reads the lower bytes of a file's 16-bit colours: as if they stood in the other order. None for others."""
     modes = {str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile if tile.args}
     found = re.fullmatch(r"((?:LA|RGBA?);16)([BLN])", modes.pop()) if len(modes) == 1 else None
@@ -220,7 +284,8 @@ def _low_bytes(path, image):
     mode = "RGBA" if grey else found[1] + order
 
     def read():
-        with Image.open(path) as other:
+        with Image.open(file) as other:
+            _go_to_page(other, page)
             other.tile = [
                 tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
                 for tile in other.tile

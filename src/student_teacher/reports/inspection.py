@@ -14,7 +14,7 @@ from torch import Tensor
 
 from student_teacher.detection.Detector import Detector, at_own_size
 from student_teacher.images.folders import images_below, told
-from student_teacher.images.reading import at_most, encoded, load_reduced
+from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, pages_of
 from student_teacher.reports import figures
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
 from student_teacher.runtime import distributed
@@ -33,7 +33,8 @@ def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path
 
     In folders, what is hidden or no image is passed over, and the pictures that an earlier run has left in `output`:
     the second result counts and names these, a line for each of `paths`. A file that is named is taken as it is.
-    Raises UserError where a path does not exist, or where there is no image.
+    Each page of a file is an image, `name.tif#2`. Raises UserError where a path does not exist, or where there is no
+    image.
     """
     own = own_files(output)
     found: dict[Path, Path] = {}
@@ -41,13 +42,15 @@ def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path
     for path in paths:
         if path.is_dir():
             images, others = images_below(path)
-            theirs = [file for file in images if file.resolve() not in own]
+            theirs = [image for image in images if file_and_page(image)[0].resolve() not in own]
             found |= {file: Path(path.resolve().name) / file.relative_to(path) for file in theirs}
             if others := [file for file in others if file.resolve() not in own]:
                 passed_over.append(told(others, path))
             if len(theirs) < len(images):
                 passed_over.append(f"{output}: passed over {len(images) - len(theirs)} pictures of earlier results")
         elif path.exists():
+            found |= {page: Path(page.name) for page in pages_of(path)}
+        elif file_and_page(path)[1]:
             found[path] = Path(path.name)
         else:
             raise UserError(f"{path}: no such file or folder; --input takes images, or folders with images in them")
@@ -168,9 +171,9 @@ def inspect(
     source = " ".join(["--input", *(str(path.absolute()) for path in paths)])
     unfinished, table_path = output / "inspection.unfinished", output / "decisions.csv"
     written = [unfinished, *_written(output, enumerate(name for _, name in files))]
-    ledger = Ledger(output, source, written, overwrite=overwrite, inputs=[path for path, _ in files])
+    ledger = Ledger(output, source, written, overwrite=overwrite, inputs=[file_and_page(path)[0] for path, _ in files])
     # Not by the files' contents: one that can't be read shall not stop the others.
-    stamps = [(str(name), (found := path.stat()).st_size, found.st_mtime_ns) for path, name in files]
+    stamps = [(str(name), (found := file_and_page(path)[0].stat()).st_size, found.st_mtime_ns) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
     options = f"{detector.fingerprint} {kind} {false_alarm_rate} {pixel_false_alarm_rate}"
     progress = Progress(unfinished, f"{options} {digest}")
