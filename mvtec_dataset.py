@@ -76,6 +76,16 @@ def value_range(words: list[str] | None) -> tuple[float, float] | str | None:
     return low, high
 
 
+def mask_threshold(text: str) -> float | str:
+    """An option's value: a number from 0 to below 255, or auto."""
+    try:
+        if text == "auto" or 0 <= float(text) < 255:
+            return text if text == "auto" else float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text}: takes a number from 0 to below 255, or auto")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, prepare the category and say what it holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,9 +98,17 @@ def main(arguments: list[str] | None = None) -> None:
         help="the values that become black and white in all images of more than 8 bits, for good; auto: those found on "
         "the training images (default)",
     )
+    parser.add_argument(
+        "--mask-threshold",
+        type=mask_threshold,
+        metavar="X",
+        help="pixels of masks brighter than this, 0 to 255, are defects, for good; auto: all that are not black, in "
+        "JPEGs those above 127 (default)",
+    )
     arguments = parser.parse_args(arguments)
     category = arguments.data / category_name(arguments.category)
-    rows = prepare(category, value_range=value_range(arguments.value_range))
+    reading = {"value_range": value_range(arguments.value_range), "mask_threshold": arguments.mask_threshold}
+    rows = prepare(category, **reading)
     print(summary(category, rows))
 
 

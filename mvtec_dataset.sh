@@ -5,7 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 usage() {
     cat <<'TEXT'
-usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH]
+usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH] [--mask-threshold X]
 
 Makes DIR/CATEGORY ready to train on: checks every image and writes the index CATEGORY.csv.
 The images come from the first of these that is there:
@@ -18,6 +18,7 @@ The images come from the first of these that is there:
   --data DIR      folder of the categories (data, beside this script)
   --value-range LOW HIGH   the values that become black and white in images of more than 8 bits; --value-range auto:
                   those found on the training images, as without it
+  --mask-threshold X       pixels of masks brighter than X, 0 to 255, are defects; auto: all that are not black
 TEXT
 }
 
@@ -71,6 +72,11 @@ while (($#)); do
         --url=*)
             url=${1#*=}
             shift
+            ;;
+        --mask-threshold)
+            (($# > 1)) || fail "$1 takes a value; see --help"
+            options+=(--mask-threshold "$2")
+            shift 2
             ;;
         --value-range)
             if [[ ${2:-} == auto ]]; then

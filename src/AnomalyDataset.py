@@ -55,8 +55,9 @@ class AnomalyDataset(Dataset):
         self.transform = transform
         self.gt_transform = gt_transform
         self.least = least
-        found = read_settings(self.root_dir)["value_range"]
-        self.value_range = found and tuple(found)
+        settings = read_settings(self.root_dir)
+        self.value_range = settings["value_range"] and tuple(settings["value_range"])
+        self._mask_threshold = settings["mask_threshold"]
         rows = read_index(self.root_dir / f"{self.root_dir.name}.csv")
         self.rows = [row for row in rows if all(row[column] == value for column, value in constraint.items())]
 
@@ -66,7 +67,7 @@ class AnomalyDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
         image, (height, width) = load_reduced(self.root_dir / row["image_name"], self.least, self.value_range)
-        mask = load_mask(self.root_dir / row["gt_name"]) if row["gt_name"] else Image.new("L", (width, height))
+        mask = self._mask_of(row) if row["gt_name"] else Image.new("L", (width, height))
         if mask.size != (width, height):
             raise UserError(
                 f"{self.root_dir / row['gt_name']} has {mask.width} x {mask.height} pixels, its image {width} x "
@@ -79,3 +80,6 @@ class AnomalyDataset(Dataset):
             "path": row["image_name"],
             "size": (height, width),
         }
+
+    def _mask_of(self, row):
+        return load_mask(self.root_dir / row["gt_name"], self._mask_threshold)

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import mvtec_dataset
 from AnomalyDataset import AnomalyDataset
@@ -142,6 +142,57 @@ def test_defects_without_any_ground_truth_are_told(category):
     assert [row["label"] for row in rows if row["type"] == "test"] == [1, 1, 0]
     assert {row["gt_name"] for row in rows} == {""}
     assert "No defect has a mask" in mvtec_dataset.summary(category, rows)
+
+
+def drawn_mask(path, kind):
+    """A mask with two defects: clean, with JPEG's traces in a PNG, with soft edges, or black on white."""
+    mask = np.zeros((80, 80), np.uint8)
+    mask[10:30, 10:30] = mask[50:70, 40:60] = 255
+    picture = Image.fromarray(255 - mask if kind == "inverted" else mask)
+    if kind == "jpeg":
+        traces = io.BytesIO()
+        picture.save(traces, "JPEG", quality=75)
+        picture = Image.open(traces)
+    elif kind == "soft":
+        picture = picture.filter(ImageFilter.GaussianBlur(2))
+    picture.save(path)
+
+
+@pytest.mark.parametrize("kind", ["clean", "jpeg", "soft", "inverted"])
+def test_odd_masks_are_told_with_numbers(tmp_path, capsys, kind):
+    category = tmp_path / "data" / "odd"
+    picture(category / "train/good/0.png")
+    picture(category / "test/cut/0.png", size=(80, 80))
+    (category / "ground_truth/cut").mkdir(parents=True)
+    drawn_mask(category / "ground_truth/cut/0_mask.png", kind)
+    mvtec_dataset.prepare(category)
+    told = capsys.readouterr().err
+    clean = np.zeros((80, 80), bool)
+    clean[10:30, 10:30] = clean[50:70, 40:60] = True
+    assert ("grey values in 1 of 1 masks" in told) == (kind in ("jpeg", "soft"))
+    assert ("more than half of the image marked" in told) == (kind == "inverted")
+    assert ("regions of fewer than 4 pixels" in told) == (kind == "jpeg")
+    if kind == "inverted":
+        assert "0_mask.png (88%)" in told
+        return
+    if kind != "clean":
+        regions, left = map(
+            int, re.search(r"--mask-threshold 127 would leave (\d+) of (\d+) regions", told).groups()[::-1]
+        )
+        assert left == 2 and (regions > 2 if kind == "jpeg" else regions == 2)
+        assert int(re.search(r"regions and (\d+)% of the area", told)[1]) < 90
+    mvtec_dataset.main(["odd", "--data", str(category.parent), "--mask-threshold", "127"])
+    assert "grey values" not in capsys.readouterr().err
+    mvtec_dataset.prepare(category)  # it stays
+    marked = np.asarray(AnomalyDataset(category, type="test")[0]["mask"]) > 0
+    assert (marked != clean).sum() <= (24 if kind == "soft" else 0)  # at the corners
+
+
+def test_a_mask_threshold_that_is_none_is_refused(category):
+    for value in ("255", "-1", "x"):
+        result = script("tiny", "--mask-threshold", value, data=category.parent)
+        assert result.returncode == 2
+        assert "takes a number from 0 to below 255, or auto" in result.stderr
 
 
 def test_each_page_of_a_file_is_an_image_with_its_own_mask(category):

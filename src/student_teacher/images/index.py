@@ -12,7 +12,7 @@ from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.files import write_whole
 
 COLUMNS = ("image_name", "gt_name", "label", "type")
-NO_SETTINGS = {"value_range": None, "given": False}
+NO_SETTINGS = {"value_range": None, "given": False, "mask_threshold": None}
 
 
 def read_index(path: Path) -> list[dict[str, str | int]]:
@@ -50,6 +50,8 @@ def write_index(path: Path, rows: list[dict[str, str | int]]) -> None:
 
 def read_settings(category: Path) -> dict[str, Any]:
     """How a category's images are read: `value_range`, None where all have 8 bits, and whether it was `given`.
+
+    `mask_threshold` is that of `load_mask`.
 
     Raises UserError where the file is there, but can't be read.
     """

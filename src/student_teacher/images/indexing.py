@@ -2,50 +2,56 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from student_teacher.images.folders import listed, told
-from student_teacher.images.index import COLUMNS, NO_SETTINGS, read_settings, write_index, write_settings
-from student_teacher.images.reading import ValueRange, is_image, load_deep, load_mask, pages_of, stem_of
+from student_teacher.images.index import COLUMNS, read_settings, write_index, write_settings
+from student_teacher.images.masks import Mask, look_at_mask, warnings_of
+from student_teacher.images.reading import ValueRange, is_image, load_deep, pages_of, stem_of
 from student_teacher.images.value_range import Extremes, common_range, extremes_of
 from student_teacher.runtime.errors import UserError
 
 
-def index_category(category: Path, value_range: ValueRange | str | None = None) -> list[dict[str, str | int]]:
+def index_category(
+    category: Path, value_range: ValueRange | str | None = None, mask_threshold: float | str | None = None
+) -> list[dict[str, str | int]]:
     """Check all images of a category's folder, write index and settings unless they are there, and return the rows.
 
     `value_range` of images of more than 8 bits: None for that of the training images, or the one that was given before;
-    "auto" for that of the training images anyway.
+    "auto" for that of the training images anyway. `mask_threshold` is that of `load_mask`; None for the one that was
+    given before, "auto" for none.
 
     Raises:
         UserError: something is wrong; every wrong thing is named.
     """
     rows, problems, others = list_images(category)
-    checked = check_images(category, rows)
+    before = read_settings(category)
+    threshold = {None: before["mask_threshold"], "auto": None}.get(mask_threshold, mask_threshold)
+    checked = check_images(category, rows, threshold)
     problems += [problem for row in checked for problem in row.problems]
-    settings = _settings(category, rows, checked, value_range, problems)
+    if value_range is None and before["given"]:
+        value_range = before["value_range"]
+    settings = _range_settings(rows, checked, value_range, problems) | {"mask_threshold": threshold}
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError("\n  ".join([f"{category}: {count}, no index written", *problems]))
     if others:
         print(told(others, category), file=sys.stderr)
-    for row, found in zip(rows, checked, strict=True):
-        if found.unmarked:
-            print(f"{row['gt_name']}: marks nothing, so the defect has no pixels to be found", file=sys.stderr)
+    masks = [(row["gt_name"], found.mask) for row, found in zip(rows, checked, strict=True) if found.mask]
+    for line in warnings_of(masks, thresholded=threshold is not None):
+        print(line, file=sys.stderr)
     _tell_range(rows, checked, settings)
     write_index(category / f"{category.name}.csv", rows)
     write_settings(category, settings)
     return rows
 
 
-def _settings(category, rows, checked, value_range, problems):
-    """The settings to write; adds a problem where there is no one range for all training images."""
-    before = read_settings(category)
-    if value_range is None and before["given"]:
-        value_range = before["value_range"]
+def _range_settings(rows, checked, value_range, problems):
+    """What to remember of the range; adds a problem where there is no one range for all training images."""
     if value_range not in (None, "auto"):
         return {"value_range": list(value_range), "given": True}
     deep = [
@@ -54,7 +60,7 @@ def _settings(category, rows, checked, value_range, problems):
         if found.extremes and row["type"] == "train"
     ]
     if not deep:
-        return dict(NO_SETTINGS)
+        return {"value_range": None, "given": False}
     for name, extremes in deep:
         if extremes.integers != deep[0][1].integers:
             problems.append(
@@ -165,12 +171,12 @@ class Checked(NamedTuple):
     """What was found in an image and its mask."""
 
     problems: list[str]  # what can't be read or does not fit each other, one line each
-    unmarked: bool = False  # a mask without a defect in it
+    mask: Mask | None = None
     extremes: Extremes | None = None  # of an image of more than 8 bits
 
 
-def check_images(category: Path, rows: list[dict[str, str | int]]) -> list[Checked]:
-    """Open every image and mask once: what was found, for each row."""
+def check_images(category: Path, rows: list[dict[str, str | int]], threshold: float | None = None) -> list[Checked]:
+    """Open every image and mask once, masks with the threshold of `load_mask`: what was found, for each row."""
 
     def opened(name, load):
         try:
@@ -183,13 +189,13 @@ def check_images(category: Path, rows: list[dict[str, str | int]]) -> list[Check
         extremes = extremes_of(image[0]) if image and image[0] is not None else None
         if not row["gt_name"]:
             return Checked(problems, extremes=extremes)
-        mask, more = opened(row["gt_name"], load_mask)
+        mask, more = opened(row["gt_name"], partial(look_at_mask, threshold=threshold))
         if problems or more:
             return Checked(problems + more)
-        image_size, mask_size = (f"{width}x{height}" for height, width in (image[1], mask.size[::-1]))
+        image_size, mask_size = (f"{width}x{height}" for height, width in (image[1], mask.size))
         if image_size != mask_size:
             problems = [f"{row['gt_name']}: {mask_size}, but {row['image_name']} is {image_size}; they must agree"]
-        return Checked(problems, mask.getbbox() is None, extremes)
+        return Checked(problems, mask, extremes)
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
         return list(tqdm(pool.map(check, rows), total=len(rows), desc="checking", unit="image", disable=None))

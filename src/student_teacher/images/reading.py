@@ -183,16 +183,22 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def load_mask(path: str | Path) -> Image.Image:
+def load_mask(path: str | Path, threshold: float | None = None) -> Image.Image:
     """Read a mask of defects, upright (EXIF) and in mode L: 255 where the file is not black, else 0.
 
     Fully transparent pixels count as black. In a JPEG, whose compression leaves grey traces round every edge, the
-    pixels brighter than the middle grey count.
+    pixels brighter than the middle grey count. With a `threshold`, 0 to 255, in any file those that are brighter; of
+    floating point and 32 bits the values above it.
 
     Raises:
         UserError: the file is missing, broken, not an image or too large.
     """
-    return _read(path, _to_mask)[0]
+    return Image.fromarray(np.where(graded_mask(path, threshold)[1], 255, 0).astype(np.uint8))
+
+
+def graded_mask(path: str | Path, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """How bright a mask is, (H,W), and where it marks a defect, bool; arguments and errors as of `load_mask`."""
+    return _read(path, partial(_graded, threshold=threshold))[0]
 
 
 class _Decoded(NamedTuple):
@@ -344,12 +350,13 @@ def to_8_bit(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
     return np.rint(levels * 255).astype(np.uint8)
 
 
-def _to_mask(decoded):
+def _graded(decoded, threshold):
     image = decoded.image
     if image.mode == "F" or image.mode.startswith("I"):
-        defect = np.asarray(image) != (65535 if decoded.white_is_zero else 0)
-    else:
-        threshold = 127 if image.format == "JPEG" else 0
-        pixels = np.asarray(image.convert("RGBA"))
-        defect = (pixels[..., :3] > threshold).any(axis=-1) & (pixels[..., 3] > 0)
-    return Image.fromarray(np.where(defect, 255, 0).astype(np.uint8))
+        values = np.asarray(image)
+        values = 65535 - values if decoded.white_is_zero else values
+        values = values / 257 if image.mode.startswith("I;16") else values
+        return values, values != 0 if threshold is None else values > threshold
+    pixels = np.asarray(image.convert("RGBA"))
+    values = pixels[..., :3].max(axis=-1) * (pixels[..., 3] > 0)
+    return values, values > (threshold if threshold is not None else 127 if image.format == "JPEG" else 0)
