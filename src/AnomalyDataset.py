@@ -7,7 +7,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from student_teacher.images.index import COLUMNS, read_index, read_settings
+from student_teacher.images.indexing import renew_index
 from student_teacher.images.reading import load_mask, load_reduced
+from student_teacher.runtime import distributed
 from student_teacher.runtime.errors import UserError
 
 
@@ -22,7 +24,8 @@ class AnomalyDataset(Dataset):
         size: the height and width of the image's file.
 
     Args:
-        root_dir: the category's folder, which holds the index that mvtec_dataset.sh writes, NAME/NAME.csv.
+        root_dir: the category's folder, which holds the index that mvtec_dataset.sh writes, NAME/NAME.csv. Where
+            images have come, gone or changed since, it is written again.
         transform: from a PIL image to what the network takes, such as a tensor (3,H,W); None leaves the image.
         gt_transform: the same for the mask, such as to (1,H,W); None leaves the mask.
         least: a large JPEG may be given smaller, both sides this long or longer: see `images.load_reduced`.
@@ -55,6 +58,10 @@ class AnomalyDataset(Dataset):
         self.transform = transform
         self.gt_transform = gt_transform
         self.least = least
+        distributed.wait_for_all()
+        if distributed.is_first():
+            renew_index(self.root_dir)
+        distributed.wait_for_all()
         settings = read_settings(self.root_dir)
         self.value_range = settings["value_range"] and tuple(settings["value_range"])
         self._mask_threshold = settings["mask_threshold"]

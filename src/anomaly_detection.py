@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     dataset.least, dataset.value_range = shown_side(detector), detector.value_range
     results = args.results / args.category
     ledger = Ledger(results, "test images", files_written(results, args.category, dataset), overwrite=args.overwrite)
-    images = categories.digest_of_images(dataset)
+    images = categories.identity_of(dataset)["images"]
     progress = Progress(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
     page = ResultPage(results, args.category)
     maps, scores, masks = detect(detector, dataset, args, page, progress)

@@ -95,7 +95,7 @@ def train(args: Namespace) -> Path:
         "epochs": args.epochs,
         "learning_rate": args.learning_rate,
         "backbone_weights": backbone_weights.name(args.backbone_weights),
-        "images": categories.digest_of_images(dataset),
+        **categories.identity_of(dataset),
     }
     if not args.restart and already_trained(path, KIND, args.category, settings):
         return path

@@ -110,7 +110,7 @@ def train_backbone_students(args: Namespace) -> None:
         "seed": args.seed,
         "image_size": command_line.sides(args),
         "precision": args.precision,
-        "images": categories.digest_of_images(dataset),
+        **categories.identity_of(dataset),
     }
     path = args.model / args.category / "detector.pt"
     if is_made(path, settings, args):
@@ -155,6 +155,7 @@ def is_made(path, settings, args: Namespace) -> bool:
         return False
     if isinstance(settings, dict) and isinstance(there["made_from"], dict):
         require_same_settings(path, there["made_from"], settings)
+        return True
     return there["made_from"] == settings
 
 

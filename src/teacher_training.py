@@ -141,11 +141,9 @@ def train(args: Namespace, patch_size: int) -> Path:
     """Train the teacher of one patch size and return where it was saved."""
     path = model_path(args, patch_size)
     weights = {name: getattr(args, f"{name}_weight") for name in ("distillation", "metric", "compactness")}
-    paths = (
-        categories.pictures_in(args.images)
-        if args.images
-        else categories.image_paths(categories.good_images(args, None))
-    )
+    dataset = None if args.images else categories.good_images(args, None)
+    paths = categories.image_paths(dataset) if dataset else categories.pictures_in(args.images)
+    images = categories.identity_of(dataset) if dataset else {"images": categories.digest_of(paths, contents=False)}
     adapted = None if args.paper else backbone_weights.adapted_backbone(args)
     settings = {
         "seed": args.seed,
@@ -154,7 +152,7 @@ def train(args: Namespace, patch_size: int) -> Path:
         "steps": args.steps,
         "optimiser": args.optimiser,
         "learning_rate": args.learning_rate,
-        "images": categories.digest_of(paths, contents=args.images is None),
+        **images,
         "precision": args.precision,
         "image_size": command_line.sides(args),
         "backbone": backbone_weights.backbone_name(args, adapted),
@@ -180,7 +178,8 @@ def train(args: Namespace, patch_size: int) -> Path:
         distillation = PatchDistillation(backbone, patch_size, seen_at, where, square=args.square_zoom)
     size = command_line.image_size(args)
     learned, held_back = (
-        Pictures([paths[index] for index in part], size) for part in categories.held_back_split(len(paths), args.seed)
+        Pictures([paths[index] for index in part], size, value_range=dataset and dataset.value_range)
+        for part in categories.held_back_split(len(paths), args.seed)
     )
 
     with device.autocast(where, args.precision):

@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,10 +58,16 @@ def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
     return digest.hexdigest()[:16]
 
 
-def digest_of_images(dataset: AnomalyDataset) -> str:
-    """Digest of a dataset's images and of how they are read. Raises UserError where a file is missing."""
-    digest = digest_of(image_paths(dataset))
-    return f"{digest} {dataset.value_range}" if dataset.value_range else digest
+def identity_of(dataset: AnomalyDataset) -> dict[str, Any]:
+    """What tells a dataset's images, and how they are read, from others: for the settings that a model is made with.
+
+    `images` is a digest; `image_files`, each file's own by its name, says which ones differ. Raises UserError where a
+    file is missing.
+    """
+    paths = image_paths(dataset)
+    digest = digest_of(paths)
+    files = {row["image_name"]: digest_of([path]) for row, path in zip(dataset.rows, paths, strict=True)}
+    return {"images": f"{digest} {dataset.value_range}" if dataset.value_range else digest, "image_files": files}
 
 
 def image_paths(dataset: AnomalyDataset) -> list[Path]:

@@ -1,8 +1,9 @@
 """What lies in folders of images: links are followed, and nothing is passed over without a word."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from student_teacher.images.reading import is_image, pages_of
 from student_teacher.runtime.errors import UserError
@@ -47,3 +48,13 @@ def listed(names: Sequence[str]) -> str:
     """The first of the names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How many files came, went and changed, and which, from two mappings of names; nothing where they agree."""
+    groups = {
+        "came": now.keys() - before.keys(),
+        "went": before.keys() - now.keys(),
+        "changed": {name for name in now.keys() & before.keys() if now[name] != before[name]},
+    }
+    return "; ".join(f"{len(names)} {what}: {listed(sorted(names))}" for what, names in groups.items() if names)

@@ -1,6 +1,7 @@
 """The index of a category: a row for each image in data/CATEGORY/CATEGORY.csv; CATEGORY.json says how they are read."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.files import write_whole
 
 COLUMNS = ("image_name", "gt_name", "label", "type")
-NO_SETTINGS = {"value_range": None, "given": False, "mask_threshold": None}
+NO_SETTINGS = {"value_range": None, "given": False, "mask_threshold": None, "index": None, "files": None}
 
 
 def read_index(path: Path) -> list[dict[str, str | int]]:
@@ -48,10 +49,16 @@ def write_index(path: Path, rows: list[dict[str, str | int]]) -> None:
     _write(path, os.fsencode(text.getvalue()))
 
 
+def digest_of_index(path: Path) -> str:
+    """Digest of the index's content: whether it is as it was written."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def read_settings(category: Path) -> dict[str, Any]:
     """How a category's images are read: `value_range`, None where all have 8 bits, and whether it was `given`.
 
-    `mask_threshold` is that of `load_mask`.
+    `mask_threshold` is that of `load_mask`. `index` and `files` say what the index was made of: see
+    indexing.renew_index.
 
     Raises UserError where the file is there, but can't be read.
     """

@@ -8,8 +8,15 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from student_teacher.images.folders import listed, told
-from student_teacher.images.index import COLUMNS, read_settings, write_index, write_settings
+from student_teacher.images.folders import changes, listed, told
+from student_teacher.images.index import (
+    COLUMNS,
+    digest_of_index,
+    read_index,
+    read_settings,
+    write_index,
+    write_settings,
+)
 from student_teacher.images.masks import Mask, look_at_mask, warnings_of
 from student_teacher.images.reading import ValueRange, is_image, load_deep, pages_of, stem_of
 from student_teacher.images.value_range import Extremes, common_range, extremes_of
@@ -28,6 +35,7 @@ def index_category(
     Raises:
         UserError: something is wrong; every wrong thing is named.
     """
+    files = _files(category)  # before they are read: what comes or changes meanwhile is seen the next time
     rows, problems, others = list_images(category)
     before = read_settings(category)
     threshold = {None: before["mask_threshold"], "auto": None}.get(mask_threshold, mask_threshold)
@@ -35,7 +43,7 @@ def index_category(
     problems += [problem for row in checked for problem in row.problems]
     if value_range is None and before["given"]:
         value_range = before["value_range"]
-    settings = _range_settings(rows, checked, value_range, problems) | {"mask_threshold": threshold}
+    settings = _range_settings(rows, checked, value_range, problems) | {"mask_threshold": threshold, "files": files}
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError("\n  ".join([f"{category}: {count}, no index written", *problems]))
@@ -45,9 +53,48 @@ def index_category(
     for line in warnings_of(masks, thresholded=threshold is not None):
         print(line, file=sys.stderr)
     _tell_range(rows, checked, settings)
-    write_index(category / f"{category.name}.csv", rows)
-    write_settings(category, settings)
+    index = category / f"{category.name}.csv"
+    write_index(index, rows)
+    write_settings(category, settings | {"index": digest_of_index(index)})
     return rows
+
+
+def renew_index(category: Path) -> None:
+    """Bring the index up to date where files in the folder have come, gone or changed since it was written.
+
+    By their names, sizes and times. An index that was changed by hand stays as it is.
+
+    Raises:
+        UserError: there is no index, or it is not one; it is of an earlier version and does not fit the folder; or
+            something is wrong with the images.
+    """
+    path = category / f"{category.name}.csv"
+    rows, settings = read_index(path), read_settings(category)
+    if settings["files"] is None:
+        there = list_images(category)[0]
+        if change := changes({row["image_name"]: row for row in rows}, {row["image_name"]: row for row in there}):
+            raise UserError(f"{path} does not say what lies there ({change}): run ./mvtec_dataset.sh {category.name}")
+    elif settings["index"] != digest_of_index(path):
+        print(f"{path} was changed by hand: it is taken as it is", file=sys.stderr)
+    elif change := changes(settings["files"], _files(category)):
+        print(f"{path} is written again: {change}")
+        index_category(category)
+
+
+def _files(category):
+    """Size and time of all that lies in the folders of a category and is not hidden."""
+    entries = [
+        entry
+        for part in ("train", "test", "ground_truth")
+        for entry in _entries(category / part)
+        if not entry.name.startswith(".")
+    ]
+    entries += [file for entry in entries for file in _entries(entry)]
+    return {
+        path.relative_to(category).as_posix(): [(found := path.stat()).st_size, found.st_mtime_ns]
+        for path in entries
+        if not path.name.startswith(".") and path.is_file()
+    }
 
 
 def _range_settings(rows, checked, value_range, problems):

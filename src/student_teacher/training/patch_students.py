@@ -189,7 +189,7 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
         "students": args.students,
         "stride": args.stride,
         "teacher": checkpoints.fingerprint(teacher_net.state_dict()),
-        "images": categories.digest_of_images(dataset),
+        **categories.identity_of(dataset),
     } | paper.STUDENTS.identity(args)
     if not args.restart and already_trained(path, KIND, args.category, settings):
         return path
