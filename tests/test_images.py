@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, TiffImagePlugin
 
+from student_teacher.images.arrays import picture_of
 from student_teacher.images.folders import images_below, told
 from student_teacher.images.reading import (
     as_rgb,
@@ -319,6 +321,55 @@ def test_a_tiff_s_small_copies_and_masks_are_no_pages(tmp_path):
             file.newFrame()
     assert [page.name for page in pages_of(path)] == ["a.tif#1", "a.tif#3"]
     assert (pixels(tmp_path / "a.tif#3") == 30).all()
+
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = COLOURS[..., 0]
+
+
+@pytest.mark.parametrize(
+    "array, value_range, expected",
+    [
+        (COLOURS, None, COLOURS),
+        (COLOURS[:, ::-1], None, COLOURS[:, ::-1]),
+        (COLOURS.transpose(2, 0, 1), None, COLOURS),
+        (GREY, None, GREY),
+        (GREY[..., None], None, GREY),
+        (GREY[None], None, GREY),
+        (GREY > 99, None, 255 * (GREY > 99)),
+        (np.dstack([COLOURS, np.full_like(GREY, 255)]), None, COLOURS),
+        (np.dstack([COLOURS, np.zeros_like(GREY)]), None, np.full_like(COLOURS, 255)),
+        (COLOURS.astype(np.uint16) * 257, None, COLOURS),
+        (GREY.astype(np.uint16) * 16, (0, 4080), GREY),
+        (COLOURS / 255, (0, 1), COLOURS),
+        ((COLOURS / 255).astype(np.float32).transpose(2, 0, 1), (0, 1), COLOURS),
+        (COLOURS.astype(np.int64), (0, 255), COLOURS),
+    ],
+)
+def test_arrays_and_tensors_are_taken_as_they_are_meant(array, value_range, expected):
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2)
+    assert (np.asarray(picture_of(array, value_range)) == expected).all()
+    assert (np.asarray(picture_of(torch.from_numpy(array.copy()), value_range)) == expected).all()
+
+
+@pytest.mark.parametrize(
+    "image, told",
+    [
+        (COLOURS / 255, r"an array of float64: which values are black and white.*convert it to uint8"),
+        (COLOURS.astype(np.int32), r"an array of int32: which values"),
+        (COLOURS[None], r"an array \(1, 5, 7, 3\) of uint8: a detector takes"),
+        (COLOURS[..., :2], r"an array \(5, 7, 2\) of uint8"),
+        (COLOURS[:0], r"an array \(0, 7, 3\) of uint8"),
+        (COLOURS.astype(complex), "an array of complex128: a detector takes"),
+        (np.array("a"), "an array"),
+        (b"\x89PNG", "bytes: a detector takes a file's path, a Pillow picture, or an array"),
+        ([[1, 2], [3, 4]], "list: a detector takes"),
+        (None, "NoneType: a detector takes"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_is_taken(image, told):
+    with pytest.raises(UserError, match=told):
+        picture_of(image)
 
 
 def test_is_image_by_suffix(tmp_path):

@@ -14,7 +14,8 @@ from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
 from student_teacher.images import preprocessing
-from student_teacher.images.reading import ValueRange, as_rgb, load_reduced
+from student_teacher.images.arrays import picture_of
+from student_teacher.images.reading import ValueRange, load_reduced
 from student_teacher.runtime import checkpoints, device
 from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
@@ -179,19 +180,22 @@ class Detector:
 
     def __call__(
         self,
-        image: Image.Image | np.ndarray | str | Path,
+        image: Image.Image | np.ndarray | Tensor | str | Path,
         kind: str | None = None,
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> Detection:
-        """Look at an image: a picture or a file of any size and mode, or an array (H,W,3) or (H,W) of uint8.
+        """Look at an image: a picture or a file of any size and mode, or an array or tensor as `picture_of` takes it.
+
+        Arrays are RGB. OpenCV's are BGR: give `cv2.cvtColor(image, cv2.COLOR_BGR2RGB)`.
 
         `kind` is one of scoring.IMAGE_SCORES, None the detector's own. It is called anomalous where its p-value is
-        `false_alarm_rate` or less. Raises UserError where the file is missing or no image.
+        `false_alarm_rate` or less. Raises UserError where the file is missing or no image, and for
+        an array of another shape or type.
         """
         if isinstance(image, str | Path):
             picture, size = load_reduced(image, self.least_side, self.value_range)
         else:
-            picture = as_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image, self.value_range)
+            picture = picture_of(image, self.value_range)
             size = picture.size[::-1]
         anomaly_map, score = self.look_at(picture, kind)
         p_value = self.p_value_of(score, kind)
