@@ -5,7 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 usage() {
     cat <<'TEXT'
-usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR]
+usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH] [--mask-threshold X]
 
 Prepares DIR/CATEGORY for training: checks every image and writes the index CATEGORY.csv.
 The images come from the first of these that exists:
@@ -16,6 +16,9 @@ The images come from the first of these that exists:
   --url ADDRESS   fetch such an archive into DIR first, unless the images are there already;
                   an interrupted download goes on where it stopped
   --data DIR      folder of the categories (data, beside this script)
+  --value-range LOW HIGH   the values that become black and white in images of more than 8 bits; --value-range auto:
+                  those found on the training images, as without it
+  --mask-threshold X       pixels of masks brighter than X, 0 to 255, are defects; auto: all that are not black
 TEXT
 }
 
@@ -54,6 +57,7 @@ curl_to() {
 }
 
 category='' url='' data=$root/data
+options=()
 while (($#)); do
     case $1 in
         -h | --help)
@@ -68,6 +72,21 @@ while (($#)); do
         --url=*)
             url=${1#*=}
             shift
+            ;;
+        --mask-threshold)
+            (($# > 1)) || fail "$1 takes a value; see --help"
+            options+=(--mask-threshold "$2")
+            shift 2
+            ;;
+        --value-range)
+            if [[ ${2:-} == auto ]]; then
+                options+=(--value-range auto)
+                shift 2
+            else
+                (($# > 2)) || fail "$1 takes two numbers; see --help"
+                options+=(--value-range "$2" "$3")
+                shift 3
+            fi
             ;;
         --data=*)
             data=${1#*=}
@@ -117,4 +136,4 @@ fi
 # shellcheck source=environment.sh
 source "$root/environment.sh"
 prepare_environment
-exec "$PYTHON" "$root/mvtec_dataset.py" "$category" --data "$data"
+exec "$PYTHON" "$root/mvtec_dataset.py" "$category" --data "$data" "${options[@]}"

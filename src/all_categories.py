@@ -256,7 +256,9 @@ def is_done(category: str, commands: Commands, args: Namespace) -> bool:
     images = [path for part in parts if part.exists() for path in (part, *part.rglob("*"))]
     folders = args.model / category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED
     teachers = [teacher for folder in folders for teacher in folder.glob("teacher_??.pt")]
-    sources = [index_of(category, args), args.model / category / "detector.pt", *images, *teachers]
+    index = index_of(category, args)
+    settings = [path for path in [index.with_suffix(".json")] if path.exists()]
+    sources = [index, *settings, args.model / category / "detector.pt", *images, *teachers]
     try:
         return all(source.stat().st_mtime_ns <= result.stat().st_mtime_ns for source in sources)
     except FileNotFoundError:

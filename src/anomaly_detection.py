@@ -29,14 +29,15 @@ from student_teacher.detection.Detector import FALSE_ALARM_RATE, Detector, at_ow
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.images import category
-from student_teacher.images.reading import encoded
+from student_teacher.images.reading import encoded, stem_of
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import inspect, shown_side
-from student_teacher.reports.result_page import ResultPage
+from student_teacher.reports.result_page import ResultPage, page_files
 from student_teacher.runtime import command_line, distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import make_folder, write_atomically
+from student_teacher.runtime.files import write_atomically
+from student_teacher.runtime.ledger import Ledger
 from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 from student_teacher.training import paper
@@ -82,6 +83,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         type=Path,
         metavar="DIR",
         help="folder for the results of --input (default results/CATEGORY/inspection)",
+    )
+    options.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in the folder for results that were not written by this command, and results of another "
+        "--input",
     )
     options.add_argument(
         "--false-alarm-rate",
@@ -143,8 +150,7 @@ def detect(
     numbers = distributed.share(range(len(dataset)))
 
     def path_of(number: int) -> Path:
-        name = Path(dataset.rows[number]["image_name"]).with_suffix(".tiff")
-        return page.path.parent / "anomaly_maps" / args.category / name
+        return pictures_of(page.path.parent, args.category, dataset.rows[number])[0]
 
     def predict(number: int, sample: dict) -> tuple:
         score = log.get(sample["path"])
@@ -200,6 +206,20 @@ def kind_of(row: dict) -> str:
     return Path(row["image_name"]).parent.name
 
 
+def pictures_of(results: Path, category: str, row: dict) -> tuple[Path, Path]:
+    """Where map and figure of an image go."""
+    name = Path(row["image_name"])
+    anomaly_map = results / "anomaly_maps" / category / name.with_name(f"{stem_of(name)}.tiff")
+    return anomaly_map, results / "figures" / kind_of(row) / f"{stem_of(name)}.jpg"
+
+
+def files_written(results: Path, category: str, dataset: AnomalyDataset) -> list[Path]:
+    """All files that are written of a category's test images."""
+    names = "scores.csv", "metrics.json", "curves.png", "curves.svg", "examples.png", "detection.unfinished"
+    pictures = [path for row in dataset.rows for path in pictures_of(results, category, row)]
+    return [*(results / name for name in names), *pictures, *page_files(results, range(len(dataset)))]
+
+
 def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage) -> None:
     """Draw a figure of each image, a sheet with each kind's highest, median and lowest score, and the page's maps."""
     scale = figures.colour_scale(maps)
@@ -215,9 +235,9 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
         row, picture = dataset.rows[number], Image.open(page.picture_of(number))
         name, kind = Path(row["image_name"]), kind_of(row)
         example = figures.Example(
-            np.asarray(picture), masks[number], maps[number], scores[number], f"{kind}/{name.stem}"
+            np.asarray(picture), masks[number], maps[number], scores[number], f"{kind}/{stem_of(name)}"
         )
-        path = results / "figures" / kind / f"{name.stem}.jpg"
+        path = pictures_of(results, page.category, row)[1]
         figures.save_picture(figures.result_figure(example, *scale), path, figures.DPI)
         page.save_map(number, maps[number], *scale)
         page.add(number, name.name, kind, label=row["label"], score=scores[number], mask=masks[number])
@@ -241,16 +261,18 @@ def main(arguments: list[str] | None = None) -> int:
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
         detector = detector_of(args)
-        broken = inspect(detector, args.input, output, args.category, args.image_score, *rates)
+        broken = inspect(
+            detector, args.input, output, args.category, args.image_score, *rates, overwrite=args.overwrite
+        )
         return BROKEN_IMAGES if broken else 0
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, or give --input")
     detector = detector_of(args)
-    dataset.least = shown_side(detector)
+    dataset.least, dataset.value_range = shown_side(detector), detector.value_range
     results = args.results / args.category
-    make_folder(results)
-    images = category.digest_of(category.image_paths(dataset))
+    ledger = Ledger(results, "test images", files_written(results, args.category, dataset), overwrite=args.overwrite)
+    images = category.identity_of(dataset)["images"]
     log = ResumeLog(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
     page = ResultPage(results, args.category)
     maps, scores, masks = detect(detector, dataset, args, page, log)
@@ -275,12 +297,15 @@ def main(arguments: list[str] | None = None) -> int:
     page.finish(measures, *curves)
     write_atomically(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
     log.finish()
+    ledger.finish(files_written(results, args.category, dataset))
 
     for name in ("image_au_roc", "pixel_au_roc", "au_pro"):
         if name in measures:
             print(f"{name} {measures[name]:.4f}")
         else:
             print(f"{name}: none, {measures['missing'][name]}")
+    if unmasked := measures.get("anomalous_images_without_mask"):
+        print(f"{unmasked} images with defects have no mask: they count for image figures, not for figures of pixels")
     for name, value in measures.get("decisions", {}).items():
         print(f"{name} {value:.4f}")
     print(f"result page: {page.path}")

@@ -1,9 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import mvtec_dataset
 from AnomalyDataset import AnomalyDataset
 from student_teacher.runtime.errors import UserError
 
@@ -93,14 +96,50 @@ def test_a_file_that_is_no_index_is_refused(category, content):
 
 
 def test_a_file_that_vanished_is_named_on_access(category):
+    dataset = AnomalyDataset(category)
     (category / "train/good/1.png").unlink()
     (category / "ground_truth/cut/0_mask.png").unlink()
-    dataset = AnomalyDataset(category)
     assert dataset[0]["path"] == "train/good/0.png"
     with pytest.raises(UserError, match=r"train/good/1\.png"):
         dataset[1]
     with pytest.raises(UserError, match=r"0_mask\.png"):
         dataset[2]
+
+
+def test_the_index_follows_its_folder(category, capsys):
+    mvtec_dataset.prepare(category)
+    before = (category / "tiny.csv").read_bytes()
+    AnomalyDataset(category)
+    assert (category / "tiny.csv").read_bytes() == before
+    assert "written again" not in capsys.readouterr().out
+    for name in ("train/good/new.png", "test/hole/0.png"):
+        (category / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (6, 4), 50).save(category / name)
+    (category / "train/good/0.png").unlink()
+    Image.new("L", (6, 4), 77).save(category / "train/good/1.png")
+    os.utime(category / "train/good/1.png", (1, 1))
+    names = [row["image_name"] for row in AnomalyDataset(category).rows]
+    assert names == ["train/good/1.png", "train/good/new.png", "test/cut/0.png", "test/good/0.png", "test/hole/0.png"]
+    told = capsys.readouterr().out
+    assert "2 came: test/hole/0.png, train/good/new.png; 1 went: train/good/0.png; 1 changed: train/good/1.png" in told
+    (category / "train/good/broken.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"train/good/broken\.png"):
+        AnomalyDataset(category)
+
+
+def test_an_index_changed_by_hand_stays(category, capsys):
+    mvtec_dataset.prepare(category)
+    lines = (category / "tiny.csv").read_text().splitlines(keepends=True)
+    (category / "tiny.csv").write_text("".join(line for line in lines if "good/1" not in line))
+    assert [row["image_name"] for row in AnomalyDataset(category, type="train").rows] == ["train/good/0.png"]
+    assert "tiny.csv was changed by hand: it is taken as it is" in capsys.readouterr().err
+
+
+def test_an_older_index_that_does_not_fit_is_refused_by_name(category):
+    (category / "train/good/0.png").rename(category / "train/good/2.png")
+    change = r"\(1 came: train/good/2\.png; 1 went: train/good/0\.png\): run \./mvtec_dataset\.sh tiny"
+    with pytest.raises(UserError, match=rf"tiny\.csv does not say what lies there {change}"):
+        AnomalyDataset(category)
 
 
 def test_a_mask_of_another_size_is_named_on_access(category):
