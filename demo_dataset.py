@@ -131,7 +131,7 @@ class Carpet:
         # Over one crossing yarn, under the next; odd yarns the other way about.
         swing = side * (1 - 2 * (index % 2)).astype(np.float32) * np.sin(np.pi * along)
         height = np.where(round_ > 0, 0.34 * round_ + 0.24 * swing, -1)
-        # Two plies twisted round each other, and their fibres.
+        # Two plies twisted around each other, and their fibres.
         ply = np.sin(2 * np.pi * (0.95 * along + 0.42 * offset * side + yarns["twist"][index]))
         height = height + 0.022 * ply
         shade = yarns["shade"][index] * (1 + 0.075 * ply + 0.055 * fibre)
@@ -195,7 +195,7 @@ class Carpet:
 
 
 def blurred(values: np.ndarray, radius: float) -> np.ndarray:
-    """`values` (S,S), averaged over squares of about `radius` round each pixel, twice."""
+    """`values` (S,S), averaged over squares of about `radius` around each pixel, twice."""
     reach = max(1, round(radius))
     for _ in range(2):
         for axis in (0, 1):

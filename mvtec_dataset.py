@@ -105,11 +105,20 @@ def main(arguments: list[str] | None = None) -> None:
         help="pixels of masks brighter than this, 0 to 255, are defects, for good; auto: all that are not black, in "
         "JPEGs those above 127 (default)",
     )
+    parser.add_argument(
+        "--check-leaks",
+        action="store_true",
+        help="also tell how many test images show a part that is in training, and what knowing that alone is worth",
+    )
     arguments = parser.parse_args(arguments)
     category = arguments.data / category_name(arguments.category)
     reading = {"value_range": value_range(arguments.value_range), "mask_threshold": arguments.mask_threshold}
     rows = prepare(category, **reading)
     print(summary(category, rows))
+    if arguments.check_leaks:
+        from student_teacher.reports.leak_report import find_leaks, report  # late: it takes seconds to import
+
+        print(report(find_leaks(category)))
 
 
 if __name__ == "__main__":

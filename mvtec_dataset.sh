@@ -6,6 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
     cat <<'TEXT'
 usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH] [--mask-threshold X]
+                          [--check-leaks]
 
 Prepares DIR/CATEGORY for training: checks every image and writes the index CATEGORY.csv.
 The images come from the first of these that exists:
@@ -19,6 +20,8 @@ The images come from the first of these that exists:
   --value-range LOW HIGH   the values that become black and white in images of more than 8 bits; --value-range auto:
                   those found on the training images, as without it
   --mask-threshold X       pixels of masks brighter than X, 0 to 255, are defects; auto: all that are not black
+  --check-leaks   also tell how many test images show a part that is in training: photographs of the same part
+                  on both sides make image measures look better than they are
 TEXT
 }
 
@@ -90,6 +93,10 @@ while (($#)); do
             ;;
         --data=*)
             data=${1#*=}
+            shift
+            ;;
+        --check-leaks)
+            options+=("$1")
             shift
             ;;
         -*)

@@ -12,7 +12,7 @@ CATEGORY_synthetic, from the good training images only: `train/good` are those t
     ./mvtec_dataset.sh magnetic_tile_synthetic
 
 With --unseen it makes CATEGORY_unseen: as many validation images, but with all photographs of the parts that they show
-(groups with correlated thumbnails, see seen_before.py), so that none of these parts is in the training images.
+(groups with correlated thumbnails, see images/leaks.py), so that none of these parts is in the training images.
 """
 
 import shutil
@@ -24,12 +24,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import numpy as np
-import seen_before
 import torch
 from PIL import Image, ImageDraw
 
 from AnomalyDataset import AnomalyDataset
-from student_teacher.images import category
+from student_teacher.images import category, leaks
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError, run
@@ -51,8 +50,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 def unseen_split(good: AnomalyDataset, seed: int) -> tuple[list[int], list[int]]:
     """Indices for training and validation: as many as in validation_split, but with groups that look alike unsplit."""
-    pixels = seen_before.thumbnails(good)
-    alike = seen_before.correlations(pixels, pixels) > seen_before.ALIKE
+    (pixels,) = leaks.thumbnails(good)
+    alike = leaks.correlations(pixels, pixels) > leaks.ALIKE
     group = torch.arange(len(alike))
     while not torch.equal(spread := torch.where(alike | alike.T, group, len(alike)).amin(1).minimum(group), group):
         group = spread
@@ -158,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     if len(good) < 8:
         raise UserError(f"{args.data / args.category} has {len(good)} images in train/good: at least 8 are needed")
     if args.unseen:
-        small = AnomalyDataset(args.data / args.category, seen_before.grey_thumbnail, type="train")
+        small = AnomalyDataset(args.data / args.category, leaks.grey_thumbnail, type="train")
         learned, validation = unseen_split(small, args.seed)
         if not validation:
             raise UserError(f"{args.data / args.category}: all images look like one part, so no part can be left out")

@@ -36,6 +36,7 @@ class AnomalyDataset(Dataset):
             `gt_name` is empty for good images, and for defects that have no mask.
         value_range: of images of more than 8 bits, the values that become black and white: those that
             mvtec_dataset.sh found, or was given. None if it found only images of 8 bits.
+        mask_threshold: how bright masks mark a defect, from 0 to 255; None: see `reading.load_mask`.
 
     Raises:
         UserError: the index is missing or broken; on access, if an image is missing or broken, or its mask has another
@@ -64,7 +65,7 @@ class AnomalyDataset(Dataset):
         distributed.wait_for_all()
         settings = read_settings(self.root_dir)
         self.value_range = settings["value_range"] and tuple(settings["value_range"])
-        self._mask_threshold = settings["mask_threshold"]
+        self.mask_threshold = settings["mask_threshold"]
         rows = read_index(self.root_dir / f"{self.root_dir.name}.csv")
         self.rows = [row for row in rows if all(row[column] == value for column, value in constraint.items())]
 
@@ -89,4 +90,4 @@ class AnomalyDataset(Dataset):
         }
 
     def _mask_of(self, row):
-        return load_mask(self.root_dir / row["gt_name"], self._mask_threshold)
+        return load_mask(self.root_dir / row["gt_name"], self.mask_threshold)

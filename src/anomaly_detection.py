@@ -4,8 +4,10 @@ The map is the students' error plus their variance (section 3.2 of "Uninformed S
 std of good images. BackboneDetector.py and AnomalyDetector.py combine the students into map and image score.
 Written under results/CATEGORY/:
   index.html      the result page: measures, curves and every image; opens from disk (its pictures are in page/)
-  metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect;
-                  image_au_roc_of_maxima uses the maps' maxima as scores, like MVTec AD's evaluation script
+  metrics.json    image_au_roc, pixel_au_roc, au_pro, aupimo and others, over all images and per kind of defect;
+                  image_f1 and pixel_f1 at the detector's own thresholds, which only good images set; au_spro where
+                  the category has a defects_config.json, as in MVTec LOCO; image_au_roc_of_maxima uses the maps'
+                  maxima as scores, like MVTec AD's evaluation script
   scores.csv      path, label, image score and p-value of every test image
   figures/        image, ground truth and anomaly map of every test image, on one colour scale; JPEG
   curves.png      ROC and PRO curves, and the scores of good against anomalous images (also as SVG)
@@ -28,7 +30,9 @@ from student_teacher.detection.AnomalyDetector import NORMALISATIONS
 from student_teacher.detection.Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.Evaluation import Evaluation
+from student_teacher.evaluation.regions import Region
 from student_teacher.images import category
+from student_teacher.images.defect_regions import load_regions, read_saturations
 from student_teacher.images.reading import encoded, stem_of
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import inspect, shown_side
@@ -43,6 +47,7 @@ from student_teacher.runtime.resume_log import ResumeLog
 from student_teacher.training import paper
 
 BROKEN_IMAGES = 3  # exit status
+SUMMARY = "image_au_roc", "image_f1", "pixel_au_roc", "au_pro", "au_spro_0.05", "aupimo", "pixel_f1"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -103,7 +108,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         type=command_line.fraction,
         default=0.01,
         metavar="X",
-        help="fraction of good images' pixels that may be outlined (default 0.01)",
+        help="fraction of good images' pixels that may be outlined and count as found in pixel_f1 (default 0.01)",
     )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
     return paper.DETECTION.parse(options, arguments)
@@ -201,6 +206,29 @@ def decisions(p_values: np.ndarray, labels: np.ndarray, rate: float) -> dict[str
     return {"false_alarm_rate": rate} | {name: float(part.mean()) for name, part in shares.items() if len(part)}
 
 
+def regions_of(dataset: AnomalyDataset) -> list[list[Region]] | None:
+    """The regions of each image's defects, where defects_config.json says how they saturate (MVTec LOCO)."""
+    saturations = read_saturations(dataset.root_dir)
+    if saturations is None:
+        return None
+    paths = [dataset.root_dir / row["gt_name"] if row["gt_name"] else None for row in dataset.rows]
+    return [
+        [Region(*region) for region in load_regions(path, saturations, dataset.mask_threshold)] if path else []
+        for path in paths
+    ]
+
+
+def thresholds_of(detector: Detector, args: Namespace) -> dict[str, float | None]:
+    """From which scores on images and pixels are called anomalous: set by good images alone, None where by none."""
+    if detector.calibration is None:
+        return {"image_threshold": None, "pixel_threshold": None}
+    threshold = detector.calibration.threshold(args.false_alarm_rate, args.image_score)
+    return {
+        "image_threshold": threshold if np.isfinite(threshold) else None,
+        "pixel_threshold": detector.calibration.pixel_threshold(args.pixel_false_alarm_rate),
+    }
+
+
 def kind_of(row: dict) -> str:
     """The kind of defect: the name of the image's folder."""
     return Path(row["image_name"]).parent.name
@@ -218,6 +246,32 @@ def files_written(results: Path, category: str, dataset: AnomalyDataset) -> list
     names = "scores.csv", "metrics.json", "curves.png", "curves.svg", "examples.png", "detection.unfinished"
     pictures = [path for row in dataset.rows for path in pictures_of(results, category, row)]
     return [*(results / name for name in names), *pictures, *page_files(results, range(len(dataset)))]
+
+
+def measures_of(evaluation: Evaluation, dataset: AnomalyDataset, maps, labels) -> dict:
+    """What metrics.json holds, except the decisions."""
+    measures = evaluation.measures()
+    if "image_au_roc" in measures:  # as MVTec AD's evaluation script takes it, from the maps at their own size
+        measures["image_au_roc_of_maxima"] = metrics.au_roc(np.array([values.max() for values in maps]), labels)
+    if "aupimo" in measures:
+        each = zip(dataset.rows, evaluation.aupimo_of_images(), strict=True)
+        measures["aupimo_of_images"] = {row["image_name"]: value for row, value in each if value is not None}
+    return measures
+
+
+def summary_of(measures: dict) -> list[str]:
+    """A line for each main measure and for the decisions."""
+    missing = measures["missing"]
+    lines = [
+        f"{name} {measures[name]:.4f}" if name in measures else f"{name}: none, {missing[name]}"
+        for name in SUMMARY
+        if name in measures or name in missing
+    ]
+    if unmasked := measures.get("anomalous_images_without_mask"):
+        lines.append(
+            f"{unmasked} images with defects have no mask: they count for image figures, not for pixel figures"
+        )
+    return lines + [f"{name} {value:.4f}" for name, value in measures.get("decisions", {}).items()]
 
 
 def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage) -> None:
@@ -268,6 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, or give --input")
+    regions = regions_of(dataset)  # first, so that what is wrong with them is known at once
     detector = detector_of(args)
     dataset.least, dataset.value_range = shown_side(detector), detector.value_range
     results = args.results / args.category
@@ -283,10 +338,9 @@ def main(arguments: list[str] | None = None) -> int:
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
     kinds = [kind_of(row) for row in dataset.rows]
     have_masks = any(row["gt_name"] for row in dataset.rows)
-    evaluation = Evaluation(maps, masks if have_masks else None, scores, labels, kinds)
-    measures = evaluation.measures()
-    if "image_au_roc" in measures:  # as MVTec AD's evaluation script takes it, from the maps at their own size
-        measures["image_au_roc_of_maxima"] = metrics.au_roc(np.array([values.max() for values in maps]), labels)
+    known = {"regions": regions} | thresholds_of(detector, args)
+    evaluation = Evaluation(maps, masks if have_masks else None, scores, labels, kinds, **known)
+    measures = measures_of(evaluation, dataset, maps, labels)
     p_values = [detector.p_value_of(score, args.image_score) for score in scores]
     if detector.calibration:
         measures["decisions"] = decisions(np.array(p_values), labels, args.false_alarm_rate)
@@ -299,15 +353,8 @@ def main(arguments: list[str] | None = None) -> int:
     log.finish()
     ledger.finish(files_written(results, args.category, dataset))
 
-    for name in ("image_au_roc", "pixel_au_roc", "au_pro"):
-        if name in measures:
-            print(f"{name} {measures[name]:.4f}")
-        else:
-            print(f"{name}: none, {measures['missing'][name]}")
-    if unmasked := measures.get("anomalous_images_without_mask"):
-        print(f"{unmasked} images with defects have no mask: they count for image figures, not for figures of pixels")
-    for name, value in measures.get("decisions", {}).items():
-        print(f"{name} {value:.4f}")
+    for line in summary_of(measures):
+        print(line)
     print(f"result page: {page.path}")
     print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
     if args.show:

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 import mvtec_dataset
 from AnomalyDataset import AnomalyDataset
+from student_teacher.images.defect_regions import Saturation, load_regions
 from student_teacher.runtime.errors import UserError
 
 INDEX = """image_name,gt_name,label,type
@@ -146,3 +147,28 @@ def test_a_mask_of_another_size_is_named_on_access(category):
     Image.new("L", (5, 4)).save(category / "ground_truth/cut/0_mask.png")
     with pytest.raises(UserError, match=r"0_mask\.png has 5 x 4 pixels, its image 6 x 4"):
         _ = AnomalyDataset(category)[2]
+
+
+def test_a_folder_of_masks_is_one_mask_and_followed_like_a_file(category, capsys):
+    (category / "ground_truth/cut/0_mask.png").unlink()
+    folder = category / "ground_truth/cut/0"  # as in MVTec LOCO
+    folder.mkdir()
+    for number, grey in enumerate((100, 200)):
+        mask = Image.new("L", (6, 4))
+        mask.putpixel((number, 2), grey)
+        mask.save(folder / f"00{number}.png")
+    mvtec_dataset.prepare(category, mask_threshold=150)
+    dataset = AnomalyDataset(category, label=1)
+    assert dataset.rows[0]["gt_name"] == "ground_truth/cut/0"
+    assert np.argwhere(np.asarray(dataset[0]["mask"])).tolist() == [[2, 1]]
+    saturations = {100: Saturation(0.5, True), 200: Saturation(3, False)}
+    regions = load_regions(folder, saturations, dataset.mask_threshold)
+    assert [(pixels.tolist(), *rest) for pixels, *rest in regions] == [([13], 3, False)]
+    assert len(load_regions(folder, saturations)) == 2
+    (folder / "001.png").unlink()
+    capsys.readouterr()
+    assert not np.asarray(AnomalyDataset(category, label=1)[0]["mask"]).any()
+    assert "1 went: ground_truth/cut/0/001.png" in capsys.readouterr().out
+    mask.resize((3, 2)).save(folder / "002.png")
+    with pytest.raises(UserError, match="holds masks of 6 x 4 and of 3 x 2 pixels; they must agree"):
+        AnomalyDataset(category)

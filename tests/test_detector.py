@@ -160,7 +160,7 @@ def pictures(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (30, 22, 3), dtype=np.uint8)).save(tmp_path / name)
     (tmp_path / "line" / "broken.png").write_bytes(b"no image")
-    (tmp_path / "line" / "notes.txt").write_text("not looked at")
+    (tmp_path / "line" / "notes.txt").write_text("not an image")
     return tmp_path
 
 

@@ -268,7 +268,7 @@ def test_students_learn_as_published(done, data):
 
 
 def visited(net: AnomalyNet, images: torch.Tensor) -> torch.Tensor:
-    """Descriptors (N,C,H,W) of uint8 images, patch by patch, zeros round the images; float64."""
+    """Descriptors (N,C,H,W) of uint8 images, patch by patch, zeros around the images; float64."""
     with torch.no_grad():
         return ExtendedAnomalyNet(net.double(), padding="zeros")(preprocessing.normalise(images).double())
 
@@ -286,8 +286,8 @@ def by_hand(scale, images: torch.Tensor, learned: torch.Tensor, validation: torc
         return error, students.square().sum(2).mean(0) - mixture.square().sum(1)
 
     return sum(
-        (found - usual.mean()) / usual.std(correction=0)
-        for found, usual in zip(error_and_variance(images), error_and_variance(validation), strict=True)
+        (found - reference.mean()) / reference.std(correction=0)
+        for found, reference in zip(error_and_variance(images), error_and_variance(validation), strict=True)
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from student_teacher.evaluation import metrics
-from student_teacher.evaluation.regions import Region, saturation_area
+from student_teacher.evaluation.regions import Region
 
 
 def plain_spro_curve(maps, regions):
@@ -13,7 +13,8 @@ def plain_spro_curve(maps, regions):
     good, marked = [], []
     for scores, of_image in zip(maps, regions, strict=True):
         outside = np.ones(scores.size, dtype=bool)
-        for pixels, saturation in of_image:
+        for pixels, saturation, relative in of_image:
+            assert not relative
             outside[pixels] = False
             marked.append((scores.ravel()[pixels], saturation))
         good.append(scores.ravel()[outside])
@@ -39,7 +40,7 @@ def random_case(seed, levels, saturation):
     for scores, number in zip(maps, (3, 0, 2, 1), strict=True):
         pixels = [np.flatnonzero(rng.random(scores.size) < 0.15) for _ in range(number)]
         pixels = [part if len(part) else np.array([0]) for part in pixels]
-        regions.append([Region(part, saturation(len(part))) for part in pixels])
+        regions.append([Region(part, saturation(len(part)), relative=False) for part in pixels])
     return maps, regions
 
 
@@ -62,7 +63,7 @@ def test_au_spro_equals_au_pro_where_saturation_is_the_full_area(seed):
     for mask in masks[:3]:
         labels, number = ndimage.label(mask, np.ones((3, 3)))
         pixels = [np.flatnonzero(labels == region) for region in range(1, number + 1)]
-        regions.append([Region(part, saturation_area(len(part), 1.0, True)) for part in pixels])
+        regions.append([Region(part) for part in pixels])
     for limit in (0.05, 0.3, 1.0):
         expected = metrics.au_pro(maps, masks, limit)
         assert metrics.au_spro(maps, [*regions, ()], limit) == pytest.approx(expected, abs=1e-12)
@@ -72,9 +73,11 @@ def test_a_saturated_region_is_wholly_found_by_a_part_of_it():
     scores, mask = np.zeros((10, 10)), np.zeros((10, 10), dtype=bool)
     mask[2:6, 2:7] = True  # 20 pixels
     scores[2, 2:7] = 1  # a quarter of them
-    regions = [[Region(np.flatnonzero(mask), 5)]]
+    regions = [[Region(np.flatnonzero(mask), 0.25)]]
     assert metrics.au_spro([scores], regions, 0.3) == 1
-    assert metrics.au_spro([scores], [[Region(np.flatnonzero(mask), 10)]], 0.3) == pytest.approx(0.5 + 0.15 / 2)
+    assert metrics.au_spro([scores], [[Region(np.flatnonzero(mask), 10, relative=False)]], 0.3) == pytest.approx(
+        0.5 + 0.15 / 2
+    )
     assert metrics.au_pro([scores], [mask], 0.3) == pytest.approx(0.25 + 0.75 * 0.15)
 
 
@@ -86,18 +89,17 @@ def test_a_saturated_region_is_wholly_found_by_a_part_of_it():
     ],
 )
 def test_saturation_areas_are_shares_or_pixels(area, threshold, relative, expected):
-    assert saturation_area(area, threshold, relative) == expected
+    assert Region(np.arange(area), threshold, relative).saturation == expected
 
 
 def test_regions_that_contradict_themselves_are_refused():
     scores, mask = np.arange(12.0).reshape(3, 4), np.zeros((3, 4), dtype=bool)
     mask[0, :2] = True
     inside = np.flatnonzero(mask)
-    for saturation in (0, 3):
-        with pytest.raises(ValueError, match=f"a saturation of {saturation} pixels for a region of 2"):
-            metrics.au_spro([scores], [[Region(inside, saturation)]])
+    with pytest.raises(ValueError, match="a region has no pixel"):
+        metrics.au_spro([scores], [[Region(inside), Region(inside[:0])]])
     for pixels in (inside[:1], np.append(inside, 7)):
         with pytest.raises(ValueError, match="are not the mask"):
-            metrics.count_pixels([scores], [mask], [[Region(pixels, 1)]])
+            metrics.count_pixels([scores], [mask], [[Region(pixels)]])
     with pytest.raises(ValueError, match="has regions, but no mask"):
-        metrics.count_pixels([scores, scores], [mask, None], [[Region(inside, 1)], [Region(inside, 1)]])
+        metrics.count_pixels([scores, scores], [mask, None], [[Region(inside)], [Region(inside)]])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.reports import figures
+from student_teacher.reports.published import BESIDE
 from student_teacher.reports.result_page import (
     MAP_SIDE,
     ResultPage,
@@ -28,7 +29,7 @@ AWKWARD = [
     "</script><b>&amp;.png",
     "größe 漢字.png",
     "50%23 #1?.png",
-    "{{data}} <!--.png",
+    "$data ${title} {{data}} <!--.png",
     "broken\udcff.png",
 ]
 
@@ -421,7 +422,7 @@ def test_dialog(browser, tiles):
     assert not number(browser, "document.querySelector('.stage .outline')?.checkVisibility() ?? false")
     press(browser, Keys.ESCAPE)
     assert not is_open()
-    # The focus goes to the card that was looked at last, once the browser has told of the closing; from there it goes
+    # The focus goes to the card that was viewed last, once the browser has reported the closing; from there it goes
     # on by keys.
     focused = "cards.findIndex(c => c.item.contains(document.activeElement)) === shownIndices()[1]"
     WebDriverWait(browser, 10).until(lambda _: number(browser, focused))
@@ -450,8 +451,9 @@ def test_every_control_is_reached_by_tab(browser, tiles):
 
 @pytest.mark.parametrize("width", [360, 700, 1000, 1280])
 def test_nothing_scrolls_sideways(browser, tiles, tmp_path, width):
-    rows = [summary_row("tiles"), summary_row("metal_nut", paper_p65=0.9), summary_row("x" * 60, au_pro=0.1)]
-    summary = write_summary_page(tmp_path / "summary.html", [*rows, summary_row("mean")])
+    published = dict.fromkeys(BESIDE, 0.9)
+    rows = [summary_row("tiles"), summary_row("metal_nut", **published), summary_row("x" * 60, au_pro=0.1)]
+    summary = write_summary_page(tmp_path / "summary.html", [*rows, summary_row("mean", **published)])
     for page in (tiles[0], summary):
         visit(browser, page, width, 740)
         assert number(browser, "document.documentElement.scrollWidth") <= width
@@ -485,7 +487,7 @@ def test_awkward_names(browser, tmp_path):
 def test_without_defects(browser, tmp_path):
     page, _ = make_page(tmp_path / "good only", [0, 0, 0], [3, 1, 2], ["good"] * 3, masked=False)
     visit(browser, page)
-    assert browser.find_element("id", "measures").text.count("no anomalous test images") == 5
+    assert browser.find_element("id", "measures").text.count("no anomalous test images") == 8
     assert "no anomalous" in browser.find_element("id", "no-best").text
     assert browser.find_elements("css selector", ".curve") == []
     assert number(browser, "document.getElementById('count-pass').textContent") == "3"
@@ -544,8 +546,10 @@ def test_summary(browser, tmp_path):
     assert order() == [awkward, "capsule", "failed", "Zipper"]
     text = browser.find_element("id", "summary").text
     assert "failed: the <disk> is full" in text
-    assert "−0.100" in text
-    assert "+0.100" in text
+    shown = browser.find_element("css selector", "tbody tr:last-child").text  # Zipper's
+    assert "0.800\n−0.100" in shown
+    assert "0.600\n+0.100" in shown
+    assert "0.857\n−0.100" in browser.find_element("css selector", "tfoot").text  # not 0.800 - 0.857
     assert "1 h 01 min" in text
     assert "1 min 05 s" in text
     assert browser.find_element("css selector", "tfoot th").text == "mean"

@@ -56,3 +56,8 @@ def test_imports_go_down_alone(path):
 
 def test_the_package_does_not_collide_with_names_of_users():
     assert not {"images", "metrics", "training", "files"} & {path.stem for path in SRC.iterdir()}
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SRC)))
+def test_nothing_is_for_unix_alone(path):
+    assert not {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"} & set(imported(path))

@@ -19,23 +19,17 @@ EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 
 class Region(NamedTuple):
-    """One region of a defect; regions of an image may overlap."""
+    """One region of a defect, and when it saturates; regions of an image may overlap."""
 
     pixels: np.ndarray  # (K,) their numbers in the image, row by row
-    saturation: int  # from 1 to K: as many pixels as must be found
+    threshold: float = 1.0  # a share of the region, in (0, 1], or a number of pixels
+    relative: bool = True  # whether it is a share
 
-
-def saturation_area(area: int, threshold: float, relative: bool) -> int:
-    """Of how many pixels a region must have for it to count as wholly found, from 1 to `area`.
-
-    Equals MVTec LOCO's evaluation code, which rounds down; a region that this leaves with no pixel needs one.
-
-    Args:
-        area: pixels of the region, at least 1.
-        threshold: of the kind of defect: a share of the area, in (0, 1], or a number of pixels.
-        relative: whether it is a share.
-    """
-    return max(1, min(area, int(threshold * area) if relative else int(threshold)))
+    @property
+    def saturation(self) -> int:
+        """How many pixels must be found, 1 to K: rounded down, as in MVTec LOCO's evaluation code, but at least one."""
+        area = len(self.pixels)
+        return max(1, min(area, int(self.threshold * area if self.relative else self.threshold)))
 
 
 def connected(mask: np.ndarray) -> tuple[np.ndarray, int]:
@@ -52,15 +46,16 @@ def saturated(scores: np.ndarray, mask: np.ndarray, regions: Sequence[Region]) -
     several tied pixels these are makes no difference: a threshold finds all of them, or none.
 
     Raises:
-        ValueError: the regions together are not the mask, or a saturation is no number of a region's pixels.
+        ValueError: the regions together are not the mask, or one has no pixel.
     """
     scores, weight, covered = scores.ravel(), np.zeros(mask.size), np.zeros(mask.size, dtype=bool)
-    for pixels, saturation in regions:
-        if not 1 <= saturation <= len(pixels):
-            raise ValueError(f"a saturation of {saturation} pixels for a region of {len(pixels)}")
-        covered[pixels] = True
-        highest = np.argpartition(scores[pixels], len(pixels) - saturation)[len(pixels) - saturation :]
-        weight[pixels[highest]] += 1 / saturation
+    for region in regions:
+        if not len(region.pixels):
+            raise ValueError("a region has no pixel")
+        covered[region.pixels] = True
+        lower = len(region.pixels) - region.saturation  # so many pixels add nothing
+        highest = np.argpartition(scores[region.pixels], lower)[lower:] if lower else slice(None)
+        weight[region.pixels[highest]] += 1 / region.saturation
     inside = mask.ravel() != 0
     if not np.array_equal(covered, inside):
         raise ValueError("the regions of a mask, taken together, are not the mask")

@@ -89,7 +89,8 @@ def _files(category):
         for entry in _entries(category / part)
         if not entry.name.startswith(".")
     ]
-    entries += [file for entry in entries for file in _entries(entry)]
+    kinds = [file for entry in entries for file in _entries(entry) if not file.name.startswith(".")]
+    entries += [*kinds, *(file for kind in kinds for file in _entries(kind))]
     return {
         path.relative_to(category).as_posix(): [(found := path.stat()).st_size, found.st_mtime_ns]
         for path in entries
@@ -161,7 +162,9 @@ def list_images(category: Path) -> tuple[list[dict[str, str | int]], list[str], 
     for kind, images in test.items():
         masks = {}
         for file in _entries(category / "ground_truth" / kind):
-            if is_image(file):
+            if file.is_dir() and not file.name.startswith("."):  # MVTec LOCO: a file for each region
+                masks[file.name] = file
+            elif is_image(file):
                 masks |= {stem_of(page): page for page in pages_of(file)}
             else:
                 others.append(file)

@@ -186,19 +186,48 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 def load_mask(path: str | Path, threshold: float | None = None) -> Image.Image:
     """Read a mask of defects, upright (EXIF) and in mode L: 255 where the file is not black, else 0.
 
-    Fully transparent pixels count as black. In a JPEG, whose compression leaves grey traces round every edge, the
-    pixels brighter than the middle grey count. With a `threshold`, 0 to 255, in any file those that are brighter; of
-    floating point and 32 bits the values above it.
+    Of a folder of masks, one for each region, what any of them marks. Fully transparent pixels count as black. In a
+    JPEG, whose compression leaves grey traces round every edge, the pixels brighter than the middle grey count. With a
+    `threshold`, 0 to 255, in any file those that are brighter; of floating point and 32 bits the values above it.
 
     Raises:
-        UserError: the file is missing, broken, not an image or too large.
+        UserError: the file is missing, broken, not an image or too large; a folder's are of different sizes, or none.
     """
     return Image.fromarray(np.where(graded_mask(path, threshold)[1], 255, 0).astype(np.uint8))
 
 
 def graded_mask(path: str | Path, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """How bright a mask is, (H,W), and where it marks a defect, bool; arguments and errors as of `load_mask`."""
-    return _read(path, partial(_graded, threshold=threshold))[0]
+    masks = [_read(file, partial(_graded, threshold=threshold))[0] for file in mask_files(Path(path))]
+    sizes = [f"{marked.shape[1]} x {marked.shape[0]}" for _, marked in masks]
+    for size in sizes:
+        if size != sizes[0]:
+            raise UserError(f"{path}: holds masks of {sizes[0]} and of {size} pixels; they must agree")
+    values, marked = zip(*masks, strict=True)
+    return np.max(values, axis=0), np.any(marked, axis=0)
+
+
+def mask_files(path: Path) -> list[Path]:
+    """The files of a mask: itself, or where it is a folder, as in MVTec LOCO, all images in it, sorted.
+
+    Raises:
+        UserError: the folder holds no image.
+    """
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if is_image(file))
+    if not files:
+        raise UserError(f"{path}: holds no mask")
+    return files
+
+
+def load_grey(path: str | Path) -> Image.Image:
+    """Read an image's grey values as they are, from 0 to 255, upright (EXIF) and in mode L.
+
+    Raises:
+        UserError: as `load_rgb`.
+    """
+    return _read(path, lambda decoded: decoded.image.convert("L"))[0]
 
 
 class _Decoded(NamedTuple):

@@ -7,17 +7,18 @@ without a server or network. The templates are in the folder page/.
 import html
 import json
 import os
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from urllib.parse import quote
 
 import numpy as np
+from contourpy import contour_generator
 from PIL import Image
 
 from student_teacher.images.reading import at_most
 from student_teacher.reports import figures
+from student_teacher.reports.published import BESIDE, SOURCES
 from student_teacher.runtime.files import write_atomically
 
 TEMPLATES = Path(__file__).resolve().parent / "page"
@@ -189,25 +190,11 @@ def outline_path(mask: np.ndarray) -> str:
         which cuts the corners of staircases.
     """
     inside = np.pad(np.asarray(mask) != 0, 1)
-    following = defaultdict(list)  # corner -> edges that leave it, each with the inside to its right: (middle, end)
-    for dx, dy in ((0, -1), (1, 0), (0, 1), (-1, 0)):
-        rows, columns = np.nonzero(inside & ~np.roll(inside, (-dy, -dx), (0, 1)))
-        for x, y in zip((2 * columns - 1 + dx).tolist(), (2 * rows - 1 + dy).tolist(), strict=True):
-            following[x + dy, y - dx].append(((x, y), (x - dy, y + dx)))
     path = []
-    while following:
-        corner = next(iter(following))
-        middles = []
-        while corner in following:  # as many edges enter a corner as leave it: the walk ends where it began
-            edges = following[corner]
-            middle, end = edges.pop()
-            if not edges:
-                del following[corner]
-            middles.append(middle)
-            corner = end
-        points = np.array(middles)
+    for line in contour_generator(z=inside.astype(float)).lines(0.5):  # closed: the first point comes again at the end
+        points = np.rint(2 * line[:-1] - 1).astype(int)
         steps = np.roll(points, -1, axis=0) - points
-        points = points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)]
+        points = points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)]  # the corners
         way = " ".join(f"{x} {y}" for x, y in np.diff(points, axis=0).tolist())
         path.append(f"M{points[0, 0]} {points[0, 1]}l{way}z")
     return "".join(path)
@@ -231,18 +218,20 @@ def curve_path(curve: Curve | None, limit: float = 1.0, points: int = 400) -> st
     return "M" + "L".join(f"{a:.0f} {b:.0f}" for a, b in zip(across, up, strict=True))
 
 
-# Columns of the summary: key, heading, explanation.
-SUMMARY_COLUMNS = (
-    ("category", "Category", ""),
-    ("image_au_roc", "Image\nAU-ROC", "how often a defective image scores above a good one"),
-    ("pixel_au_roc", "Pixel\nAU-ROC", "how often a defect's pixel scores above a good one"),
-    ("au_pro", "AU-PRO", "area under the per-region overlap up to a false positive rate of 0.3, divided by it"),
-    ("paper_p65", "Paper\np = 65", "AU-PRO of the paper with one receptive field of 65 pixels"),
-    ("difference_p65", "Difference\nto p = 65", "AU-PRO here less the paper's for p = 65"),
-    ("paper_multiscale", "Paper\nmulti-scale", "AU-PRO of the paper with receptive fields of 17, 33 and 65 pixels"),
-    ("difference_multiscale", "Difference\nto multi-scale", "AU-PRO here less the paper's multi-scale one"),
-    ("seconds", "Time", "training and test"),
-)
+# Of the summary: heading, and what it means. What others published stands beside our own.
+SUMMARY_COLUMNS = {
+    "category": ("Category", ""),
+    "image_au_roc": ("Image\nAU-ROC", "how often a defective image scores above a good one"),
+    "efficientad_s_image_au_roc": ("EfficientAD\nsmall\nimage AU-ROC", "the same of EfficientAD, small"),
+    "efficientad_m_image_au_roc": ("EfficientAD\nmedium\nimage AU-ROC", "the same of EfficientAD, medium"),
+    "pixel_au_roc": ("Pixel\nAU-ROC", "how often a defect's pixel scores above a good one"),
+    "au_pro": ("AU-PRO", "area under the per-region overlap up to a false positive rate of 0.3, divided by it"),
+    "paper_p65": ("Paper\np = 65\nAU-PRO", "the same of the paper with one receptive field of 65 pixels"),
+    "paper_multiscale": ("Paper\n3 scales\nAU-PRO", "the same of the paper with 17, 33 and 65 pixels together"),
+    "efficientad_s_au_pro": ("EfficientAD\nsmall\nAU-PRO", "the same of EfficientAD, small"),
+    "efficientad_m_au_pro": ("EfficientAD\nmedium\nAU-PRO", "the same of EfficientAD, medium"),
+    "seconds": ("Time", "training and test"),
+}
 
 
 def write_summary_page(path: Path, rows: Sequence[Mapping]) -> Path:
@@ -251,64 +240,63 @@ def write_summary_page(path: Path, rows: Sequence[Mapping]) -> Path:
     Args:
         path: of the page.
         rows: a mapping for each category, in the order to show: `category`; `status`, "done" or "failed"; `error`;
-            and as numbers or None `image_au_roc`, `pixel_au_roc`, `au_pro`, `paper_p65`, `paper_multiscale`,
-            `seconds`. Other keys are ignored. A last row whose category is "mean" becomes the table's foot.
+            and as numbers or None, or not at all, the other keys of SUMMARY_COLUMNS. Other keys are left alone. A last
+            row whose category is "mean" becomes the table's foot.
 
     Returns:
         The path.
     """
     path = Path(path)
-    rows = [_with_differences(row) for row in rows]
+    rows = list(rows)
     mean = rows.pop() if rows and rows[-1]["category"] == "mean" else None
-    if mean:
-        # Over the categories that the paper has too, not the difference of two means over different categories.
-        for key in ("difference_p65", "difference_multiscale"):
-            known = [row[key] for row in rows if row[key] is not None]
-            mean[key] = sum(known) / len(known) if known else None
-    known = {key for row in rows for key, value in row.items() if value is not None}
-    columns = [column for column in SUMMARY_COLUMNS if column[0] in known]
+    columns = [key for key in SUMMARY_COLUMNS if any(row.get(key) is not None for row in rows)]
+    differences = [_differences(row) for row in rows]
+    # Over the categories that have both, and not the difference of two means over different ones.
+    known = {key: [row[key] for row in differences if key in row] for key in BESIDE}
+    of_mean = {key: sum(values) / len(values) for key, values in known.items() if values}
     failed = sum(row.get("status") == "failed" for row in rows)
     count = f"{len(rows)} {'category' if len(rows) == 1 else 'categories'}"
+    cells = [_summary_row(row, columns, found, path.parent) for row, found in zip(rows, differences, strict=True)]
     _write_page(
         path,
         "summary.html",
         script=_template("summary.js"),
         count=f"{count}, {failed} failed" if failed else count,
         head="".join(map(_heading, columns)),
-        body="\n".join(_summary_row(row, columns, path.parent) for row in rows),
-        foot=_summary_row(mean, columns, None) if mean else "",
-        source="" if any(key.startswith("paper") for key, _, _ in columns) else "hidden",
+        body="\n".join(cells),
+        foot=_summary_row(mean, columns, of_mean, None) if mean else "",
+        sources=html.escape(" ".join(f"{name}: {source}." for name, source in SOURCES.items())),
+        hidden="" if BESIDE.keys() & set(columns) else "hidden",
     )
     return path
 
 
-def _with_differences(row: Mapping) -> dict:
-    row = dict(row)
-    for scale in ("p65", "multiscale"):
-        ours, theirs = row.get("au_pro"), row.get(f"paper_{scale}")
-        row[f"difference_{scale}"] = None if ours is None or theirs is None else ours - theirs
-    return row
+def _differences(row: Mapping) -> dict[str, float]:
+    """Ours less what was published, where there are both."""
+    pairs = {key: (row.get(measure), row.get(key)) for key, measure in BESIDE.items()}
+    return {key: ours - theirs for key, (ours, theirs) in pairs.items() if None not in (ours, theirs)}
 
 
-def _heading(column: tuple[str, str, str]) -> str:
-    key, heading, meaning = column
+def _heading(key: str) -> str:
+    heading, meaning = SUMMARY_COLUMNS[key]
     return (
         f'<th scope="col" role="columnheader" aria-sort="none" data-key="{key}">'
         f'<button type="button" title="{html.escape(meaning)}">{heading}</button></th>'
     )
 
 
-def _summary_row(row: Mapping, columns: Sequence[tuple[str, str, str]], folder: Path | None) -> str:
+def _summary_row(row: Mapping, columns: Sequence[str], differences: Mapping[str, float], folder: Path | None) -> str:
     cells = [f'<th scope="row" role="rowheader">{_category_cell(row, folder)}</th>']
     failed = row.get("status") == "failed"
     if failed:
         error = html.escape(f"failed: {row.get('error') or 'unknown reason'}")
         cells.append(f'<td role="cell" class="error" colspan="{len(columns) - 1}">{error}</td>')
     else:
-        for key, heading, _ in columns[1:]:
-            value = row.get(key)
-            cells.append(f'<td role="cell" data-heading="{heading}">{_shown(key, value)}</td>')
-    values = {key: None if failed and key != "category" else row.get(key) for key, _, _ in columns}
+        for key in columns[1:]:
+            ours_less_theirs = f"<small>{differences[key]:+.3f}</small>".replace("-", "−") if key in differences else ""
+            cell = f"{shown(key, row.get(key))}{ours_less_theirs}"
+            cells.append(f'<td role="cell" data-heading="{SUMMARY_COLUMNS[key][0]}">{cell}</td>')
+    values = {key: None if failed and key != "category" else row.get(key) for key in columns}
     return f'<tr role="row" data-values="{html.escape(json.dumps(values))}">{"".join(cells)}</tr>'
 
 
@@ -323,14 +311,11 @@ def _category_cell(row: Mapping, folder: Path | None) -> str:
     return f'<a href="{_url(category, "index.html")}">{picture}{name}</a>'
 
 
-def _shown(key: str, value: float | None) -> str:
+def shown(key: str, value: float | None) -> str:
+    """What stands in the summary for a value of a column."""
     if value is None:
         return "–"
-    if key == "seconds":
-        return _duration(round(value))
-    if key.startswith("difference"):
-        return f"{value:+.3f}".replace("-", "−")
-    return f"{value:.3f}"
+    return _duration(round(value)) if key == "seconds" else f"{value:.3f}"
 
 
 def _duration(seconds: int) -> str:
@@ -351,7 +336,4 @@ def _template(name: str) -> str:
 
 
 def _write_page(path: Path, template: str, **parts: str) -> None:
-    parts["style"] = _template("page.css")
-    # In one pass, so that braces in the parts are not replaced.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _template(template))
-    write_atomically(path, page)
+    write_atomically(path, Template(_template(template)).substitute(parts, style=_template("page.css")))

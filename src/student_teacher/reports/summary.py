@@ -1,4 +1,4 @@
-"""One table over all categories: what each reached, beside what the paper published."""
+"""One table over all categories: what each reached, beside what others published."""
 
 import csv
 import io
@@ -8,37 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from student_teacher.reports import result_page
+from student_teacher.reports.published import BESIDE, FIGURES, SOURCES, figures_of
+from student_teacher.reports.result_page import SUMMARY_COLUMNS, shown, write_summary_page
 from student_teacher.runtime.files import write_atomically
 
-# AU-PRO up to a false positive rate of 0.3 on MVTec AD as published by Bergmann et al., CVPR 2020: of one scale
-# (p = 65), and of three scales together. In MVTec's order of categories.
-PAPER = {
-    "carpet": (0.695, 0.879),
-    "grid": (0.819, 0.952),
-    "leather": (0.819, 0.945),
-    "tile": (0.912, 0.946),
-    "wood": (0.725, 0.911),
-    "bottle": (0.918, 0.931),
-    "cable": (0.865, 0.818),
-    "capsule": (0.916, 0.968),
-    "hazelnut": (0.937, 0.965),
-    "metal_nut": (0.895, 0.942),
-    "pill": (0.935, 0.961),
-    "screw": (0.928, 0.942),
-    "toothbrush": (0.863, 0.933),
-    "transistor": (0.701, 0.666),
-    "zipper": (0.933, 0.951),
-}
-SOURCE = (
-    "Paul Bergmann, Michael Fauser, David Sattlegger, Carsten Steger: Uninformed Students: Student-Teacher Anomaly "
-    "Detection with Discriminative Latent Embeddings. CVPR 2020"
-)
-
 MEASURES = ("image_au_roc", "pixel_au_roc", "au_pro")
-PUBLISHED = ("paper_p65", "paper_multiscale")
-COLUMNS = ("category", "status", *MEASURES, *PUBLISHED, "seconds", "error")
-HEADINGS = ("Category", "Image AU-ROC", "Pixel AU-ROC", "AU-PRO", "Paper, p = 65", "Paper, multi-scale", "Time")
+COLUMNS = ("category", "status", *(key for key in SUMMARY_COLUMNS if key != "category"), "error")
 
 METRICS = "metrics.json"
 RECORD = "run.json"
@@ -51,10 +26,11 @@ class Record:
 
     Attributes:
         status: one of RECORD_STATES.
-        error: the failure's last line, empty unless `status` is "failed".
+        error: the script that failed and its exit status, empty unless `status` is "failed".
         tested: whether there was anything to test.
         seconds: time that training and test took, without what was done before.
-        commands: every stage with its options; with --restart among them while none has begun.
+        commands: every stage with its options.
+        restart: they are to train again what is trained, and none of them has begun.
     """
 
     status: str = "unfinished"
@@ -62,6 +38,7 @@ class Record:
     tested: bool = True
     seconds: float = 0.0
     commands: dict[str, list[str]] = field(default_factory=dict)
+    restart: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
@@ -79,7 +56,7 @@ class Record:
 
 def in_order(categories: Sequence[str]) -> list[str]:
     """Categories, MVTec's first and in MVTec's order, then the others by name."""
-    places = {category: place for place, category in enumerate(PAPER)}
+    places = {category: place for place, category in enumerate(FIGURES)}
     return sorted(categories, key=lambda category: (places.get(category, len(places)), category))
 
 
@@ -87,22 +64,22 @@ def collect(results: Path) -> list[dict]:
     """What lies in `results`: a row for each category, and where there are any, a last one, "mean".
 
     A row holds COLUMNS: `status` is "done" or "failed", `error` a line or empty, and what is to be a number is a float
-    or None. The mean of a measure is over the categories that have it; the paper's is over those of its categories
-    that have an AU-PRO here.
+    or None. The mean of a measure is over the categories that have it; that of published figures is over those of
+    their categories that have the same measure here.
     """
     folders = [entry.name for entry in results.iterdir() if entry.is_dir()] if results.is_dir() else []
     rows = [row for category in in_order(folders) if (row := _row(results / category)) is not None]
     if not rows:
         return []
     mean = {name: _mean([row[name] for row in rows]) for name in (*MEASURES, "seconds")}
-    mean |= {name: _mean([row[name] for row in compared(rows)]) for name in PUBLISHED}
+    mean |= {name: _mean([row[name] for row in rows if row[measure] is not None]) for name, measure in BESIDE.items()}
     return [*rows, _columns("mean", mean)]
 
 
 def _row(folder: Path) -> dict | None:
     """A category's row; None where nothing has come of it yet."""
     record, metrics = Record.read(folder), folder / METRICS
-    fields = dict(zip(PUBLISHED, PAPER.get(folder.name, (None, None)), strict=True))
+    fields = figures_of(folder.name)
     # Whoever ran the last stage by hand since then knows better than the record.
     by_hand = metrics.exists() and (record is None or metrics.stat().st_mtime_ns > _time(folder / RECORD))
     if not by_hand:
@@ -140,11 +117,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def compared(rows: Sequence[Mapping]) -> list[Mapping]:
-    """Those of the rows whose AU-PRO stands beside the paper's: like with like."""
-    return [row for row in rows if row["category"] in PAPER and row["au_pro"] is not None]
-
-
 def as_csv(rows: Sequence[Mapping]) -> str:
     """The rows for a program: figures as exact as they are, nothing where there is none."""
     text = io.StringIO()
@@ -154,62 +126,61 @@ def as_csv(rows: Sequence[Mapping]) -> str:
     return text.getvalue()
 
 
+def as_json(rows: Sequence[Mapping]) -> str:
+    """The rows for a program, as `categories` and `mean` (null where there are none), with the published sources."""
+    content = {"categories": rows[:-1], "mean": rows[-1] if rows else None, "sources": SOURCES}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def as_markdown(rows: Sequence[Mapping]) -> str:
     """The rows for a reader, with what there is to say about the comparison."""
     lines = [
         "# Summary",
         "",
-        f"| {' | '.join(HEADINGS)} |",
-        f"|---{'|--:' * (len(HEADINGS) - 1)}|",
-        *(_markdown_row(row) for row in rows),
+        f"| {' | '.join(map(_heading, SUMMARY_COLUMNS))} |",
+        f"|---{'|--:' * (len(SUMMARY_COLUMNS) - 1)}|",
+        *map(_markdown_row, rows),
         "",
         "AU-PRO: the area under the per-region overlap, up to a false positive rate of 0.3. "
         "–: what can't be measured, or was not published.",
         "",
-        f"Paper: AU-PRO as published by {SOURCE}. {_comparison(rows)}",
+        *(f"- {_comparison(measure, rows)}" for measure in dict.fromkeys(BESIDE.values())),
+        *(f"- {name}: {source}" for name, source in SOURCES.items()),
     ]
     return "\n".join(lines) + "\n"
 
 
+def _heading(key: str) -> str:
+    return SUMMARY_COLUMNS[key][0].replace("\n", " ")
+
+
 def _markdown_row(row: Mapping) -> str:
     name = row["category"] if row["status"] == "done" else f"{row['category']} (failed: {row['error']})"
-    shown = ["–" if row[key] is None else f"{row[key]:.3f}" for key in (*MEASURES, *PUBLISHED)]
-    cells = [name.replace("|", "\\|"), *shown, _duration(row["seconds"])]
+    cells = [name.replace("|", "\\|"), *(shown(key, row[key]) for key in SUMMARY_COLUMNS if key != "category")]
     if row["category"] == "mean":
         cells = [f"**{cell}**" for cell in cells]
     return f"| {' | '.join(cells)} |"
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-
-def _comparison(rows: Sequence[Mapping]) -> str:
-    beside = compared(rows)
-    if not beside:
-        return f"None of its {len(PAPER)} categories has an AU-PRO here."
-    ours, single, several = (_mean([row[name] for row in beside]) for name in ("au_pro", *PUBLISHED))
-    if len(beside) == len(PAPER):
-        those = f"all {len(PAPER)} categories"
-    else:
-        those = f"{len(beside)} of its {len(PAPER)} categories ({', '.join(row['category'] for row in beside)})"
-    return (
-        f"Its means are over what has an AU-PRO here too, {those}: "
-        f"{single:.3f} at one scale and {several:.3f} at three, against {ours:.3f} here."
-    )
+def _comparison(measure: str, rows: Sequence[Mapping]) -> str:
+    both = [row for row in rows[:-1] if row["category"] in FIGURES and row[measure] is not None]
+    if not both:
+        return f"{_heading(measure)}: none of the {len(FIGURES)} published categories has one here."
+    keys = [measure, *(key for key in BESIDE if BESIDE[key] == measure)]
+    means = [f"{'here' if key == measure else _heading(key)} {_mean([row[key] for row in both]):.3f}" for key in keys]
+    names = "all of them" if len(both) == len(FIGURES) else ", ".join(row["category"] for row in both)
+    over = f"{len(both)} of {len(FIGURES)} published categories ({names})"
+    return f"{_heading(measure)}, mean over {over}: {'; '.join(means)}."
 
 
 def write(results: Path) -> list[dict]:
-    """Write summary.csv, summary.md and summary.html into `results`, and return their rows.
+    """Write summary.csv, .json, .md and .html into `results`, and return their rows.
 
     Raises UserError where they can't be written.
     """
     rows = collect(results)
     write_atomically(results / "summary.csv", as_csv(rows))
+    write_atomically(results / "summary.json", as_json(rows))
     write_atomically(results / "summary.md", as_markdown(rows))
-    result_page.write_summary_page(results / "summary.html", rows)
+    write_summary_page(results / "summary.html", rows)
     return rows

@@ -57,12 +57,17 @@ function showMeasures() {
   const figures = [
     ["Image AU-ROC", "image_au_roc", "defective images score above good ones"],
     ["AU-PRO", "au_pro", `overlap with each region, up to a false positive rate of ${measures.au_pro_limit ?? 0.3}`],
+    ["AU-sPRO", "au_spro_0.05", "overlap with regions that saturate, up to a false positive rate of 0.05"],
+    ["AUPIMO", "aupimo", "share of a defect found, where good images have 1 to 10 false pixels in 100,000"],
     ["Pixel AU-ROC", "pixel_au_roc", "defect pixels score above good ones"],
     ["Average precision", "image_average_precision", "of the images"],
     ["Best F1", "image_best_f1", "of the images"],
+    ["F1", "image_f1", "of the images, at the threshold that good images have set"],
+    ["Pixel F1", "pixel_f1", "at the threshold that good images have set"],
   ];
   for (const [name, key, meaning] of figures) {
     const known = measures[key] !== undefined;
+    if (!known && missing[key] === undefined) continue; // as AU-sPRO of most categories
     byId("measures").append(
       element("div", { className: known ? "" : "none" },
         element("dt", { textContent: name }),
@@ -100,7 +105,9 @@ function showKinds() {
     ["Average\nprecision", (row) => rate(row.image_average_precision)],
     ["Pixel\nAU-ROC", (row) => rate(row.pixel_au_roc)],
     ["AU-PRO", (row) => rate(row.au_pro)],
-  ];
+    ["AU-sPRO", (row) => rate(row["au_spro_0.05"])],
+    ["AUPIMO", (row) => rate(row.aupimo)],
+  ].filter(([name]) => name !== "AU-sPRO" || measures["au_spro_0.05"] !== undefined);
   byId("kinds").hidden = false;
   byId("kinds").querySelector("thead tr").append(
     ...columns.map(([name]) => element("th", { scope: "col", textContent: name })));
@@ -316,10 +323,12 @@ function view(index) {
   const image = images[index];
   const shown = shownIndices();
   const position = shown.indexOf(index);
+  const aupimo = measures.aupimo_of_images?.[`test/${image.kind}/${image.name}`];
   byId("viewer-name").textContent = `${image.kind} / ${image.name}`;
   byId("viewer-facts").replaceChildren(
     element("strong", { textContent: `score ${significant(image.score, 4)}` }),
     ` · ${OUTCOMES[cards[index].outcome][0]} at ${significant(threshold, 4)} · `,
+    aupimo === undefined ? "" : `AUPIMO ${rate(aupimo)} · `,
     element("span", { textContent: `${position + 1} of ${shown.length}` }));
   stage.style.setProperty("--ratio", image.width / image.height);
   stage.querySelector(".outline")?.remove();
