@@ -1,7 +1,7 @@
 """Make a demo category: woven carpet, good and with five kinds of defects, in the layout of MVTec AD.
 
-Every yarn is modelled: its place, thickness, colour and twist, and where it dives under the yarns that it crosses.
-So a cut pushes yarns apart, a hole lacks them, and no two images share their light, their colour or their weave.
+Every yarn is modelled: its position, thickness, colour and twist, and where it passes under the yarns that it crosses.
+So a cut pushes yarns apart, in a hole they are missing, and no two images have the same light, colour or weave.
 """
 
 import argparse
@@ -24,11 +24,11 @@ sys.path.insert(0, str(ROOT / "src"))
 from student_teacher.runtime.errors import UserError, run  # noqa: E402
 
 DEFECTS = ("cut", "hole", "thread", "stain", "metal")
-VERSION = 1  # of the pictures: raise it with every change that alters a pixel
+VERSION = 1  # of the pictures: increase it with every change that alters a pixel
 UNIT = 256  # lengths below are in pixels of an image this wide
 OVERSAMPLING = 2  # the weave is drawn this much larger, so that its edges come out smooth
 PERIOD = 9.0  # from one yarn to the next
-WEAKEST = 0.5  # strength of the least visible defect; the plainest has 1
+WEAKEST = 0.5  # strength of the least visible defect; the most visible has 1
 
 WARP_COLOUR = np.array([0.57, 0.49, 0.40], np.float32)
 WEFT_COLOUR = np.array([0.66, 0.60, 0.51], np.float32)
@@ -76,7 +76,7 @@ class Carpet:
         }
 
     def smooth_noise(self, wavelength: float) -> np.ndarray:
-        """Noise of deviation 1, roughly, that varies over `wavelength`: (S,S)."""
+        """Smooth noise with a standard deviation of about 1 that varies over `wavelength`: (S,S)."""
         cells = max(2, int(np.ceil(UNIT / wavelength)) + 1)
         return self._stretched(cells, cells)
 
@@ -90,7 +90,7 @@ class Carpet:
         return self._stretched(along, across) if vertical else self._stretched(across, along)
 
     def yarn_coordinates(self, x, y) -> tuple[np.ndarray, np.ndarray]:
-        """Place in the weave: the number of the warp yarn (left to right) and of the weft yarn, with fractions."""
+        """Position in the weave: the number of the warp yarn (left to right) and of the weft yarn, with fractions."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         u = (cos * (x - UNIT / 2) - sin * (y - UNIT / 2)) / self.period[0] + self.phase[0] + self.drift[0]
         v = (sin * (x - UNIT / 2) + cos * (y - UNIT / 2)) / self.period[1] + self.phase[1] + self.drift[1]
@@ -437,7 +437,7 @@ def write_category(category: Path, parameters: dict[str, int]) -> bool:
     pictures = plan(parameters["train"], parameters["test_good"], parameters["test_per_kind"])
     if category.exists() or category.is_symlink():
         if category.is_symlink() or not record.is_file():
-            raise UserError(f"{category}: exists and is no demo category; remove it or choose another --category")
+            raise UserError(f"{category}: exists and is not a demo category; remove it or choose another --category")
         files = len(list(category.glob("t*/*/*.png"))) if record.read_text() == contents else -1
         if files == len(pictures):
             return False
@@ -489,11 +489,11 @@ def main():
     )
     arguments = parser.parse_args()
     if arguments.image_size < 32 or arguments.train < 1 or min(arguments.test_good, arguments.test_per_kind) < 0:
-        raise UserError("--image-size wants at least 32, --train at least 1, the others at least 0")
+        raise UserError("--image-size must be at least 32, --train at least 1, the others at least 0")
     if arguments.seed < 0:
-        raise UserError("--seed wants 0 or more")
+        raise UserError("--seed must be 0 or more")
     if not arguments.category or arguments.category.startswith(".") or "/" in arguments.category:
-        raise UserError(f"--category {arguments.category}: wants a plain folder name")
+        raise UserError(f"--category {arguments.category}: give a plain folder name")
 
     category = arguments.data / arguments.category
     names = ("seed", "image_size", "train", "test_good", "test_per_kind")

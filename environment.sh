@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# To be sourced by the scripts beside it: one place that knows how the Python environment is made.
+# Sourced by the scripts beside it: makes the Python environment.
 
 # prepare_environment [REQUIREMENTS...]
-# Sets PYTHON to an interpreter that has what the files (requirements.txt if none is named) ask for. Makes .venv beside
-# this file on the first call, and installs again only where a file has changed since.
-# With PYTHON set beforehand, as in `PYTHON=python3 ./demo.sh`, that interpreter is used as it is.
+# Sets PYTHON to an interpreter with the packages of these files (default requirements.txt). Makes .venv beside this file
+# on the first call, and installs again only if a file has changed.
+# If PYTHON is set already, as in `PYTHON=python3 ./demo.sh`, that interpreter is used unchanged.
 prepare_environment() {
     if [[ -n ${PYTHON:-} ]]; then
         return
@@ -26,11 +26,11 @@ prepare_environment() {
     done
 
     if ((${#changed[@]})); then
-        # An environment without pip is one whose making was interrupted.
+        # An environment without pip was interrupted while it was made.
         if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
             make_environment "$venv" || return
         fi
-        echo "Installing ${changed[*]} into .venv: takes minutes the first time" >&2
+        echo "Installing ${changed[*]} into .venv: this takes minutes the first time" >&2
         (cd "$root" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${options[@]}") || return
         for i in "${!stamps[@]}"; do
             echo "${sums[i]}" >"${stamps[i]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes data/CATEGORY ready to train on.
+# Prepares data/CATEGORY for training.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -7,14 +7,14 @@ usage() {
     cat <<'TEXT'
 usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH] [--mask-threshold X]
 
-Makes DIR/CATEGORY ready to train on: checks every image and writes the index CATEGORY.csv.
-The images come from the first of these that is there:
+Prepares DIR/CATEGORY for training: checks every image and writes the index CATEGORY.csv.
+The images come from the first of these that exists:
   DIR/CATEGORY                          a folder in MVTec AD's layout, or your own in that layout
   DIR/CATEGORY.tar.xz                   as MVTec publishes it
   DIR/mvtec_anomaly_detection.tar.xz    the whole dataset: only CATEGORY is taken out
 
   --url ADDRESS   fetch such an archive into DIR first, unless the images are there already;
-                  a transfer that broke off goes on where it stopped
+                  an interrupted download goes on where it stopped
   --data DIR      folder of the categories (data, beside this script)
   --value-range LOW HIGH   the values that become black and white in images of more than 8 bits; --value-range auto:
                   those found on the training images, as without it
@@ -27,16 +27,16 @@ fail() {
     exit 2
 }
 
-# fetch ADDRESS FILE: whole or not at all.
+# fetch ADDRESS FILE: complete or not at all.
 fetch() {
     command -v curl >/dev/null || fail "curl is missing: apt install curl, or put the archive at $2 yourself"
-    # The address is part of the name, so that two archives never get mixed.
+    # The address is part of the name, so that two archives are never mixed.
     local part answer status=0
     part="$2.$(printf %s "$1" | cksum | cut -d' ' -f1).part"
     answer=$(curl_to "$part" "$1") || status=$?
-    if [[ $answer == 416 && $(tail -c 2 "$part") == YZ ]]; then # nothing is left to fetch, and it ends as xz does
+    if [[ $answer == 416 && $(tail -c 2 "$part") == YZ ]]; then # nothing is left to fetch, and the file ends like an xz file
         status=0
-    elif [[ $status == 33 || $answer == 416 ]]; then # it cannot go on: from the beginning, then
+    elif [[ $status == 33 || $answer == 416 ]]; then # it cannot resume: start again
         rm -f "$part"
         status=0
         curl_to "$part" "$1" >/dev/null || status=$?
@@ -44,12 +44,12 @@ fetch() {
     ((status == 0)) || fail "$1: not fetched (curl's status $status); the same command goes on where it stopped"
     if [[ $(head -c 6 "$part" | od -An -tx1 | tr -d ' \n') != fd377a585a00 ]]; then
         rm -f "$part"
-        fail "$1: gave no tar.xz archive (a web page, perhaps?); give the address of the archive itself"
+        fail "$1: did not give a tar.xz archive (a web page, perhaps?); give the address of the archive itself"
     fi
     mv "$part" "$2"
 }
 
-# curl_to FILE ADDRESS: goes on where FILE ends, and prints the server's answer, such as 206.
+# curl_to FILE ADDRESS: continues where FILE ends, and prints the server's status code, such as 206.
 curl_to() {
     local progress=--progress-bar
     [[ -t 2 ]] || progress=--silent
@@ -65,7 +65,7 @@ while (($#)); do
             exit
             ;;
         --url | --data)
-            (($# > 1)) || fail "$1 wants a value; see --help"
+            (($# > 1)) || fail "$1 needs a value; see --help"
             if [[ $1 == --url ]]; then url=$2; else data=$2; fi
             shift 2
             ;;
@@ -105,7 +105,7 @@ while (($#)); do
 done
 [[ -n $category ]] || fail "which category? such as ./mvtec_dataset.sh carpet; see --help"
 case $category in
-    .* | */*) fail "$category: wants a category's plain name, such as carpet; see --help" ;;
+    .* | */*) fail "$category: give a category's plain name, such as carpet; see --help" ;;
 esac
 
 has_images() { [[ -n $(ls -A "$data/$category" 2>/dev/null) ]]; }

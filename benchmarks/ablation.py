@@ -1,8 +1,8 @@
-"""What each part of the default detector is worth: the same students, with parts of them left out or weighed otherwise.
+"""Ablation of the default detector: the same students, with parts left out or with other weights.
 
-The students are fitted once for each set, image size and backbone. Then maps and scores are combined in many ways:
-levels, kinds of students, shares, with and without the errors that are expected. Image AU-ROC / AU-PRO up to a false
-positive rate of 0.3, at the images' own sizes.
+The students are fitted once for each data set, image size and backbone. Then maps and scores are combined in many ways:
+from single levels, global or local students, with other weights, with and without the expected errors. The table shows
+image AU-ROC / AU-PRO up to a false positive rate of 0.3, at the images' own sizes.
 
     python3 benchmarks/ablation.py bottle demo_carpet --output ablation.json
 """
@@ -34,7 +34,7 @@ from student_teacher.detection.BackboneDetector import (
     mean_of_levels,
 )
 from student_teacher.detection.Detector import at_own_size
-from student_teacher.evaluation import metrics
+from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import run
@@ -47,7 +47,7 @@ from student_teacher.training import backbone_students
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("categories", nargs="+", help="made ready by mvtec_dataset.sh, with defects and masks to test")
+    options.add_argument("categories", nargs="+", help="prepared by mvtec_dataset.sh, with defects and masks")
     add_folders(options, "data", "model")
     options.add_argument(
         "--image-size", type=command_line.positive, nargs="+", default=[512, 256], help="(default 512 256)"
@@ -55,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--resnet18",
         action="store_true",
-        help="also with torchvision's ResNet18 as the backbone: as stage 1 adapted it, else with --backbone-weights",
+        help="also measure torchvision's ResNet18 as backbone, adapted by stage 1 or else with --backbone-weights",
     )
     backbone_weights.add_option(options)
     options.add_argument("--device", default="auto")
@@ -65,8 +65,11 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     return options.parse_args(arguments)
 
 
-def combined(networks: BackboneDetector, scores: dict[str, list[Tensor]], use: str, share: float, only=None) -> Tensor:
-    """Standardised errors -> (N,h,w): levels that count for the `use`, or `only` the one of this place."""
+def combined(networks: BackboneDetector, scores: dict[str, list[Tensor]], use: str, weight: float, only=None) -> Tensor:
+    """Standardised errors -> (N,h,w), global students with this `weight`.
+
+    All levels that count for the `use`, or `only` the one with this index.
+    """
     size, means = [length // networks.stride for length in networks.teacher.size], {}
     for kind in KINDS:
         levels = [
@@ -75,41 +78,41 @@ def combined(networks: BackboneDetector, scores: dict[str, list[Tensor]], use: s
             if (counts(use, stride) if only is None else place == only)
         ]
         means[kind] = mean_of_levels(levels, size) if levels else None
-    if share in (0, 1):
-        return means[GLOBAL if share else LOCAL]
-    return means[LOCAL].lerp(means[GLOBAL], share)
+    if weight in (0, 1):
+        return means[GLOBAL if weight else LOCAL]
+    return means[LOCAL].lerp(means[GLOBAL], weight)
 
 
 def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) -> dict[str, Callable[[], tuple]]:
-    """What is compared: each gives the maps, and what scores are of. In `plain` nothing is expected."""
+    """The variants: each returns anomaly maps and scored maps. `plain` is calibrated without expected errors."""
     by = {use: networks.standardised(use, errors) for use in (MAP, SCORE)}
     raw = plain.standardised(SCORE, without_expectations(errors))
-    of_map, of_score = networks.shares[MAP], networks.shares[SCORE]
+    of_map, of_score = networks.global_weights[MAP], networks.global_weights[SCORE]
 
-    def both(map_share, score_share, only=None, score=by[SCORE], maps=by[MAP]):
+    def both(map_weight, score_weight, only=None, score=by[SCORE], maps=by[MAP]):
         return (
-            combined(networks, maps, MAP, map_share, only),
-            combined(networks, score, SCORE, score_share, only),
+            combined(networks, maps, MAP, map_weight, only),
+            combined(networks, score, SCORE, score_weight, only),
         )
 
     found = {
-        "as it is": partial(both, of_map, of_score),
-        "global students alone": partial(both, 1, 1),
-        "local students alone": partial(both, 0, 0),
-        "equal shares": partial(both, 0.5, 0.5),
-        "score: nothing expected": partial(both, of_map, of_score, score=raw),
-        "map: less what is expected": partial(both, of_map, of_score, maps=by[SCORE]),
+        "default": partial(both, of_map, of_score),
+        "global students only": partial(both, 1, 1),
+        "local students only": partial(both, 0, 0),
+        "equal weights": partial(both, 0.5, 0.5),
+        "score: without expected errors": partial(both, of_map, of_score, score=raw),
+        "map: minus expected errors": partial(both, of_map, of_score, maps=by[SCORE]),
     }
     for place, stride in enumerate(networks.strides[GLOBAL]):
-        found[f"global, level {place + 1} (stride {stride}) alone"] = partial(both, 1, 1, place)
+        found[f"global, only level {place + 1} (stride {stride})"] = partial(both, 1, 1, place)
     for place, stride in enumerate(networks.strides[LOCAL]):
-        found[f"local, level {place + 2} (stride {stride}) alone"] = partial(both, 0, 0, place)
+        found[f"local, only level {place + 2} (stride {stride})"] = partial(both, 0, 0, place)
     return found
 
 
 def without_expectations(errors: Errors) -> Errors:
-    """The same errors, where none is expected."""
-    return errors._replace(expected={kind: [level * 0 for level in levels] for kind, levels in errors.found.items()})
+    """The same errors, with expected errors of 0."""
+    return errors._replace(expected={kind: [level * 0 for level in levels] for kind, levels in errors.actual.items()})
 
 
 def evaluated(maps: Tensor, scored: Tensor, samples: list[dict]) -> tuple[float, float]:
@@ -118,12 +121,12 @@ def evaluated(maps: Tensor, scored: Tensor, samples: list[dict]) -> tuple[float,
     labels = np.array([sample["label"] for sample in samples])
     masks = [np.asarray(sample["mask"]) > 0 if sample["label"] else None for sample in samples]
     scores = scoring.image_scores(scored).cpu().numpy()
-    measures = metrics.Evaluation(own, masks, scores, labels, [str(label) for label in labels]).measures()
+    measures = Evaluation(own, masks, scores, labels, [str(label) for label in labels]).measures()
     return measures["image_au_roc"], measures["au_pro"]
 
 
 def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
-    """For each way, image AU-ROC and AU-PRO."""
+    """Image AU-ROC and AU-PRO of each variant."""
     sets = [
         AnomalyDataset(args.data / category, type="train", label=0),
         AnomalyDataset(args.data / category, type="test"),
@@ -147,7 +150,7 @@ def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
             errors = described.errors(networks, [level[learned:] for level in maps], args)
             first = not found
             for way, work in ways(networks, errors, plain).items():
-                if first or way == "as it is":
+                if first or way == "default":
                     label = way if first else ", ".join(filter(None, (name, f"at {side} x {side}")))
                     found[label] = evaluated(*work(), samples)
     return found
@@ -170,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         for label in labels
     ]
-    print(measuring.table(("way", *found), lines))
+    print(measuring.table(("variant", *found), lines))
     measuring.write_json(args.output, "ablation", args, machine, rows=found)
 
 

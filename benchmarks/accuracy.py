@@ -1,11 +1,11 @@
-"""What the defaults reach on whole categories: each is trained and tested, and one table says how well and how fast.
+"""Accuracy of the default settings on whole categories: trains and tests each, and prints one table.
 
-Beside them nearest neighbours among the same teacher's descriptors (10,000 of the good images', levels of stride 16):
-the rival that needs no training. Everything is written under --folder, so that nobody's models are touched.
+For comparison, nearest neighbours among the same teacher's descriptors (10,000 of the good images', levels with stride
+16), which need no training. Everything is written under --folder, so that no other models are touched.
 
 How to read the table: AU-PRO is up to a false positive rate of 0.3, at the images' own sizes. "false alarms" is the
-share of good test images called anomalous at the rate of 0.05 that was asked, "found" that of the others. Training is
-the time of the whole command, from image files to detector.pt. "ms" is for one picture, decoded already, to map and
+fraction of good test images called anomalous at a false-alarm rate of 0.05, "found" that of the defective ones.
+Training is the time of the whole command, from image files to detector.pt. "ms" is for one decoded picture, to map and
 score.
 
     python3 benchmarks/accuracy.py bottle demo_carpet --output accuracy.json
@@ -27,7 +27,7 @@ import torch
 from AnomalyDataset import AnomalyDataset
 from student_teacher.detection import scoring
 from student_teacher.detection.Detector import Detector, at_own_size, load_detector
-from student_teacher.evaluation import metrics
+from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.images import preprocessing
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError, run
@@ -35,28 +35,30 @@ from student_teacher.runtime.paths import ROOT, add_folders
 from student_teacher.runtime.prefetch import prefetched
 from student_teacher.students.LocalStudent import neighbourhoods
 
-BANK, QUERIES = 10_000, 1_024  # descriptors of good images; asked for at once
+BANK, QUERIES = 10_000, 1_024  # descriptors of good images; descriptors compared with them at once
 TIMED = 20  # pictures
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("categories", nargs="+", help="made ready by mvtec_dataset.sh, with defects and masks to test")
+    options.add_argument("categories", nargs="+", help="prepared by mvtec_dataset.sh, with defects and masks")
     add_folders(options, "data")
     options.add_argument("--folder", type=Path, default=ROOT / "results" / "accuracy", help="for models and results")
     options.add_argument("--precision", choices=device.PRECISIONS, default="auto")
     options.add_argument("--seed", type=command_line.seed, default=0)
-    options.add_argument("--no-neighbours", action="store_true", help="leave the rival out: it takes a minute")
     options.add_argument(
-        "--training", default="", metavar="OPTIONS", help='further ones of students_training.py, as "..."'
+        "--no-neighbours", action="store_true", help="leave out nearest neighbours, which take a minute"
+    )
+    options.add_argument(
+        "--training", default="", metavar="OPTIONS", help='further options for students_training.py, as "..."'
     )
     options.add_argument("--output", type=Path, help="write machine, settings and the table here, as JSON")
     return options.parse_args(arguments)
 
 
 def stage(name: str, category: str, args: Namespace, *options: str) -> float:
-    """Run a stage; how many seconds it took. Raises UserError where it fails."""
+    """Run a stage and return the seconds that it took. Raises UserError if it fails."""
     folders = ["--data", args.data, "--model", args.folder / "model", "--precision", args.precision]
     command = [sys.executable, ROOT / "src" / f"{name}.py", category, *folders, *options]
     begun = time.perf_counter()
@@ -77,7 +79,7 @@ def measure(category: str, args: Namespace) -> dict:
     row = {"category": category} | {name: measures[name] for name in ("image_au_roc", "pixel_au_roc", "au_pro")}
     row |= {name: measures["decisions"].get(name) for name in ("observed_false_alarm_rate", "found")}
     pictures = [test[index]["image"] for index in range(min(TIMED, len(test)))]
-    took = [measuring.seconds(lambda picture=picture: detector.look_at(picture)) for picture in pictures]
+    took = [measuring.seconds(lambda picture=picture: detector.predict(picture)) for picture in pictures]
     row |= {"training_seconds": training, "milliseconds": 1e3 * float(np.median(took))}
     row |= {"megabytes": path.stat().st_size / 1e6}
     return row if args.no_neighbours or detector.size is None else row | neighbours(detector, category, args)
@@ -85,7 +87,7 @@ def measure(category: str, args: Namespace) -> dict:
 
 @torch.inference_mode()
 def neighbours(detector: Detector, category: str, args: Namespace) -> dict:
-    """Image AU-ROC and AU-PRO of the distance to the nearest descriptor of good images."""
+    """Image AU-ROC and AU-PRO of the distance to the nearest of the good images' descriptors."""
     teacher = detector.networks.teacher
     around = neighbourhoods(teacher.strides)[0]
 
@@ -107,7 +109,7 @@ def neighbours(detector: Detector, category: str, args: Namespace) -> dict:
         labels.append(sample["label"])
         masks.append(np.asarray(sample["mask"]) > 0 if sample["label"] else None)
     labels = np.array(labels)
-    found = metrics.Evaluation(maps, masks, np.array(scores), labels, [str(label) for label in labels]).measures()
+    found = Evaluation(maps, masks, np.array(scores), labels, [str(label) for label in labels]).measures()
     return {"neighbours_image_au_roc": found["image_au_roc"], "neighbours_au_pro": found["au_pro"]}
 
 

@@ -1,15 +1,15 @@
-"""How fast whole anomaly maps are, from uint8 image to map and image score, against the published way.
+"""Speed of whole anomaly maps, from uint8 image to map and image score, compared with the published way.
 
-A teacher and its students score images of noise, with random weights: what is computed does not hang on them. The
-published way describes every pixel by multi-pooling in float32, stacks the students' descriptors and takes mean and
-variance over the stack. All take turns on the same images, which are on the device already, after a first turn that
-isn't counted. Before, both ways must give the same map in float32.
+A teacher and its students score images of noise, with random weights: the time doesn't depend on either. The published
+way describes every pixel by multi-pooling in float32, stacks the students' descriptors and takes mean and variance over
+the stack. All take turns on the same images, which are on the device already; the first turn isn't counted. Before
+timing, both ways must give the same map in float32.
 
-How to read the table: "to published" says how many times as fast a map is. "of product" is the rate of the networks'
-convolutions in the whole time, scoring included, as a share of the rate at which the same run multiplies two large
-matrices in the same precision. At stride 2 and more the map is interpolated to every pixel, in the time shown.
+How to read the table: "to published" is the speed-up over the published way. "of product" is the rate of the networks'
+convolutions over the whole time, scoring included, as a fraction of the rate at which the same run multiplies two large
+matrices in the same precision. With stride 2 or more the time includes interpolating the map to every pixel.
 
---memory measures the peak of memory above the models while one map is computed, each in a process of its own on a CPU.
+--memory measures the peak memory above the models while one map is computed, each in its own process on a CPU.
 
     python3 benchmarks/anomaly_map.py --patch-size 65 --memory 256 4096 --output anomaly_map.json
 """
@@ -47,8 +47,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         type=command_line.positive,
         nargs="*",
         metavar="PIXELS",
-        help="also measure the peak of memory on one image of this height and width, or several; the published way's "
-        "up to --image-size alone (without a number: 4096)",
+        help="also measure peak memory on one image of this height and width, or of several sizes; the published way "
+        "only up to --image-size (without a number: 4096)",
     )
     args = measuring.read(options, arguments)
     args.memory = [] if args.memory is None else args.memory or [4096]
@@ -102,7 +102,7 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
 
 
 def measure_memory(args: Namespace) -> list[dict]:
-    """Peak of memory above the models, in bytes, for each size, way and setting."""
+    """Peak memory above the models, in bytes, for each size, way and setting."""
     found = []
     ours = [(stride, precision) for stride in args.stride for precision in args.precision]
     for size in args.memory:
@@ -122,7 +122,7 @@ def measure_memory(args: Namespace) -> list[dict]:
 
 
 def peak_memory(args: Namespace, patch_size: int, stride: int | None, precision: str, size: int) -> int:
-    """How far memory rises above the models and the image while its map is computed; `stride` None: as published."""
+    """Peak memory in bytes above the models and the image while its map is computed; `stride` None: as published."""
     scale = make_scale(args, patch_size)
     detector = PublishedDetector(scale) if stride is None else AnomalyDetector([scale], stride)
     image = torch.randint(256, (1, 3, size, size), dtype=torch.uint8, device=args.device)
@@ -139,9 +139,9 @@ def peak_memory(args: Namespace, patch_size: int, stride: int | None, precision:
 
 
 def resident_bytes(field: str) -> int:
-    """This process's memory: VmRSS now, VmHWM its peak. Where Linux doesn't tell, the peak for both."""
+    """This process's memory: VmRSS now, VmHWM its peak. Without Linux's /proc it is the peak for both."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss has the peak of the process that started this one in it
+    if status.exists():  # ru_maxrss would include the peak of the process that started this one
         for line in status.read_text().splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(measuring.table(("patch", "stride", "precision", "ms: median (spread)", *columns), lines))
     memory = measure_memory(args)
     if memory:
-        print("\nPeak of memory above the models, one image\n")
+        print("\nPeak memory above the models, one image\n")
         names = "image_size", "patch_size", "way", "stride", "precision"
         lines = [(*(row[name] for name in names), f"{row['peak_bytes'] / 2**20:,.0f}") for row in memory]
         print(measuring.table(("image", "patch", "way", "stride", "precision", "MiB"), lines))

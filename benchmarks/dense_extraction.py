@@ -1,14 +1,14 @@
-"""How fast patch networks describe images, against the published way and against visiting every patch.
+"""Speed of dense extraction with patch networks, compared with the published way and with computing every patch.
 
-One network at every stride and precision; beside it, in float32, multi-pooling into the batch (Bailer et al., BMVC
-2017), and each patch by itself. That is measured on a few rows and multiplied up. Both visit every pixel: they know no
-stride. All take turns on the same images, after a first turn that isn't counted. Before, multi-pooling must
-give the same descriptors, within 1e-5 on every pixel.
+One network at every stride and precision; for comparison, in float32, multi-pooling into the batch (Bailer et al., BMVC
+2017), and patch by patch. The latter is measured on a few rows and extrapolated. Both compute every pixel: they have no
+stride. All take turns on the same images; the first turn isn't counted. Before timing, multi-pooling must give the same
+descriptors, within 1e-5 on every pixel.
 
 How to read the table: "TFLOP" are the multiplications and additions of the convolutions that are computed. "of product"
-is their rate, TFLOP/s, as a share of the rate at which the same run multiplies two large matrices in the same
-precision: 100 % is all the hardware can give. "to published" and "to every patch" say how many times as fast it is as
-those, whole image against whole image.
+is their rate, TFLOP/s, as a fraction of the rate at which the same run multiplies two large matrices in the same
+precision: 100 % is all that the hardware can do. "to published" and "to every patch" are the speed-ups over these, for
+the whole image.
 
     python3 benchmarks/dense_extraction.py --patch-size 65 --output dense_extraction.json
 """
@@ -42,15 +42,15 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--sampled-rows",
         type=command_line.positive,
         default=1,
-        help="rows of an image on which every patch is visited; more for a steadier figure (default 1)",
+        help="rows of an image on which every patch is computed; more give a steadier figure (default 1)",
     )
     options.add_argument(
-        "--compile", action="store_true", help="bfloat16 also compiled by torch.compile, for GPUs: takes minutes"
+        "--compile", action="store_true", help="also measure bfloat16 with torch.compile, for GPUs: takes minutes"
     )
     return measuring.read(options, arguments)
 
 
-@torch.no_grad()  # torch.compile takes no tensors of inference mode
+@torch.no_grad()  # torch.compile doesn't accept inference tensors
 def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
     """A row for each setting of ours, a row for each baseline, and the rates of matrix products."""
     images = preprocessing.normalise(measuring.random_images(args, args.batch_size))
@@ -99,8 +99,8 @@ def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:
 
 
 def compiled(dense: FDFEAnomalyNet) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The same, with what lies between the convolutions in one kernel."""
-    torch._dynamo.config.cache_size_limit = 64  # a graph each patch size, stride and precision
+    """The same function compiled, with the operations between convolutions fused."""
+    torch._dynamo.config.cache_size_limit = 64  # one graph per patch size, stride and precision
     inner = torch.compile(dense.describe_padded)
     return lambda images: inner(dense.pad(images))
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of the default detector share: the teacher's maps of whole sets, computed once."""
+"""Shared by the benchmarks of the default detector: the teacher's maps of whole data sets, computed once."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -15,29 +15,30 @@ from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.backbones import Backbone
 from student_teacher.teachers.BackboneTeacher import BackboneTeacher
 from student_teacher.training import backbone_students
+from student_teacher.training.loop import evenly_spread
 
 
 def teacher_and_maps(
     sets: Sequence[AnomalyDataset], size: tuple[int, int], args: Namespace, backbone: Backbone | None = None
 ) -> tuple[BackboneTeacher, list[Tensor]]:
-    """The teacher, as students_training.py fits it to the first set, and its maps of all sets' images.
+    """The teacher, fitted to the first set as in students_training.py, and its maps of all sets' images.
 
-    Maps are (n,K,h,w) a level. Images are resized to `size`. Of `args`: device, precision. The backbone is
-    EfficientNet-Lite0 if not given.
+    Maps are (n,K,h,w) per level. Images are resized to `size`. Uses args.device and args.precision. The default
+    backbone is EfficientNet-Lite0.
     """
     where, transform = device.choose(args.device), preprocessing.image_transform(size)
     rows = [(dataset, index) for dataset in sets for index in range(len(dataset))]
     store = ImageStore(lambda number: transform(rows[number][0][rows[number][1]]["image"]), len(rows))
     backbone = backbone or backbone_weights.backbone("efficientnet_lite0", "imagenet")
     backbone = backbone.to(where, memory_format=device.memory_format(where))
-    learned = backbone_students.evenly(list(range(len(sets[0]))), backbone_students.COMPONENT_IMAGES)
+    learned = evenly_spread(list(range(len(sets[0]))), backbone_students.COMPONENT_IMAGES)
     teacher = backbone_students.fit_teacher(backbone, size, store, learned, args)
     return teacher, backbone_students.teacher_maps(teacher, store, list(range(len(rows))), args)
 
 
 @torch.inference_mode()
 def errors(networks: BackboneDetector, maps: Sequence[Tensor], args: Namespace) -> Errors:
-    """The errors of all students on the teacher's maps (n,K,h,w) a level."""
+    """The errors of all students on the teacher's maps, (n,K,h,w) per level."""
     where = device.choose(args.device)
     batches = zip(*(level.split(backbone_students.BATCH) for level in maps), strict=True)
     parts = [networks.errors_of([level.to(where) for level in batch]) for batch in batches]

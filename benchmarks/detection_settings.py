@@ -1,11 +1,11 @@
-"""What stride and precision of detection cost in time, and change in the figures, on a category that has a detector.
+"""Effect of stride and precision of detection on time and accuracy, for a category that has a detector.
 
-Each test image is scored by all settings in turn, so that what else the machine does falls on all of them; the first
-image is scored twice, and the first time isn't counted. Figures are those that src/anomaly_detection.py gives: image
-AUROC of the default image score, and AU-PRO up to a false positive rate of 0.3 on maps at the images' own size.
+Each test image is scored by all settings in turn, so that other load on the machine affects all of them; the first
+image is scored twice, and the first time isn't counted. Measures are those of src/anomaly_detection.py: image AU-ROC of
+the default image score, and AU-PRO up to a false positive rate of 0.3 on maps at the images' own size.
 
-How to read the table: "change" is against the first setting, stride 1 in float32 if it is among them. Time is the
-median for one image, from the decoded image to its map on the device.
+How to read the table: "change" is the difference from the first setting, stride 1 in float32 by default. Time is the
+median for one image, from the decoded image to its map.
 
     python3 benchmarks/detection_settings.py magnetic_tile --output detection_settings.json
 """
@@ -65,7 +65,7 @@ def measure(args: Namespace) -> list[dict]:
         for setting in settings * (1 + (number == 0)):
 
             def work(detector=detectors[setting], picture=sample["image"]):
-                found["map"], found["score"] = detector.look_at(picture)
+                found["map"], found["score"] = detector.predict(picture)
 
             turns[setting].append(measuring.seconds(work, where))
             if len(maps[setting]) == number:
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         for row in rows
     ]
-    header = "precision", "stride", "ms: median (spread)", "image AUROC", "change", "AU-PRO", "change"
+    header = "precision", "stride", "ms: median (spread)", "image AU-ROC", "change", "AU-PRO", "change"
     print(measuring.table(header, lines))
     measuring.write_json(args.output, "detection_settings", args, machine, rows=rows)
 

@@ -1,9 +1,9 @@
-"""How fast the default detector is, a frozen backbone and its students: from uint8 image to map and score.
+"""Speed of the default detector, a frozen backbone and its students, from uint8 image to map and score.
 
-Fitted here to images of noise (what is computed doesn't depend on them), then timed for a batch of one and of many, on
-images that are on the device already; all ways take turns, after a first turn that isn't counted. On a GPU a batch is
-also replayed as a CUDA graph, and with --compile compiled by torch.compile and replayed. Before, each way must give the
-map of the first one, within TOLERANCE of its range.
+It is fitted here to images of noise (the time doesn't depend on them), then timed for a batch of one and of many, on
+images that are on the device already. All variants take turns; the first turn isn't counted. On a GPU a batch is also
+replayed as a CUDA graph, and with --compile compiled by torch.compile and replayed. Before timing, all variants must
+give the same map, within TOLERANCE of its range.
 
     python3 benchmarks/detector_speed.py --output detector_speed.json
 """
@@ -37,14 +37,16 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the map's range
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda ...")
+    options.add_argument("--device", default="auto", help="auto (a GPU if available), cpu, cuda ...")
     options.add_argument("--image-size", type=command_line.positive, default=512, help="height and width (default 512)")
-    options.add_argument("--images", type=command_line.positive, default=209, help="good ones to fit to (default 209)")
+    options.add_argument(
+        "--images", type=command_line.positive, default=209, help="number of good images to fit to (default 209)"
+    )
     options.add_argument("--batch-size", type=command_line.positive, nargs="+", default=[1, 32], help="(default 1 32)")
     options.add_argument("--precision", nargs="+", choices=device.PRECISIONS[1:], default=["float32", "bfloat16"])
-    options.add_argument("--compile", action="store_true", help="also compiled, on a GPU: takes a minute")
+    options.add_argument("--compile", action="store_true", help="also measure it compiled, on a GPU: takes a minute")
     options.add_argument(
-        "--repeat", type=command_line.positive, default=5, help="counted turns that each takes (default 5)"
+        "--repeat", type=command_line.positive, default=5, help="turns that count, for each variant (default 5)"
     )
     options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--output", type=Path, help="write machine, settings and every turn here, as JSON")
@@ -52,14 +54,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def noise(args: Namespace, seed: int, number: int) -> torch.Tensor:
-    """uint8 images (number,3,H,W), noise that is smooth enough to have features."""
+    """uint8 images (number,3,H,W) of noise, smooth enough to have features."""
     height, width = seen_size((args.image_size, args.image_size))
     coarse = torch.rand(number, 3, height // 8, width // 8, generator=device.generator(args.seed, seed))
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").mul_(255).to(torch.uint8)
 
 
 def fitted(args: Namespace) -> tuple[dict[str, Any], Calibration]:
-    """What a file holds of the default detector, fitted to images of noise, and its calibration."""
+    """The default detector, fitted to images of noise, as a checkpoint; and its calibration."""
     images = noise(args, 0, args.images)
     store = ImageStore(images.__getitem__, len(images))
     settings = Namespace(device=args.device, precision="auto", seed=args.seed)
@@ -69,7 +71,7 @@ def fitted(args: Namespace) -> tuple[dict[str, Any], Calibration]:
 
 
 def ways(content: dict[str, Any], images: torch.Tensor, precision: str, args: Namespace) -> dict[str, Callable]:
-    """What is timed: no argument, map and scores returned."""
+    """The variants to time: functions without arguments that return maps and scores."""
     where = images.device
     networks = BackboneDetector.of_checkpoint(content)
     Detector(networks, images.shape[2:], None, networks.stride, where, precision)  # moves and converts the networks
@@ -84,14 +86,14 @@ def ways(content: dict[str, Any], images: torch.Tensor, precision: str, args: Na
 
 
 def detect(networks, precision, errors, images):
-    """Maps and image scores, on the device; `errors` are the networks' own, or compiled."""
+    """Maps and image scores, on the device; `errors` is the networks' method, or its compiled version."""
     with torch.no_grad(), device.autocast(images.device, precision):
-        found = networks.found_of(errors(images))
+        found = networks.maps_of(errors(images))
         return found.anomaly_maps, scoring.image_scores(found.scored_maps)
 
 
 def measure(args: Namespace) -> list[dict]:
-    """A row for each batch, precision and way."""
+    """A row for each batch size, precision and variant."""
     (content, _), works, expected = fitted(args), {}, {}
     for number in args.batch_size:
         images = noise(args, 1, number).to(device.choose(args.device))

@@ -1,12 +1,11 @@
-"""Whether the false-alarm rate is kept: students are fitted again and again, and false alarms are counted.
+"""Check of the false-alarm rate: students are fitted to many random splits, and false alarms are counted.
 
-For each random split a fifth of the category's good images, those for training and for test together, is set aside;
-images that look alike stay together. The default detector is fitted to the others and calibrated, as
-students_training.py does it. Then the share of the good images set aside that it calls anomalous is counted, and the
-share of the defective ones.
+For each split a fifth of the category's good images, training and test images together, is set aside; images that look
+alike stay together. The default detector is fitted to the others and calibrated, as in students_training.py. Then the
+fraction of the good images set aside that it calls anomalous is measured, and the fraction of the defective ones.
 
-How to read the table: "kept" means that the observed rate is the asked one, on average over splits; a single split of
-few images scatters widely.
+How to read the table: the observed rate should equal the requested one on average over the splits; a single split of
+few images varies widely.
 
     python3 benchmarks/false_alarms.py bottle demo_carpet
 """
@@ -30,15 +29,15 @@ from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import add_folders
 from student_teacher.training import backbone_students
 
-SET_ASIDE = 5  # one part of so many
+SET_ASIDE = 5  # one image of this many
 PARTS = ("train", 0), ("test", 0), ("test", 1)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("categories", nargs="+", help="made ready by mvtec_dataset.sh")
-    options.add_argument("--rates", type=command_line.share, nargs="+", default=[0.05, 0.1], metavar="X")
+    options.add_argument("categories", nargs="+", help="prepared by mvtec_dataset.sh")
+    options.add_argument("--rates", type=command_line.fraction, nargs="+", default=[0.05, 0.1], metavar="X")
     options.add_argument("--splits", type=command_line.positive, default=20, help="random ones (default 20)")
     options.add_argument("--image-size", type=command_line.positive, default=512, help="height and width (default 512)")
     options.add_argument("--image-score", choices=scoring.IMAGE_SCORES, default=scoring.IMAGE_SCORES[0])
@@ -51,7 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def split(groups: Sequence[Sequence[int]], seed: int) -> tuple[list[list[int]], list[int]]:
-    """Groups to learn from and images to set aside: groups at random, until there are enough."""
+    """Groups to train on, and images to set aside: random groups until there are enough."""
     number = sum(map(len, groups))
     learned, aside = [], []
     for place in np.random.default_rng(seed).permutation(len(groups)):
@@ -80,7 +79,7 @@ def measure(category: str, args: Namespace) -> list[dict]:
             teacher, [level[indices] for level in maps], renumbered, args
         )
         tested = aside + list(range(good, len(maps[0])))
-        found_in = networks.found_of(described.errors(networks, [level[tested] for level in maps], args))
+        found_in = networks.maps_of(described.errors(networks, [level[tested] for level in maps], args))
         scores = scoring.image_scores(found_in.scored_maps, args.image_score).tolist()
         p_values = np.array([calibration.p_value(score, args.image_score) for score in scores])
         for rate in args.rates:
@@ -111,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         for row in rows
     ]
-    columns = "category", "good images", "parts", "asked", "observed: mean and std", "defects found"
+    columns = "category", "good images", "parts", "requested", "observed: mean and std", "defects found"
     print(measuring.table(columns, lines))
     measuring.write_json(args.output, "false_alarms", args, measuring.machine(device.choose(args.device)), rows=rows)
 

@@ -1,4 +1,4 @@
-"""One table of what benchmarks/gpu.sh left in a folder.
+"""One table of the results of benchmarks/gpu.sh in a folder.
 
 python3 benchmarks/gpu_table.py results/gpu
 """
@@ -16,7 +16,7 @@ PARTS = ("descriptors", "maps", "students", "detector")
 
 
 def lines_of(part: str, report: dict) -> list[tuple[str, ...]]:
-    """The rows of one benchmark's JSON: part, what was timed, milliseconds, share of the product, ratio."""
+    """The rows of one benchmark's JSON: part, what was timed, milliseconds, fraction of the product's rate, ratio."""
     found = []
     for row in report.get("baselines", []) + report["rows"]:
         what = [row.get(name) for name in ("patch_size", "stride", "precision", "way")]

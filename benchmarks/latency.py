@@ -1,20 +1,20 @@
-"""How long one image takes in our default detector, next to EfficientAD and PatchCore, on the CPU.
+"""Time for one image in our default detector, compared with EfficientAD and PatchCore, on the CPU.
 
-From a decoded picture to anomaly map and image score, one image at a time. Ours in float32, in the precision that
-"auto" takes, and in ONNX Runtime: the detector of CATEGORY, or one fitted here to images of noise, which computes
-nearly the same. The others are anomalib's, at --rival-size, with random weights, which take as long as trained ones:
+From a decoded picture to anomaly map and image score, one image at a time. Ours runs in float32, in the precision of
+"auto", and in ONNX Runtime: the detector of CATEGORY, or one fitted here to images of noise, which takes nearly as
+long. The others are anomalib's, at --rival-size, with random weights, which take as long as trained ones:
 EfficientAD-S, and PatchCore on a Wide-ResNet-50 with a memory bank of --bank of all patches of --images images. They
-run in the layout and the precisions that ours runs in, which is faster than as they come. All take turns, after a first
-turn that isn't counted, in as many threads as PyTorch takes (OMP_NUM_THREADS).
+run in the same memory layout and precisions as ours, which is faster than their defaults. All take turns; the first
+turn isn't counted. The number of threads is PyTorch's (OMP_NUM_THREADS).
 
-What is not installed is left out, with a line that says so: requirements-latency.txt has all, best in an environment of
-its own:
+What is not installed is left out, and a line says so. requirements-latency.txt has everything, best in its own
+environment:
 
     python3 -m venv latency-venv && latency-venv/bin/pip install -r requirements-latency.txt
     latency-venv/bin/python benchmarks/latency.py bottle --output latency.json
 
-How to read the tables: "to ours" says how many times as long as ours takes in the precision of "auto". The second table
-says where that time goes; its steps are measured in runs of their own, and don't quite add up to a median.
+How to read the tables: "to ours" is the time divided by ours in the precision of "auto". The second table splits that
+time into steps; they are measured in separate runs, so their medians don't quite add up.
 """
 
 import copy
@@ -52,7 +52,7 @@ from student_teacher.teachers.BackboneTeacher import BackboneTeacher, seen_size
 
 CPU = torch.device("cpu")
 PATCH_STRIDE = 8  # pixels between PatchCore's patches: those of layer2
-WIDTH = 1536  # numbers that describe one: the channels of layer2 and layer3
+WIDTH = 1536  # channels of a patch: those of layer2 and layer3
 STEPS = (
     *("resize", "normalise", "backbone", "projections", "global students", "local students", "combination", "score"),
     *("the rest", "all"),
@@ -62,25 +62,28 @@ STEPS = (
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("category", nargs="?", help="whose detector is timed; default: one fitted to images of noise")
+    options.add_argument("category", nargs="?", help="the category of the detector (default: fit one to noise)")
     add_folders(options, "model")
     options.add_argument(
         "--image-size", type=command_line.positive, default=512, help="of the fitted one (default 512)"
     )
     options.add_argument(
-        "--images", type=command_line.positive, default=209, help="good ones to learn from (default 209)"
+        "--images", type=command_line.positive, default=209, help="number of good images (default 209)"
     )
     options.add_argument(
-        "--rival-size", type=command_line.positive, default=256, help="of the others (default 256, theirs)"
+        "--rival-size",
+        type=command_line.positive,
+        default=256,
+        help="image size of the others (default 256)",
     )
     options.add_argument(
-        "--bank", type=command_line.share, default=0.1, help="PatchCore's share of patches (default 0.1)"
+        "--bank", type=command_line.fraction, default=0.1, help="fraction of patches that PatchCore keeps (default 0.1)"
     )
     options.add_argument(
         "--picture-size", type=command_line.positive, default=1024, help="of the picture (default 1024)"
     )
     options.add_argument(
-        "--repeat", type=command_line.positive, default=20, help="counted turns that each takes (default 20)"
+        "--repeat", type=command_line.positive, default=20, help="turns that count, for each (default 20)"
     )
     options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--output", type=Path, help="write machine, settings and every turn here, as JSON")
@@ -88,7 +91,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def our_detectors(args: Namespace) -> dict[str, Detector]:
-    """The default detector in float32, and in the precision that "auto" takes, where that is another."""
+    """The default detector in float32, and in the precision of "auto" if that is another."""
     if args.category:
         detector = load_detector(args.model / args.category / "detector.pt", device_name="cpu", precision="float32")
         if not isinstance(detector.networks, BackboneDetector):
@@ -111,7 +114,7 @@ def our_detectors(args: Namespace) -> dict[str, Detector]:
 
 
 def in_onnx_runtime(detector: Detector, picture: Image.Image) -> Callable[[], tuple]:
-    """The detector, in float32, by ONNX Runtime. Raises ImportError where that is not installed."""
+    """The detector in ONNX Runtime, in float32. Raises ImportError if that is not installed."""
     from onnx_runtime import session_of
 
     session = session_of(detector)
@@ -125,9 +128,9 @@ def in_onnx_runtime(detector: Detector, picture: Image.Image) -> Callable[[], tu
 
 
 def rivals(args: Namespace) -> dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """EfficientAD-S and PatchCore with random weights, and what each is given of a uint8 image (1,3,H,W).
+    """EfficientAD-S and PatchCore with random weights, each with its preprocessing of a uint8 image (1,3,H,W).
 
-    Raises ImportError where anomalib is not installed.
+    Raises ImportError if anomalib is not installed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -135,7 +138,7 @@ def rivals(args: Namespace) -> dict[str, tuple[nn.Module, Callable[[Tensor], Ten
         from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
         efficient_ad, patchcore = EfficientAdModel(), PatchcoreModel(["layer2", "layer3"], pre_trained=False)
-    nn.init.ones_(efficient_ad.mean_std["std"])  # else it takes itself for untrained, and normalises nothing
+    nn.init.ones_(efficient_ad.mean_std["std"])  # else it counts as untrained, and skips normalisation
     nn.init.ones_(efficient_ad.quantiles["qb_st"])
     nn.init.ones_(efficient_ad.quantiles["qb_ae"])
     patchcore.memory_bank = torch.randn(bank_size(args), WIDTH)
@@ -149,7 +152,7 @@ def rivals(args: Namespace) -> dict[str, tuple[nn.Module, Callable[[Tensor], Ten
 
 
 def bank_size(args: Namespace) -> int:
-    """How many patches PatchCore remembers."""
+    """The number of patches in PatchCore's memory bank."""
     return max(1, round(args.bank * args.images * (args.rival_size // PATCH_STRIDE) ** 2))
 
 
@@ -157,7 +160,7 @@ def bank_size(args: Namespace) -> int:
 def by_rival(
     rival: tuple[nn.Module, Callable[[Tensor], Tensor]], picture: Image.Image, size: int, precision: str
 ) -> tuple[Tensor, float]:
-    """Map and score by one of `rivals`."""
+    """Map and score from one of `rivals`."""
     model, given = rival
     seen = given(preprocessing.image_transform((size, size))(picture)[None])
     with device.autocast(CPU, precision):
@@ -166,9 +169,9 @@ def by_rival(
 
 
 def works(args: Namespace, picture: Image.Image, ours: dict[str, Detector]) -> dict[tuple[str, str, int], Callable]:
-    """What is timed, by name, precision and side of the image that is seen. Says what is left out."""
+    """The functions to time, by name, precision and image size. Prints what is left out."""
     side = max(ours["float32"].size)
-    found = {("ours", precision, side): partial(d.look_at, picture) for precision, d in ours.items()}
+    found = {("ours", precision, side): partial(d.predict, picture) for precision, d in ours.items()}
     try:
         found["ours, ONNX Runtime", "float32", side] = in_onnx_runtime(ours["float32"], picture)
     except ImportError as error:
@@ -190,7 +193,7 @@ def works(args: Namespace, picture: Image.Image, ours: dict[str, Detector]) -> d
 
 
 def steps(detector: Detector, picture: Image.Image, repeat: int) -> dict[str, list[float]]:
-    """Seconds of each step of `look_at`, and of what lies between them, in each of `repeat` turns."""
+    """Seconds of each step of `predict`, and of the rest, in each of `repeat` turns."""
     clocked = {
         "resize": (detector, "_transform"),
         "normalise": (preprocessing, "normalise"),
@@ -198,7 +201,7 @@ def steps(detector: Detector, picture: Image.Image, repeat: int) -> dict[str, li
         "teacher": (BackboneTeacher, "forward"),
         "global students": (GlobalStudent, "forward"),
         "errors": (BackboneDetector, "errors"),
-        "combination": (BackboneDetector, "found_of"),
+        "combination": (BackboneDetector, "maps_of"),
         "score": (scoring, "image_scores"),
     }
     turns: dict[str, list[float]] = defaultdict(list)
@@ -207,8 +210,8 @@ def steps(detector: Detector, picture: Image.Image, repeat: int) -> dict[str, li
         with ExitStack() as patches:
             for name, (owner, attribute) in clocked.items():
                 patches.enter_context(patch.object(owner, attribute, timed(getattr(owner, attribute), name, took)))
-            took["all"] = measuring.seconds(partial(detector.look_at, picture))
-        # A step that calls others has their time in it.
+            took["all"] = measuring.seconds(partial(detector.predict, picture))
+        # A step's time includes the steps that it calls.
         took["projections"] = took["teacher"] - took["normalise"] - took["backbone"]
         took["local students"] = took["errors"] - took["teacher"] - took["global students"]
         took["the rest"] = took["all"] - sum(took[name] for name in ("resize", "errors", "combination", "score"))
@@ -219,7 +222,7 @@ def steps(detector: Detector, picture: Image.Image, repeat: int) -> dict[str, li
 
 
 def timed(function: Callable, name: str, took: dict[str, float]) -> Callable:
-    """The function, which adds the seconds that it takes to took[name]."""
+    """Wrap a function so that it adds its seconds to took[name]."""
 
     @wraps(function)
     def work(*arguments, **options):

@@ -1,7 +1,7 @@
-"""What all benchmarks share: taking turns, medians and spread, the machine, its rate at matrix products, tables, JSON.
+"""Shared by all benchmarks: timing in turns, medians and spread, the machine, its matrix product rate, tables, JSON.
 
-Contenders take turns, so that what else the machine does falls on all of them. The first turns warm up and are not
-counted: they pay for what is paid once, such as memory, choice of algorithms and compilation.
+Contenders take turns, so that other load on the machine affects all of them. The first turns warm up and don't count:
+they include one-time costs such as allocating memory, choosing algorithms and compiling.
 """
 
 import json
@@ -26,12 +26,12 @@ from student_teacher.runtime.errors import UserError
 
 STRIDES = (1, 2, 4, 8)
 WARM_UP = 1
-CHECKED_SIZE = 40  # height and width of the part of an image on which results are compared, at most
-GPU_PRODUCTS = 50  # in one turn: one alone takes no longer than to start it
+CHECKED_SIZE = 40  # height and width of the crop on which results are compared, at most
+GPU_PRODUCTS = 50  # in one turn: a single one would take no longer than its launch
 
 
 class Timing(NamedTuple):
-    """Seconds that each counted turn took."""
+    """Seconds of each counted turn."""
 
     turns: list[float]
 
@@ -55,18 +55,18 @@ class Timing(NamedTuple):
 
 
 def milliseconds(seconds: float) -> str:
-    """Milliseconds with three digits or more."""
+    """Milliseconds with at least three digits."""
     value = 1e3 * seconds
     return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
 def ratio(value: float) -> str:
-    """How many times as much, with two digits or more."""
+    """A factor, with at least two digits."""
     return f"{value:.2g} x" if value < 1 else f"{value:,.{0 if value >= 100 else 1}f} x"
 
 
 def seconds(work: Callable[[], object], where: torch.device | None = None) -> float:
-    """How long one call takes, the GPU's work included."""
+    """Seconds that one call takes, including the GPU's work."""
     synchronise(where)
     start = time.perf_counter()
     work()
@@ -89,7 +89,7 @@ def interleaved(
 ) -> dict[Hashable, Timing]:
     """Time each work `repeat` times, in turns, after `warm_up` turns that don't count.
 
-    `fewer` names works that take no more turns than this, and the number.
+    `fewer` maps works that should take fewer turns to their number of turns.
     """
     turns = {key: [] for key in works}
     for turn in range(-warm_up, repeat):
@@ -102,9 +102,9 @@ def interleaved(
 
 
 def parser(description: str, repeat: int = 5) -> ArgumentParser:
-    """A parser with the options of the benchmarks that run networks; `read` reads it."""
+    """A parser with the options of the benchmarks that run networks; `read` parses the command line with it."""
     options = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("--device", type=_device, default="auto", help="auto (a GPU if there is one), cpu, cuda ...")
+    options.add_argument("--device", type=_device, default="auto", help="auto (a GPU if available), cpu, cuda ...")
     options.add_argument(
         "--patch-size",
         type=int,
@@ -117,15 +117,15 @@ def parser(description: str, repeat: int = 5) -> ArgumentParser:
         "--precision",
         nargs="+",
         choices=device.PRECISIONS[1:],
-        help="default: float32, and bfloat16 where the hardware computes it faster; bfloat16 is slow elsewhere",
+        help="default: float32, and bfloat16 if the hardware computes it faster",
     )
     options.add_argument("--image-size", type=command_line.positive, default=256, help="height and width (default 256)")
     options.add_argument(
         "--repeat",
         type=command_line.positive,
         default=repeat,
-        help=f"counted turns that each takes, after {WARM_UP} to warm up; more if the spread is wide, as on a busy "
-        f"machine (default {repeat})",
+        help=f"turns that count, after {WARM_UP} to warm up; raise it if the spread is wide, as on a busy machine "
+        f"(default {repeat})",
     )
     options.add_argument("--seed", type=command_line.seed, default=0, help="of images and weights (default 0)")
     options.add_argument("--output", type=Path, help="write machine, settings, every turn and the table here, as JSON")
@@ -133,15 +133,15 @@ def parser(description: str, repeat: int = 5) -> ArgumentParser:
 
 
 def add_rated(options: ArgumentParser) -> None:
-    """Add what the benchmarks share whose rates are set against a matrix product's: stride, batch and matrix size."""
+    """Add --stride, --batch-size and --matrix-size, for benchmarks that compare rates with a matrix product."""
     add_strides(options, STRIDES)
     options.add_argument("--batch-size", type=command_line.positive, default=1, help="images at once (default 1)")
     options.add_argument(
         "--matrix-size",
         type=command_line.positive,
         default=4096,
-        help="of the square matrices whose product shows what the hardware can do; 1024 is quicker on a slow CPU, and "
-        "shows less than it can (default 4096)",
+        help="size of the square matrices whose product shows the peak rate of the hardware; 1024 is quicker on a slow "
+        "CPU, but may not reach the peak (default 4096)",
     )
 
 
@@ -158,7 +158,7 @@ def add_strides(options: ArgumentParser, default: Sequence[int]) -> None:
 
 
 def read(options: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
-    """Read the command line, fill in the precisions, seed the weights."""
+    """Parse the command line, fill in the precisions, seed the weights."""
     args = options.parse_args(arguments)
     if args.precision is None:
         args.precision = ["float32", "bfloat16"] if device.computes_bfloat16_faster(args.device) else ["float32"]
@@ -167,10 +167,10 @@ def read(options: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
 
 
 def require_measurable(dataset: AnomalyDataset) -> None:
-    """Raise UserError unless test images are there, good and defective, the latter with masks."""
+    """Raise UserError unless there are good and defective test images, the latter with masks."""
     defective = [row for row in dataset.rows if row["label"]]
     if not 0 < len(defective) < len(dataset.rows) or not all(row["gt_name"] for row in defective):
-        raise UserError(f"{dataset.root_dir} wants good and defective test images, the latter with masks, to measure")
+        raise UserError(f"{dataset.root_dir} needs good and defective test images, the latter with masks")
 
 
 def _device(name):
@@ -189,7 +189,7 @@ def random_images(args: Namespace, number: int) -> torch.Tensor:
 def product_works(args: Namespace) -> dict[Hashable, Callable[[], object]]:
     """The product of two large matrices in each precision, to be timed in the same turns as the rest.
 
-    In float32 a GPU rounds their entries as it does for convolutions (TF32, by torch's default).
+    In float32 a GPU rounds their entries as for convolutions (TF32, by PyTorch's default).
     """
     works = {}
     for precision in args.precision:
@@ -213,13 +213,13 @@ def product_rates(args: Namespace, timings: Mapping[Hashable, Timing]) -> dict[s
 
 
 def rated(timing: Timing, tflop: float, rate: float) -> dict[str, Any]:
-    """A timing's summary, and its TFLOP/s in all and as a share of `rate`, the matrix product's."""
+    """A timing's summary, its TFLOP/s, and that as a fraction of `rate`, the matrix product's."""
     found = tflop / timing.median
     return timing.summary() | {"tflop_per_second": found, "share_of_product": found / rate}
 
 
 def corner(images: torch.Tensor, side: int = CHECKED_SIZE) -> torch.Tensor:
-    """The part of images on which results are compared before they are timed: of one, and not square."""
+    """A crop of one image, not square, on which results are compared before they are timed."""
     return images[:1, :, :side, : side - 3]
 
 
@@ -228,9 +228,9 @@ def _products(args):
 
 
 def count_tflop(work: Callable[[], object]) -> float:
-    """Multiplications and additions (two for each pair) of the convolutions that a call computes, in 10^12.
+    """Multiplications and additions of the convolutions in a call, in 10^12; a multiply-add counts as two.
 
-    From the shapes at which they are called: what is computed twice, as where tiles overlap, counts twice.
+    Counted from the shapes of the calls: what is computed twice, as where tiles overlap, counts twice.
     """
     with FlopCounterMode(display=False) as counter:
         work()
@@ -239,7 +239,7 @@ def count_tflop(work: Callable[[], object]) -> float:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Let a GPU convolve float32 without rounding it to TF32, for comparisons of results."""
+    """Let a GPU convolve in full float32, without rounding to TF32, to compare results."""
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     try:
@@ -249,7 +249,7 @@ def exact_float32() -> Iterator[None]:
 
 
 def machine(where: torch.device | None = None) -> dict[str, Any]:
-    """What a figure's reader must know of the hardware and of torch."""
+    """The hardware and the PyTorch version of a measurement."""
     found = {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -287,7 +287,7 @@ def rates_line(args: Namespace, rates: Mapping[str, float]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table whose columns line up, numbers to the right."""
+    """A Markdown table with aligned columns, numbers on the right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     left = [not any(row[column][:1].isdigit() for row in cells[1:]) for column in range(len(header))]
@@ -304,7 +304,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def write_json(
     path: Path | None, benchmark: str, settings: Namespace, found: Mapping[str, Any], **content: Any
 ) -> None:
-    """Write what was measured, where a path is given."""
+    """Write the measurements as JSON, if a path is given."""
     if path is None:
         return
     options = {name: value for name, value in vars(settings).items() if name != "output"}

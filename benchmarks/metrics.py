@@ -2,8 +2,8 @@
 
 All compute pixel AU-ROC, average precision, best F1 and AU-PRO at the limits 0.3 and 0.05 of the same seeded synthetic
 maps, taking turns, and must agree to 1e-6. The plain one follows the formulas of MVTec AD's evaluation code (Bergmann
-et al., IJCV 2021): it orders all pixels by their score and sums up, pixel by pixel, what each adds to the false
-positive rate and to the overlap with the regions. It is also timed on AU-PRO alone, all that that code computes there.
+et al., IJCV 2021): it sorts all pixels by score and adds up, pixel by pixel, their contributions to the false positive
+rate and to the overlap with the regions. It is also timed for AU-PRO alone, which is all that MVTec's code computes.
 
 --check CATEGORY compares the metrics.json of a category that has been tested to what the plain way makes of its maps.
 

@@ -1,7 +1,8 @@
-"""How many good images are needed: image AUROC and AU-PRO of detectors that learned from ever more of them.
+"""How many good images are needed: image AU-ROC and AU-PRO of detectors trained on more and more of them.
 
-For each number, that many images of train/good are drawn and students trained on them, each time with as many visits of
-an image; all are tested on the same test images. Options behind `--` go to students_training.py, for all alike.
+For each number, that many images of train/good are drawn at random, and patch students are trained on them, each time
+for the same number of images in all; they are tested on the same test images. Options after `--` go to
+students_training.py.
 
     python3 benchmarks/number_of_images.py magnetic_tile --numbers 10 30 100 300 762 -- --patch-size 65 --students 1
 """
@@ -22,22 +23,23 @@ import anomaly_detection
 import mvtec_dataset
 import students_training
 from AnomalyDataset import AnomalyDataset
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import add_folders, category_name
+from student_teacher.training import patch_students
 
 
 def parse_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
-    """Read the command line: our own options, and those for students_training.py."""
+    """Read the command line: this script's options, and those for students_training.py."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
+    options.add_argument("category", type=category_name, help="a folder in data/, prepared by ./mvtec_dataset.sh")
     options.add_argument("--numbers", type=command_line.positive, nargs="+", default=[10, 30, 100, 300], metavar="N")
     options.add_argument(
         "--visits",
         type=command_line.positive,
-        default=students_training.VISITS,
-        help="of an image by each student (default %(default)s, as by students of 33 pixels in students_training.py)",
+        default=patch_students.VISITS,
+        help="images in all for each student, counting repetitions (default %(default)s, as in students_training.py)",
     )
     add_folders(options, "data")
     options.add_argument("--seed", type=command_line.seed, default=0, help="draws the images (default 0)")
@@ -70,13 +72,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, test, print the table, write JSON."""
     args, theirs = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     source = args.data / args.category
-    good = categories.image_paths(AnomalyDataset(source, type="train", label=0))
+    good = category.image_paths(AnomalyDataset(source, type="train", label=0))
     if max(args.numbers) > len(good):
         raise UserError(f"--numbers {max(args.numbers)}: {source} has {len(good)} images in train/good")
     rows = []
     for number in args.numbers:
         name = make_category(args, good, number)
-        learned, _ = categories.held_back_split(number, 0)
+        learned, _ = category.validation_split(number, 0)
         folders = [f"--{folder}={args.folder / folder}" for folder in ("data", "model")]
         students_training.main([name, *folders, "--epochs", str(args.visits / len(learned)), *theirs])
         anomaly_detection.main([name, *folders, f"--results={args.folder / 'results'}"])
@@ -86,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         (row["images"], *("-" if row[key] is None else f"{row[key]:.3f}" for key in ("image_au_roc", "au_pro")))
         for row in rows
     ]
-    print(measuring.table(("good images", "image AUROC", "AU-PRO"), lines))
+    print(measuring.table(("good images", "image AU-ROC", "AU-PRO"), lines))
     measuring.write_json(args.output, "number_of_images", args, measuring.machine(device.choose("auto")), rows=rows)
 
 

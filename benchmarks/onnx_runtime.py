@@ -1,11 +1,11 @@
-"""How fast a category's detector is in ONNX Runtime on the CPU, against PyTorch on the same.
+"""Speed of a category's detector in ONNX Runtime on the CPU, compared with PyTorch.
 
-From uint8 images of noise to anomaly maps and image scores, in as many threads as PyTorch takes (OMP_NUM_THREADS). All
-take turns on the same images, after a first turn that isn't counted. Before, the maps of ONNX Runtime must be those of
-PyTorch in float32.
+From uint8 images of noise to anomaly maps and image scores, with PyTorch's number of threads (OMP_NUM_THREADS). All
+take turns on the same images; the first turn isn't counted. Before timing, ONNX Runtime must give PyTorch's maps in
+float32.
 
-How to read the table: "to float32" says how many times as fast as PyTorch in float32. What convolves fastest hangs on
-the processor: compare on the one that you will use. Wants requirements-onnx.txt.
+How to read the table: "to float32" is the speed-up over PyTorch in float32. It depends on the processor: compare on the
+one that you will use. Needs requirements-onnx.txt.
 
     python3 benchmarks/onnx_runtime.py magnetic_tile --output onnx_runtime.json
 """
@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     command_line.add_image_size(options, default=None)
     options.add_argument("--batch-size", type=command_line.positive, default=1, help="images at once (default 1)")
     options.add_argument(
-        "--repeat", type=command_line.positive, default=5, help="counted turns that each takes (default 5)"
+        "--repeat", type=command_line.positive, default=5, help="turns that count, for each (default 5)"
     )
     options.add_argument("--output", type=Path, help="write machine, settings and every turn here, as JSON")
     return options.parse_args(arguments)
@@ -60,7 +60,7 @@ def session_of(detector: Detector) -> onnxruntime.InferenceSession:
 def detect(detector: Detector, images: torch.Tensor, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps and scores by PyTorch."""
     with device.autocast(images.device, precision):
-        found = detector.networks.find(images)
+        found = detector.networks.maps(images)
     return found.anomaly_maps, scoring.image_scores(found.scored_maps)
 
 
@@ -70,7 +70,7 @@ def measure(args: Namespace) -> list[dict]:
     detector = load_detector(path, stride=args.stride, device_name="cpu", precision="float32")
     size = detector.size if args.image_size is None else command_line.image_size(args)
     if size is None:
-        raise UserError("images of native size differ: name one by --image-size")
+        raise UserError("images of native size differ: give one size with --image-size")
     args.image_size = list(size)
     random = np.random.default_rng(0)
     images = torch.from_numpy(random.integers(0, 256, (args.batch_size, 3, *size), np.uint8))

@@ -1,9 +1,9 @@
-"""The published way, to measure against: multi-pooling, students in a stack, one student after another.
+"""The published way, for comparison: multi-pooling, students in a stack, trained one after another.
 
 Dense extraction follows Bailer, Habtegebrial, Varanasi, Stricker, "Fast Dense Feature Extraction with CNNs that have
 Pooling or Striding Layers" (BMVC 2017, arXiv 1805.03096), sections 3.1 and 3.2. Scoring and training follow Bergmann,
-Fauser, Sattlegger, Steger, "Uninformed Students" (CVPR 2020, arXiv 1911.02357), section 3.2, in the form that ports
-give them. All in float32, in the layout NCHW, on every pixel.
+Fauser, Sattlegger, Steger, "Uninformed Students" (CVPR 2020, arXiv 1911.02357), section 3.2, as public ports implement
+it. All in float32, in the layout NCHW, on every pixel.
 """
 
 import copy
@@ -48,9 +48,10 @@ class MultiPoolingNet(nn.Module):
 
 
 def multi_pool(x: Tensor, size: int) -> Tensor:
-    """Pool all size^2 shifts of (N,C,H,W), one after another in the batch: (size^2 N,C,H',W').
+    """Pool all size^2 shifts of (N,C,H,W), stacked in the batch: (size^2 N,C,H',W').
 
-    Padded at the end to a multiple of `size`; what comes of that lies behind the last pixel and is cut off in the end.
+    The image is padded at the end to a multiple of `size`; the extra outputs are beyond the last pixel, and are cropped
+    at the end.
     """
     rows, columns = (-(-(length - size + 1) // size) for length in x.shape[2:])
     x = F.pad(x, (0, (columns + 1) * size - x.shape[3], 0, (rows + 1) * size - x.shape[2]))
@@ -78,8 +79,8 @@ class PublishedDetector(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         pixels = preprocessing.normalise(images)
-        mean, deviation = (value.float()[:, None, None] for value in (self.scale.mean, self.scale.deviation))
-        target = (self.teacher(pixels) - mean) / deviation
+        mean, std = (value.float()[:, None, None] for value in (self.scale.mean, self.scale.std))
+        target = (self.teacher(pixels) - mean) / std
         students = torch.stack([student(pixels) for student in self.students])
         error = (students.mean(0) - target).square().sum(1)
         variance = students.var(0, correction=0).sum(1)
@@ -87,7 +88,7 @@ class PublishedDetector(nn.Module):
 
 
 class PublishedTraining:
-    """One student after another learns an image, each with the teacher's pass and its own, on every pixel."""
+    """Trains one student after another on an image, each with its own pass of the teacher, on every pixel."""
 
     def __init__(self, teacher: AnomalyNet, students: Sequence[AnomalyNet], learning_rate: float, weight_decay: float):
         self.teacher = MultiPoolingNet(teacher, PADDING)
@@ -98,7 +99,7 @@ class PublishedTraining:
         ]
 
     def step(self, images: Tensor) -> list[float]:
-        """Let all students learn uint8 images (N,3,H,W); `teacher` describes in normalised form. Returns the losses."""
+        """Train all students on uint8 images (N,3,H,W) and return the losses; teacher descriptors are normalised."""
         found = []
         for student, optimiser in zip(self.students, self.optimisers, strict=True):
             pixels = preprocessing.normalise(images)
@@ -114,14 +115,14 @@ class PublishedTraining:
 
 @torch.inference_mode()
 def require_same_descriptors(net: AnomalyNet, images: Tensor) -> None:
-    """Raise AssertionError where MultiPoolingNet and FDFEAnomalyNet differ on any pixel of (N,3,H,W)."""
+    """Raise AssertionError if MultiPoolingNet and FDFEAnomalyNet differ on any pixel of (N,3,H,W)."""
     with exact_float32():
         _require_equal(MultiPoolingNet(net)(images), FDFEAnomalyNet(net)(images), TOLERANCE, "descriptors")
 
 
 @torch.inference_mode()
 def require_same_maps(published: nn.Module, ours: nn.Module, images: Tensor) -> None:
-    """Raise AssertionError where the maps of two detectors differ on any pixel of uint8 (N,3,H,W)."""
+    """Raise AssertionError if the maps of two detectors differ on any pixel of uint8 (N,3,H,W)."""
     with exact_float32():
         _require_equal(published(images), ours(images), MAP_TOLERANCE, "maps")
 

@@ -1,9 +1,9 @@
-"""How many images a second the students learn in several processes, and on paper on eight GPUs or machines.
+"""Training speed of patch students in several processes, and an estimate for eight GPUs or machines.
 
-Measured is the step of src/students_training.py with Muon, its batch shared by the processes as under torchrun; each
-gets an equal part of the cores. The paper estimate takes the step that one process measured for the step of each of
-eight, with a batch eight times as large, and adds the time in which a ring all-reduce brings the gradients together:
-2 (n - 1) / n x bytes / bandwidth. It leaves out latency and the small all-reduces of batch normalisation.
+Measured is a training step of src/students_training.py with Muon, with its batch split between the processes as under
+torchrun; each gets an equal part of the cores. The estimate assumes that each of eight processes takes as long for a
+step as one does here, with a batch eight times as large, and adds the time of a ring all-reduce of the gradients:
+2 (n - 1) / n x bytes / bandwidth. It ignores latency and the small all-reduces of batch normalisation.
 
     python3 benchmarks/scaling.py --batch-size 4 --processes 1 2 --gpu-bandwidth 300 --network-bandwidth 1.25
 """
@@ -26,15 +26,14 @@ from torch import nn
 from AnomalyNet import AnomalyNet
 from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
-from student_teacher.images import preprocessing
 from student_teacher.runtime import command_line, device, distributed
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
-from student_teacher.training import losses
 from student_teacher.training.optimiser import Optimiser
+from student_teacher.training.patch_students import Students
 
 ESTIMATED = 8  # GPUs, or machines
-WORKER = "SCALING_WORKER"  # the variable that names the file a worker writes
+WORKER = "SCALING_WORKER"  # environment variable with the path of the file that a worker writes
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -42,7 +41,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options = measuring.parser(__doc__, repeat=5)
     options.set_defaults(patch_size=[65])
     options.add_argument("--stride", type=int, choices=measuring.STRIDES, default=4, help="as in training (default 4)")
-    options.add_argument("--batch-size", type=command_line.positive, default=4, help="images a step, of all processes")
+    options.add_argument(
+        "--batch-size", type=command_line.positive, default=4, help="images per step, over all processes"
+    )
     options.add_argument("--students", type=command_line.positive, default=3, help="the paper takes 3 (default 3)")
     options.add_argument("--processes", type=command_line.positive, nargs="+", default=[1, 2], help="default 1 2")
     for name, default, what in (("gpu", 300, "GPUs of a machine"), ("network", 1.25, "machines")):
@@ -51,50 +52,44 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
             type=command_line.positive_real,
             default=default,
             metavar="GB/S",
-            help=f"between {what}, each way, for the estimate (default {default})",
+            help=f"bandwidth between {what} in each direction, for the estimate (default {default})",
         )
     return measuring.read(options, arguments)
 
 
 def measure_steps(args: Namespace) -> dict:
-    """Seconds of each step, as one of the processes, and the bytes of the gradients."""
+    """Seconds of each step, measured as one of the processes, and the size of the gradients in bytes."""
     where, precision = args.device, args.precision[-1]
     size = args.patch_size[0]
     torch.manual_seed(0)
-    students = nn.ModuleList(AnomalyNet(size, batch_normalisation=True) for _ in range(args.students))
-    SyncBatchNorm2d.convert(students)
-    teacher = AnomalyNet(size).eval().requires_grad_(False)
-    teacher, *dense = (
-        FDFEAnomalyNet(net.to(where, memory_format=device.memory_format(where)), args.stride, padding=PADDING)
-        for net in (teacher, *students)
+    nets = nn.ModuleList(AnomalyNet(size, batch_normalisation=True) for _ in range(args.students))
+    SyncBatchNorm2d.convert(nets)
+    teacher, nets = (
+        part.to(where, memory_format=device.memory_format(where))
+        for part in (AnomalyNet(size).eval().requires_grad_(False), nets)
     )
-    optimiser = Optimiser(students, "muon", 0.01)
+    students = Students(FDFEAnomalyNet(teacher, args.stride, padding=PADDING), nets, precision)
+    optimiser = Optimiser(nets, "muon", 0.01)
     images = distributed.share(measuring.random_images(args, args.batch_size))
 
     def step():
         optimiser.zero_grad()
-        pixels = teacher.pad(preprocessing.normalise(images))
-        with device.autocast(where, precision), torch.no_grad():
-            target = teacher.describe_padded(pixels).float()
-        for student in dense:
-            with device.autocast(where, precision):
-                descriptors = student.describe_padded(pixels)
-            (losses.regression(descriptors.float(), target) * len(images) / args.batch_size).backward()
+        students.learn(images, len(images) / args.batch_size)
         optimiser.step(1.0)
 
     turns = measuring.interleaved({"step": step}, args.repeat, where)["step"].turns
-    return {"turns": turns, "gradient_bytes": sum(4 * weights.numel() for weights in students.parameters())}
+    return {"turns": turns, "gradient_bytes": sum(4 * weights.numel() for weights in nets.parameters())}
 
 
 def work() -> None:
-    """Be one of the processes that `main` starts."""
+    """Run as one of the processes that `main` starts."""
     found = measure_steps(parse_arguments())
     if distributed.is_first():
         Path(os.environ[WORKER]).write_text(json.dumps(found))
 
 
 def measured(processes: int, arguments: list[str]) -> dict:
-    """What so many processes measure."""
+    """The measurements of this number of processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "steps.json"
@@ -107,7 +102,7 @@ def measured(processes: int, arguments: list[str]) -> dict:
 
 
 def ring_seconds(processes: int, size: int, bandwidth: float) -> float:
-    """How long a ring all-reduce of `size` bytes takes at `bandwidth` bytes a second."""
+    """Seconds for a ring all-reduce of `size` bytes at `bandwidth` bytes per second."""
     return 2 * (processes - 1) / processes * size / bandwidth
 
 
@@ -117,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     machine = measuring.machine(args.device)
     if args.device.type == "cuda" and (most := max(args.processes)) > torch.cuda.device_count():
-        raise UserError(f"--processes {most}: each wants a GPU of its own, here are {torch.cuda.device_count()}")
+        raise UserError(f"--processes {most}: each needs its own GPU, but there are {torch.cuda.device_count()}")
     print(f"{measuring.machine_line(machine)}\n")
     rows = []
     for processes in args.processes:
@@ -142,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         speed_up = ESTIMATED * step / (step + ring)
         estimates.append({"of": what, "ring_seconds": ring, "speed_up": speed_up})
         print(
-            f"estimate, were the step of each as here: {ESTIMATED} {what} at {bandwidth:g} GB/s, "
+            f"estimate, if each step takes as long as here: {ESTIMATED} {what} at {bandwidth:g} GB/s, "
             f"{size / 1e6:.1f} MB of gradients: "
             f"{1e3 * ring:.2f} ms beside a step of {measuring.milliseconds(step)} ms, "
             f"{speed_up:.2f} times the visits of one"

@@ -1,10 +1,10 @@
-"""How much of a category's image AUROC can be had without looking for defects: by knowing which parts were seen before.
+"""The image AU-ROC that a category allows without looking for defects, only from which parts were seen in training.
 
-Some data sets hold several photographs of the same part, split at random into training and test, while each defective
-part is in the test images alone. A method that remembers its training images then tells good from defective by "have I
-seen this part?". This measures how far that alone goes: the image score is 1 minus the highest correlation of a
-thumbnail, its coarse shades taken off, with any good training image, over all shifts by a quarter of it at most. Few
-defects are large enough to be seen in it.
+Some data sets have several photographs of the same part, randomly split into training and test, while the defective
+parts occur only in the test images. A method that remembers its training images can then separate good from defective
+by "have I seen this part?". This measures how much that alone achieves: the image score is 1 minus the highest
+correlation of a thumbnail, with coarse shading removed, with any good training image, over shifts by up to a quarter of
+its size. Few defects are large enough to be visible in a thumbnail.
 
     python3 benchmarks/seen_before.py magnetic_tile
 """
@@ -29,21 +29,21 @@ from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import add_folders
 from student_teacher.runtime.prefetch import prefetched
 
-THUMBNAIL, SHIFT, SHADES = 48, 12, 15  # pixels: side, largest shift, width of the mean that is taken off
-ALIKE = 0.8  # correlation from which two images are likely to show the same part
+THUMBNAIL, SHIFT, SHADES = 48, 12, 15  # pixels: side, largest shift, width of the moving mean that is subtracted
+ALIKE = 0.8  # two images with this correlation or more are likely to show the same part
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("category", help="a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY")
+    options.add_argument("category", help="a folder in data/, prepared by ./mvtec_dataset.sh CATEGORY")
     add_folders(options, "data")
     options.add_argument("--output", type=Path, help="write the figures here, as JSON")
     return options.parse_args(arguments)
 
 
 def thumbnails(dataset: AnomalyDataset) -> Tensor:
-    """Of a dataset of `grey_thumbnail`s, without coarse shades, of mean 0 and norm 1: (N,THUMBNAIL,THUMBNAIL)."""
+    """The `grey_thumbnail`s of a dataset without coarse shading, with mean 0 and norm 1: (N,THUMBNAIL,THUMBNAIL)."""
     samples = prefetched(dataset.__getitem__, range(len(dataset)))
     grey = [sample["image"] for sample in with_bar(samples, len(dataset), "images")]
     half = SHADES // 2
@@ -54,7 +54,7 @@ def thumbnails(dataset: AnomalyDataset) -> Tensor:
 
 
 def correlations(tested: Tensor, good: Tensor) -> Tensor:
-    """Of each tested thumbnail (N,h,w) with each good one (M,h,w), at the shift where it is highest: (N,M)."""
+    """Correlation of each tested thumbnail (N,h,w) with each good one (M,h,w), at the best shift: (N,M)."""
     size = (2 * THUMBNAIL,) * 2
     spectra = torch.fft.rfft2(good, s=size)
     found = []
@@ -65,7 +65,7 @@ def correlations(tested: Tensor, good: Tensor) -> Tensor:
 
 
 def grey_thumbnail(image: Image.Image) -> Tensor:
-    """(1,THUMBNAIL,THUMBNAIL), from 0 to 255."""
+    """The image in grey, as (1,THUMBNAIL,THUMBNAIL) from 0 to 255."""
     pixels = np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL)), dtype=np.float32)
     return torch.from_numpy(pixels)[None]
 
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     good, test = (AnomalyDataset(args.data / args.category, grey_thumbnail, type=part) for part in ("train", "test"))
     labels = np.array([row["label"] for row in test.rows])
     if len(set(labels)) < 2:
-        raise UserError(f"{args.data / args.category} wants good and defective test images")
+        raise UserError(f"{args.data / args.category} needs good and defective test images")
     highest = correlations(thumbnails(test), thumbnails(good)).amax(1).numpy()
     kinds = np.array([Path(row["image_name"]).parent.name for row in test.rows])
     rows = []
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         (row["kind"], f"{row['seen_before']:.0%}", "-" if row["image_au_roc"] is None else f"{row['image_au_roc']:.3f}")
         for row in rows
     ]
-    print(measuring.table(("kind", "seen before", "image AUROC of that alone"), shown))
+    print(measuring.table(("kind", "seen before", "image AU-ROC of that alone"), shown))
     measuring.write_json(args.output, "seen_before", args, measuring.machine(torch.device("cpu")), rows=rows)
 
 

@@ -1,14 +1,13 @@
-"""How many images a second all students learn, against the published way.
+"""Training speed of patch students, compared with the published way.
 
 Ours is the step of src/students_training.py: one pass of the teacher for all students, at random positions a stride
-apart, in the precision asked for. The published way lets one student after another learn an image, each time with a
-pass of the teacher, on every pixel by multi-pooling in float32. Both begin with a uint8 image on the device, decoded
-already, and end when the optimiser has moved the weights of all students. Before, from the same weights, at stride 1
-and in float32, without the batch normalisation that ours learns with, both must have the same loss. All take turns,
-after a first turn that isn't counted.
+apart, in the precision given. The published way trains one student after another on an image, each time with a pass of
+the teacher, on every pixel by multi-pooling in float32. Both start with a decoded uint8 image on the device, and end
+when the optimiser has updated the weights of all students. Before timing, both must have the same loss from the same
+weights, with stride 1, in float32 and without batch normalisation. All take turns; the first turn isn't counted.
 
-How to read the table: a visit is one image that all students have learned once. "visits/s" times the seconds of a
-training is how many images it sees; "to published" says how many times as many as the published way.
+How to read the table: a visit is one image that all students have been trained on once. "visits/s" times the seconds of
+a training is the number of images that it sees; "to published" is the speed-up over the published way.
 
     python3 benchmarks/students_training.py --patch-size 65 --output students_training.json
 """
@@ -25,16 +24,15 @@ import measuring
 import torch
 from measuring import Timing
 from published import PublishedTraining
-from torch import Tensor, nn
+from torch import Tensor
 
 from AnomalyNet import AnomalyNet
 from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
-from student_teacher.images import preprocessing
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import run
-from student_teacher.training import losses
 from student_teacher.training.optimiser import Optimiser
+from student_teacher.training.patch_students import Students
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-5  # the paper's
 MUON_LEARNING_RATE = 0.05
@@ -48,16 +46,16 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.set_defaults(patch_size=[65])
     measuring.add_strides(options, (1, 4, 8))
     options.add_argument(
-        "--batch-size", type=command_line.positive, default=4, help="images a step of ours (default 4)"
+        "--batch-size", type=command_line.positive, default=4, help="images per step of ours (default 4)"
     )
     options.add_argument(
-        "--published-batch-size", type=command_line.positive, default=1, help="images a step as published (default 1)"
+        "--published-batch-size", type=command_line.positive, default=1, help="images per step as published (default 1)"
     )
     options.add_argument(
         "--published-repeat",
         type=command_line.positive,
         default=1,
-        help="counted turns of the published way, --repeat at most; it is slow: 2 or 3 show its spread (default 1)",
+        help="turns that count of the published way, at most --repeat; it is slow: 2 or 3 show its spread (default 1)",
     )
     options.add_argument("--students", type=command_line.positive, default=3, help="the paper takes 3 (default 3)")
     return measuring.read(options, arguments)
@@ -67,28 +65,18 @@ class OnePassTraining:
     """The step of src/students_training.py: one pass of the teacher for all students."""
 
     def __init__(self, teacher: AnomalyNet, students: Sequence[AnomalyNet], stride: int, precision: str):
-        self.teacher = FDFEAnomalyNet(teacher, stride, padding=PADDING)
-        self.students = nn.ModuleList(FDFEAnomalyNet(student, stride, padding=PADDING) for student in students)
+        self.students = Students(FDFEAnomalyNet(teacher, stride, padding=PADDING), students, precision)
         self.optimiser = Optimiser(students, "muon", MUON_LEARNING_RATE)
-        self.stride, self.precision = stride, precision
         self.steps = 0
 
-    def step(self, images: Tensor, share: float = 1.0) -> list[float]:
-        """Let all students learn uint8 images (N,3,H,W) at a share of the learning rate. Returns the losses."""
+    def step(self, images: Tensor, fraction: float = 1.0) -> list[float]:
+        """Train all students on uint8 images (N,3,H,W), with a fraction of the learning rate. Returns the losses."""
         self.optimiser.zero_grad()
         random = device.generator("offset", self.steps)
-        offset = tuple(torch.randint(self.stride, (2,), generator=random).tolist())
+        offset = tuple(torch.randint(self.students.teacher.stride, (2,), generator=random).tolist())
         self.steps += 1
-        pixels, found = self.teacher.pad(preprocessing.normalise(images), offset), []
-        with device.autocast(images.device, self.precision), torch.no_grad():
-            target = self.teacher.describe_padded(pixels).float()
-        for student in self.students:
-            with device.autocast(images.device, self.precision):
-                descriptors = student.describe_padded(pixels)
-            loss = losses.regression(descriptors.float(), target)
-            loss.backward()
-            found.append(loss.item())
-        self.optimiser.step(share)
+        found = self.students.learn(images, 1.0, offset)
+        self.optimiser.step(fraction)
         return found
 
 
@@ -99,7 +87,7 @@ def make_net(args: Namespace, patch_size: int, batch_normalisation: bool = False
 
 
 def require_same_losses(teacher: AnomalyNet, students: Sequence[AnomalyNet], images: Tensor) -> None:
-    """Raise AssertionError where both ways begin with different losses. Leaves the students as they are."""
+    """Raise AssertionError if the two ways start with different losses. Doesn't change the students."""
     published = PublishedTraining(teacher, students, 0, 0)
     ours = OnePassTraining(teacher, students, 1, "float32")
     with measuring.exact_float32():

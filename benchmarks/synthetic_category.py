@@ -1,8 +1,8 @@
-"""A category to choose settings on: good images that were held back, with and without defects painted into them.
+"""A category for choosing settings: validation images of a category, with and without painted defects.
 
-Settings that are tried on the test images whose results are reported fit those images. So this makes another category,
-CATEGORY_synthetic, of the good training images alone: `train/good` are those that the students learn from,
-`test/good` those that students_training.py holds back, and each of these again with a defect of each kind:
+Settings should not be chosen on the test images whose results are reported. So this makes another category,
+CATEGORY_synthetic, from the good training images only: `train/good` are those that patch students are trained on,
+`test/good` those that validate them, and each of these again with a defect of each kind:
 
     hole    a small dark or bright spot            rough   the surface broken up
     line    a thin dark line, as a crack           shade   a soft change of brightness
@@ -11,8 +11,8 @@ CATEGORY_synthetic, of the good training images alone: `train/good` are those th
     python3 benchmarks/synthetic_category.py magnetic_tile
     ./mvtec_dataset.sh magnetic_tile_synthetic
 
-With --unseen it makes CATEGORY_unseen: held back are as many images, but all photographs of each part that they show
-(groups of those whose thumbnails correlate, see seen_before.py), so that none of these parts is learned from.
+With --unseen it makes CATEGORY_unseen: as many validation images, but with all photographs of the parts that they show
+(groups with correlated thumbnails, see seen_before.py), so that none of these parts is in the training images.
 """
 
 import shutil
@@ -29,53 +29,51 @@ import torch
 from PIL import Image, ImageDraw
 
 from AnomalyDataset import AnomalyDataset
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import add_folders, category_name
 
-SIDE = 256  # of the images that are written, and the unit of all lengths below
+SIDE = 256  # of the images, in pixels; all lengths below are for this size
 Grey = np.ndarray  # (SIDE,SIDE) float
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("category", type=category_name, help="a folder in data/, made ready by ./mvtec_dataset.sh")
+    options.add_argument("category", type=category_name, help="a folder in data/, prepared by ./mvtec_dataset.sh")
     add_folders(options, "data")
-    options.add_argument(
-        "--seed", type=command_line.seed, default=0, help="as in students_training.py: what is held back"
-    )
-    options.add_argument("--unseen", action="store_true", help="hold back all photographs of some parts")
+    options.add_argument("--seed", type=command_line.seed, default=0, help="of the split and the defects (default 0)")
+    options.add_argument("--unseen", action="store_true", help="validate on parts that are not trained on")
     return options.parse_args(arguments)
 
 
 def unseen_split(good: AnomalyDataset, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to learn from and to hold back: as many as held_back_split, but whole groups that are alike."""
+    """Indices for training and validation: as many as in validation_split, but with groups that look alike unsplit."""
     pixels = seen_before.thumbnails(good)
     alike = seen_before.correlations(pixels, pixels) > seen_before.ALIKE
     group = torch.arange(len(alike))
     while not torch.equal(spread := torch.where(alike | alike.T, group, len(alike)).amin(1).minimum(group), group):
         group = spread
-    wanted = len(categories.held_back_split(len(alike), seed)[1])
-    held_back: list[int] = []
+    wanted = len(category.validation_split(len(alike), seed)[1])
+    validation: list[int] = []
     sizes = group.bincount(minlength=len(alike))
     for number in np.random.default_rng(device.seed_of(seed, "unseen")).permutation(len(alike)):
-        if 0 < sizes[number] <= wanted - len(held_back):
-            held_back += (group == number).nonzero()[:, 0].tolist()
-    return sorted(set(range(len(alike))) - set(held_back)), sorted(held_back)
+        if 0 < sizes[number] <= wanted - len(validation):
+            validation += (group == number).nonzero()[:, 0].tolist()
+    return sorted(set(range(len(alike))) - set(validation)), sorted(validation)
 
 
 def noise(random: np.random.Generator, grain: int) -> Grey:
-    """Smooth noise of deviation 1 at most, whose features are `grain` pixels wide."""
+    """Smooth noise with a standard deviation of at most 1 and features `grain` pixels wide."""
     coarse = random.normal(size=(SIDE // grain + 3,) * 2).astype(np.float32)
     wide = Image.fromarray(coarse).resize((grain * len(coarse),) * 2, Image.Resampling.BICUBIC)
     return np.asarray(wide)[grain : grain + SIDE, grain : grain + SIDE]
 
 
 def blob(random: np.random.Generator, radius: float, edge: float, margin: int = 20) -> Grey:
-    """From 0 outside to 1 inside an uneven ellipse; `edge` is the width between."""
+    """1 inside an irregular ellipse and 0 outside; `edge` is the width of the transition."""
     row, column = np.mgrid[:SIDE, :SIDE] - random.uniform(margin, SIDE - margin, 2)[:, None, None]
     angle, roundness = random.uniform(0, np.pi), random.uniform(0.5, 1)
     along = column * np.cos(angle) + row * np.sin(angle)
@@ -130,7 +128,7 @@ def _broken_edge(image, other, random):
     return image * (1 - inside) + inside * surface, inside
 
 
-# Takes an image (SIDE,SIDE,3) and another one; gives the image with a defect, and how much of each pixel it covers.
+# Takes an image (SIDE,SIDE,3) and another one; returns the image with a defect, and how much of each pixel it covers.
 Paint = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 KINDS: dict[str, Paint] = {
     "hole": _hole,
@@ -143,7 +141,7 @@ KINDS: dict[str, Paint] = {
 
 
 def save(pixels: np.ndarray, path: Path) -> None:
-    """Write (SIDE,SIDE,3) or (SIDE,SIDE) of 0 to 255."""
+    """Write pixels (SIDE,SIDE,3) or (SIDE,SIDE) from 0 to 255."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8)).save(path)
 
@@ -156,21 +154,21 @@ def main(arguments: list[str] | None = None) -> None:
     )
     target = args.data / f"{args.category}_{'unseen' if args.unseen else 'synthetic'}"
     if target.exists():
-        raise UserError(f"{target} is there already: remove it to have it made anew")
+        raise UserError(f"{target} exists already: remove it to make it again")
     if len(good) < 8:
-        raise UserError(f"{args.data / args.category} has {len(good)} images in train/good: 8 are the least here")
+        raise UserError(f"{args.data / args.category} has {len(good)} images in train/good: at least 8 are needed")
     if args.unseen:
         small = AnomalyDataset(args.data / args.category, seen_before.grey_thumbnail, type="train")
-        learned, held_back = unseen_split(small, args.seed)
-        if not held_back:
-            raise UserError(f"{args.data / args.category}: all images look like one part, so none can be left unseen")
+        learned, validation = unseen_split(small, args.seed)
+        if not validation:
+            raise UserError(f"{args.data / args.category}: all images look like one part, so no part can be left out")
     else:
-        learned, held_back = categories.held_back_split(len(good), args.seed)
+        learned, validation = category.validation_split(len(good), args.seed)
     begun = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(begun, ignore_errors=True)
     for index in learned:
         save(np.asarray(good[index]["image"]), begun / "train" / "good" / f"{index:04}.png")
-    images = [np.asarray(good[index]["image"], dtype=float) for index in held_back]
+    images = [np.asarray(good[index]["image"], dtype=float) for index in validation]
     for number, image in enumerate(with_bar(images, len(images), "defects")):
         save(image, begun / "test" / "good" / f"{number:03}.png")
         other = images[(number + 7) % len(images)]
@@ -179,7 +177,10 @@ def main(arguments: list[str] | None = None) -> None:
             save(painted, begun / "test" / kind / f"{number:03}.png")
             save(255.0 * (inside[..., 0] > 0.4), begun / "ground_truth" / kind / f"{number:03}_mask.png")
     begun.rename(target)
-    print(f"{target}: {len(learned)} good to learn from, {len(images)} good and {len(KINDS)} x {len(images)} defective")
+    print(
+        f"{target}: {len(learned)} good images for training, {len(images)} good and {len(KINDS)} x {len(images)} "
+        "defective ones for testing"
+    )
 
 
 if __name__ == "__main__":

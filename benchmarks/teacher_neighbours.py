@@ -1,12 +1,12 @@
-"""How good a teacher is, before any student is trained: nearest neighbours among its descriptors.
+"""Quality of a teacher, before any student is trained: nearest neighbours among its descriptors.
 
-Students can hardly see more than their teacher tells apart. So the test images are scored by the distance of each of
-their descriptors to the nearest of many descriptors of good training images (the idea of PatchCore, Roth et al., CVPR
-2022, without its choice of which to keep). The backbone's own features, scored alike, are what the teacher could reach
-if it had learned all; --backbone names it.
+Students can hardly detect what their teacher doesn't distinguish. So the test images are scored by the distance of each
+of their descriptors to the nearest of many descriptors of good training images (as in PatchCore, Roth et al., CVPR
+2022, but with a random choice of descriptors). The backbone's own features, scored in the same way, are the limit for a
+perfect teacher; --backbone names it.
 
-How to read the table: image AUROC of the map's maximum and of its mean, and AU-PRO up to a false positive rate of 0.3,
-on maps of the networks' size. Choose no settings by these figures on images whose results you want to report.
+How to read the table: image AU-ROC of the map's maximum and of its mean, and AU-PRO up to a false positive rate of 0.3,
+on maps of the networks' size. Don't choose settings by these figures on images whose results you will report.
 
     python3 benchmarks/teacher_neighbours.py magnetic_tile --teacher model/pretrained/teacher_*.pt
 """
@@ -39,13 +39,13 @@ from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.backbones import BACKBONES
 
 Describe = Callable[[Tensor], Tensor]  # normalised images (N,3,H,W) -> (N,C,h,w)
-STRIDE = 8  # the backbones' as well
+STRIDE = 8  # also that of the backbones' dense features
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("category", help="a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY")
+    options.add_argument("category", help="a folder in data/, prepared by ./mvtec_dataset.sh CATEGORY")
     options.add_argument("--teacher", type=Path, nargs="+", default=[], metavar="FILE", help="model/.../teacher_65.pt")
     options.add_argument("--backbone", choices=BACKBONES, help="also score the features of this one")
     options.add_argument("--backbone-weights", default="imagenet", metavar="SOURCE", help="as in teacher_training.py")
@@ -55,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--bank",
         type=command_line.positive,
         default=20_000,
-        help="descriptors to find neighbours among (default 20000)",
+        help="number of good images' descriptors (default 20000)",
     )
     options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--device", default="auto")
@@ -64,7 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def of_teacher(path: Path, where: torch.device) -> Describe:
-    """What a teacher says of every STRIDE-th pixel."""
+    """A teacher's descriptors at every STRIDE-th pixel."""
     content = checkpoints.load(path, "teacher")
     net = AnomalyNet(content["patch_size"], descriptor_size=content.get("descriptor_size", DESCRIPTOR_SIZE))
     net.load_state_dict(content["net"])
@@ -84,16 +84,16 @@ def describe(describing: Describe, dataset: AnomalyDataset, where: torch.device)
 def neighbour_maps(good: Tensor, tested: Tensor, bank_size: int, seed: int) -> Tensor:
     """Distance of each descriptor (N,h,w,C) to the nearest of `bank_size` good ones, all normalised: (N,h,w)."""
     bank = good.flatten(0, 2)
-    deviation, mean = torch.std_mean(bank, 0)
+    std, mean = torch.std_mean(bank, 0)
     chosen = torch.randperm(len(bank), generator=device.generator(seed))[:bank_size]
-    bank = (bank[chosen.to(bank.device)] - mean) / (deviation + 1e-6)
-    tested = (tested - mean) / (deviation + 1e-6)
+    bank = (bank[chosen.to(bank.device)] - mean) / (std + 1e-6)
+    tested = (tested - mean) / (std + 1e-6)
     maps = [torch.cdist(image.flatten(0, 1), bank).amin(1).view(image.shape[:2]) for image in tested]
     return torch.stack(maps)
 
 
 def measure(describing: Describe, first: int, args: Namespace, where: torch.device) -> dict[str, float]:
-    """Image AUROC of maximum and mean, and AU-PRO. Descriptors stand on pixels `first`, `first` + STRIDE ..."""
+    """Image AU-ROC of maximum and mean, and AU-PRO. Descriptors are at pixels `first`, `first` + STRIDE ..."""
     size = args.image_size, args.image_size
     folder, transform = args.data / args.category, preprocessing.image_transform(size)
     train = AnomalyDataset(folder, transform, type="train", label=0)
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows[args.backbone] = measure(backbone.dense, backbone.first_fine, args, where)
     columns = "image_au_roc_maximum", "image_au_roc_mean", "au_pro"
     lines = [(name, *(f"{row[column]:.3f}" for column in columns)) for name, row in rows.items()]
-    print(measuring.table(("descriptors", "image AUROC, maximum", "mean", "AU-PRO"), lines))
+    print(measuring.table(("descriptors", "image AU-ROC, maximum", "mean", "AU-PRO"), lines))
     measuring.write_json(args.output, "teacher_neighbours", args, measuring.machine(where), rows=rows)
 
 

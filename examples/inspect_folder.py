@@ -1,4 +1,4 @@
-"""Score a folder's images with a detector that src/export_onnx.py wrote; wants onnxruntime, numpy and pillow alone.
+"""Score a folder's images with a detector that src/export_onnx.py wrote; needs onnxruntime, numpy and pillow alone.
 
 Prints score, p-value and decision of each image, and saves its anomaly map as a float32 TIFF of the image's own size.
 What it can't read as the detector was trained to see it is named; the exit status is 3 then.
@@ -55,9 +55,9 @@ output = args.output or args.folder / "anomaly_maps"
 output.mkdir(parents=True, exist_ok=True)
 
 session = onnxruntime.InferenceSession(args.model)
-size, held_back, value_range = (
+size, good_scores, value_range = (
     json.loads(session.get_modelmeta().custom_metadata_map[name])
-    for name in ("image_size", "held_back_scores", "value_range")
+    for name in ("image_size", "calibration_scores", "value_range")
 )
 missed = [f"{path}: not an image by its name" for path in files if path not in paths]
 for path in paths:
@@ -69,7 +69,7 @@ for path in paths:
     seen = image.resize(size[::-1], Image.Resampling.BILINEAR) if size else image
     pixels = np.asarray(seen).transpose(2, 0, 1)[None]
     (anomaly_map,), (score,) = session.run(["maps", "scores"], {"images": pixels})
-    p_value = (1 + np.sum(held_back >= score)) / (len(held_back) + 1)
+    p_value = (1 + np.sum(good_scores >= score)) / (len(good_scores) + 1)
     decision = "anomalous" if p_value <= args.false_alarm_rate else "good"
     print(f"{path.name}  score {score:.3f}  p-value {p_value:.3f}  {decision}")
     shown = Image.fromarray(anomaly_map).resize(image.size, Image.Resampling.BILINEAR)

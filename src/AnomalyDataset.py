@@ -1,4 +1,4 @@
-"""The images of one category, by its index."""
+"""The images of one category, from its index."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +17,8 @@ class AnomalyDataset(Dataset):
     """The images of one category that meet a constraint, each with its mask and label.
 
     An item is a dict:
-        image: what `transform` makes of the image (PIL, mode RGB).
-        mask: what `gt_transform` makes of the mask (PIL, mode L, 255 on defects); all 0 where there is none.
+        image: the image (PIL, mode RGB) after `transform`.
+        mask: the mask (PIL, mode L, 255 on defects) after `gt_transform`; all 0 if there is none.
         label: 0 for good, 1 for a defect.
         path: the image's path in the category's folder, with forward slashes.
         size: the height and width of the image's file.
@@ -28,18 +28,18 @@ class AnomalyDataset(Dataset):
             images have come, gone or changed since, it is written again.
         transform: from a PIL image to what the network takes, such as a tensor (3,H,W); None leaves the image.
         gt_transform: the same for the mask, such as to (1,H,W); None leaves the mask.
-        least: a large JPEG may be given smaller, both sides this long or longer: see `images.load_reduced`.
+        least: large JPEGs may be read at a reduced size, both sides at least this long: see `reading.load_reduced`.
         **constraint: columns of the index and the value that a row must have, as in `type="train", label=0`.
 
     Attributes:
         rows: the index's rows that meet the constraint, in its order; each a dict of COLUMNS, `label` an int.
-            `gt_name` is empty on good images, and on defects that have no mask.
+            `gt_name` is empty for good images, and for defects that have no mask.
         value_range: of images of more than 8 bits, the values that become black and white: those that
-            mvtec_dataset.sh found, or was given. None where it found only images of 8 bits.
+            mvtec_dataset.sh found, or was given. None if it found only images of 8 bits.
 
     Raises:
-        UserError: there is no index, or it is not one; on access, when an image is missing or broken, or its mask of
-            another size.
+        UserError: the index is missing or broken; on access, if an image is missing or broken, or its mask has another
+            size.
         ValueError: the constraint names a column that does not exist.
     """
 
@@ -78,7 +78,7 @@ class AnomalyDataset(Dataset):
         if mask.size != (width, height):
             raise UserError(
                 f"{self.root_dir / row['gt_name']} has {mask.width} x {mask.height} pixels, its image {width} x "
-                f"{height}: mend it and run ./mvtec_dataset.sh again"
+                f"{height}: correct it and run ./mvtec_dataset.sh again"
             )
         return {
             "image": self.transform(image) if self.transform else image,

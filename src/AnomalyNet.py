@@ -19,7 +19,7 @@ class Convolution(NamedTuple):
 
 
 class Pooling(NamedTuple):
-    """Max pooling, `size` x `size`, of stride `size`."""
+    """Max pooling, `size` x `size`, with stride `size`."""
 
     size: int
 
@@ -38,16 +38,16 @@ DEFAULT_PATCH_SIZES = (33, 65)
 class AnomalyNet(nn.Module):
     """Describes patches of `patch_size` x `patch_size` pixels: (N,3,p,p) -> (N,descriptor_size).
 
-    Teacher and students share this architecture. `layers` ends on a spatial size of 1 x 1 for one patch;
-    put through FDFEAnomalyNet it describes every pixel of an image.
+    Teacher and students share this architecture. One patch leaves `layers` with a spatial size of 1 x 1; FDFEAnomalyNet
+    applies the network to every pixel of an image.
 
-    With a `descriptor_size` of 128 descriptors are the last convolution of the paper's tables, without activation: the
-    layer that decodes them is then for distillation alone, as in the paper (section 4).
+    With a `descriptor_size` of 128, descriptors are the output of the last convolution in the paper's tables, without
+    activation: the layer that decodes them is then used only for distillation, as in the paper (section 4).
 
-    `batch_normalisation` puts one behind every convolution but the last. It is a help in training: with it a teacher
-    learns in hundreds of steps what takes thousands without. `folded` puts it into the weights when that is done.
+    `batch_normalisation` adds one after every convolution but the last. It speeds up training: a teacher needs hundreds
+    of steps instead of thousands. `folded` merges it into the weights afterwards.
 
-    Raises ValueError for a patch size that is not in ARCHITECTURES, or patches of another size.
+    Raises ValueError for a patch size that is not in ARCHITECTURES, and for patches of another size.
     """
 
     def __init__(self, patch_size: int, batch_normalisation: bool = False, descriptor_size: int = DESCRIPTOR_SIZE):
@@ -85,7 +85,7 @@ class AnomalyNet(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> "AnomalyNet":
-        """Return the same network, as it describes in evaluation mode, without batch normalisation."""
+        """Return the same network in evaluation mode, with batch normalisation merged into the convolutions."""
         plain = AnomalyNet(self.patch_size, descriptor_size=self.descriptor_size)
         layers = [layer for layer in self.layers if not isinstance(layer, nn.BatchNorm2d)]
         norms = {self.layers[place - 1]: norm for place, norm in enumerate(self.layers) if norm not in layers}
@@ -97,10 +97,10 @@ class AnomalyNet(nn.Module):
 
     @torch.no_grad()
     def start_from(self, trained: "AnomalyNet", images: Tensor) -> None:
-        """Take over the weights of a net without batch normalisation, to describe as it does.
+        """Take over the weights of a net without batch normalisation, so that descriptors stay the same.
 
-        What this net's own normalisation would take away, as measured on `images` (N,3,H,W), its scale and shift give
-        back; exact on those images.
+        Scale and shift of this net's batch normalisation are set to undo it, with the statistics of `images` (N,3,H,W);
+        this is exact on those images.
         """
         weights = iter(trained.layers)
         for layer in self.layers:
@@ -113,21 +113,21 @@ class AnomalyNet(nn.Module):
             images = layer(images)
 
     @torch.no_grad()
-    def with_normalised_descriptors(self, mean: Tensor, deviation: Tensor) -> Self:
-        """Return a copy whose descriptors are (descriptor - mean) / deviation, per channel (C,).
+    def with_normalised_descriptors(self, mean: Tensor, std: Tensor) -> Self:
+        """Return a copy whose descriptors are (descriptor - mean) / std, per channel (C,).
 
-        The last convolution is linear, so the paper's normalisation (section 3.2) goes into its weights.
+        The last convolution is linear, so the paper's normalisation (section 3.2) is merged into its weights.
         """
         normalised = copy.deepcopy(self)
         decode = normalised.layers[-1]
-        mean, deviation = (values.to(decode.weight.device).double() for values in (mean, deviation))
-        decode.weight.copy_(decode.weight.double() / deviation[:, None, None, None])
-        decode.bias.copy_((decode.bias.double() - mean) / deviation)
+        mean, std = (values.to(decode.weight.device).double() for values in (mean, std))
+        decode.weight.copy_(decode.weight.double() / std[:, None, None, None])
+        decode.bias.copy_((decode.bias.double() - mean) / std)
         return normalised
 
     @torch.no_grad()
     def projected(self, projection: Tensor) -> Self:
-        """Return a copy whose descriptors are `projection` (K,C) times the descriptor: K numbers."""
+        """Return a copy whose descriptors are `projection` (K,C) times the descriptor, (K,)."""
         found = copy.deepcopy(self)
         found.descriptor_size = len(projection)
         decode = found.layers[-1]

@@ -5,9 +5,9 @@ from torchvision.models import resnet18
 
 
 class AnomalyResnet18(nn.Module):
-    """ResNet18 with a head for two classes, "as it is" and "with a defect": (N,3,H,W) -> (N,2).
+    """ResNet18 with a head for two classes, "unchanged" and "with a defect": (N,3,H,W) -> (N,2) logits.
 
-    Its pooled features (N,512) are what teachers are taught by patch-wise distillation. Starts from random weights.
+    Its pooled features (N,512) are the targets of patch-wise distillation. Initialised with random weights.
     """
 
     def __init__(self):
@@ -24,8 +24,8 @@ class AnomalyResnet18(nn.Module):
         return self.head(self.features(images))
 
     def load_torchvision(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of a torchvision resnet18 state dict; its classifier is left out.
+        """Load the weights of a torchvision resnet18 state dict, without its classifier.
 
-        Raises RuntimeError where entries are missing or of other shapes.
+        Raises RuntimeError if entries are missing or have other shapes.
         """
         self.trunk.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})

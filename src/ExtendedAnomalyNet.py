@@ -1,4 +1,4 @@
-"""A patch network on every pixel, one patch at a time: slow, and the definition of right."""
+"""A patch network on every pixel, patch by patch: slow, the reference for FDFEAnomalyNet."""
 
 import torch
 from torch import Tensor, nn
@@ -7,11 +7,10 @@ from FDFE import pad
 
 
 class ExtendedAnomalyNet(nn.Module):
-    """Applies a patch network to the patch round every pixel: (N,3,H,W) -> (N,C,H,W).
+    """Applies a patch network to the patch around every pixel: (N,3,H,W) -> (N,C,H,W).
 
-    The image is surrounded by what `padding` says, as in FDFE.pad, so that border pixels have a patch too.
-    `net` maps (B,3,p,p) to (B,C); `patch_size` is p, by default `net.patch_size`; `batch_size` patches are visited at
-    a time.
+    The image is padded as `padding` says, see FDFE.pad, so that border pixels have a patch too. `net` maps (B,3,p,p) to
+    (B,C); `patch_size` is p, by default `net.patch_size`; `batch_size` patches are computed at a time.
     """
 
     def __init__(self, net: nn.Module, patch_size: int | None = None, batch_size: int = 256, padding: str = "zeros"):

@@ -1,13 +1,13 @@
 """Fast dense feature extraction: the operations that make a patch network dense.
 
 Bailer, Habtegebrial, Varanasi, Stricker, "Fast Dense Feature Extraction with CNNs that have Pooling or Striding
-Layers" (BMVC 2017, arXiv 1805.03096) visit every pixel once where a sliding window would visit it for each patch.
-They gather the shifted outputs of each pooling layer in the batch ("multi-pooling") and unwarp them at the end.
-Here the same outputs stay where they belong in the image, and the layers behind reach over them with dilation
-("a trous"): the same numbers, no size to be a multiple of anything, nothing to unwarp.
+Layers" (BMVC 2017, arXiv 1805.03096) compute every pixel once where a sliding window would compute it for each patch.
+They stack the shifted outputs of each pooling layer in the batch ("multi-pooling") and unwarp them at the end. Here the
+same outputs stay in place in the image, and later layers skip over them with dilation ("a trous"). The result is the
+same, but image sizes need not be multiples of anything, and there is nothing to unwarp.
 
-A layer whose outputs are wanted at every `stride`-th pixel alone asks less of the layers before it. `grids` works
-out, from the last layer to the first, at which pixels each layer must be computed.
+If the last layer's outputs are needed only at every `stride`-th pixel, the layers before it have less to compute.
+`grids` determines, from the last layer to the first, at which pixels each layer is needed.
 """
 
 from functools import lru_cache
@@ -23,12 +23,12 @@ POINTWISE = (
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Identity, nn.Dropout, nn.BatchNorm2d,
 )  # fmt: skip
 PADDINGS = ("zeros", "reflect")
-PADDING = "reflect"  # a mirrored border looks as the image does; the paper's zeros would be strange to every net
+PADDING = "reflect"  # a mirrored border looks like the image; the paper's zeros look anomalous to every net
 Pair = tuple[int, int]
 
 
 class Window(NamedTuple):
-    """How a layer looks at its input along height and width, in the steps of its own input."""
+    """A layer's window along (height, width), in steps of its own input."""
 
     kernel: Pair
     stride: Pair
@@ -48,10 +48,10 @@ def pair(value: int | tuple[int, ...]) -> Pair:
 
 
 def flat_layers(net: nn.Module) -> list[nn.Module]:
-    """The layers of nested nn.Sequential in order, without a last nn.Flatten.
+    """The layers of nested nn.Sequential in order, without a final nn.Flatten.
 
-    Raises ValueError where a layer's result on a patch depends on more than the window it looks at: padding,
-    rounding up, adaptive pooling, normalisation over the patch.
+    Raises ValueError if a layer's output depends on more than its window: with padding, rounding up, adaptive pooling
+    or normalisation over the patch.
     """
     layers = [layer for layer in net.modules() if not isinstance(layer, nn.Sequential)]
     if layers and isinstance(layers[-1], nn.Flatten):
@@ -73,7 +73,7 @@ def flat_layers(net: nn.Module) -> list[nn.Module]:
 def activations_after_pooling(layers: list[nn.Module]) -> list[nn.Module]:
     """The layers with each leaky ReLU moved behind the max pooling that follows it.
 
-    It rises, so that the maximum is the same one: the same numbers, on a fourth of them where pooling strides by 2.
+    It is monotonic, so the result is the same; with pooling of stride 2 it is computed for a quarter of the values.
     """
     ordered = list(layers)
     for place in range(len(ordered) - 1):
@@ -92,16 +92,16 @@ def window(layer: nn.Module) -> Window:
 
 
 def output_size(windows: list[Window], size: int, axis: int) -> int:
-    """Length of the last layer's output along `axis` for an input of length `size` (0 where it is too short)."""
+    """Length of the last layer's output along `axis` for an input of length `size`; 0 if the input is too short."""
     for w in windows:
         size = max(0, (size - w.dilation[axis] * (w.kernel[axis] - 1) - 1) // w.stride[axis] + 1)
     return size
 
 
 def receptive_field(windows: list[Window], axis: int) -> int:
-    """Length in pixels along `axis` of what one output sees.
+    """The receptive field of one output along `axis`, in pixels.
 
-    It can be shorter than the patch: pooling drops the last row and column of an odd size.
+    It can be smaller than the patch: pooling drops the last row and column of an odd size.
     """
     field, jump = 1, 1
     for w in windows:
@@ -111,10 +111,10 @@ def receptive_field(windows: list[Window], axis: int) -> int:
 
 
 def grids(windows: list[Window], stride: int, axis: int) -> tuple[int, list[tuple[int, int]]]:
-    """Where to compute each layer so that the last one stands at every `stride`-th pixel along `axis`.
+    """Where to compute each layer so that the last one is at every `stride`-th pixel along `axis`.
 
-    Within a patch, neighbouring inputs of a layer lie `jump` pixels apart: the product of the strides before it.
-    Outputs that are wanted every g pixels thus need inputs every gcd(g, jump) pixels, and no others.
+    Within a patch, neighbouring inputs of a layer are `jump` pixels apart: the product of the strides before it.
+    Outputs at every g-th pixel need inputs at every gcd(g, jump)-th pixel, and no others.
     Returns the step at which to take the image's pixels, and (dilation, stride) for each layer.
     """
     jumps = [1]
@@ -131,7 +131,7 @@ def grids(windows: list[Window], stride: int, axis: int) -> tuple[int, list[tupl
 
 def max_pool(x: Tensor, kernel: Pair, dilation: Pair, stride: Pair) -> Tensor:
     """Max pooling with dilation, unpadded: (N,C,H,W) -> (N,C,H',W')."""
-    if x.requires_grad:  # the gradient of torch.maximum costs ten times as much, and splits at equal values
+    if x.requires_grad:  # the gradient of torch.maximum is ten times slower, and is split between equal values
         return F.max_pool2d(x, kernel, stride, 0, dilation)
     for axis in (1, 0):
         views = shifted(x, kernel[axis], dilation[axis], stride[axis], axis + 2)
@@ -150,7 +150,7 @@ def mean_pool(x: Tensor, kernel: Pair, dilation: Pair, stride: Pair) -> Tensor:
 
 
 def shifted(x: Tensor, kernel: int, dilation: int, stride: int, dim: int) -> list[Tensor]:
-    """Views of `x`, one for each of the `kernel` places of a window moved along `dim`."""
+    """Views of `x`, one for each of the `kernel` positions in a window that moves along `dim`."""
     length = (x.shape[dim] - dilation * (kernel - 1) - 1) // stride + 1
     index = [slice(None)] * x.ndim
     views = []
@@ -162,9 +162,9 @@ def shifted(x: Tensor, kernel: int, dilation: int, stride: int, dim: int) -> lis
 
 
 def apply_layer(layer: nn.Module, x: Tensor, placement: Placement, overwrite: bool = False) -> Tensor:
-    """One layer of a patch network on a whole image, with the dilation and stride that `grids` gave.
+    """One layer of a patch network on a whole image, with the dilation and stride from `grids`.
 
-    `overwrite` allows to write the result over `x`, where nobody needs it again.
+    `overwrite` allows the result to overwrite `x`.
     """
     dilation, stride = placement
     if isinstance(layer, nn.Conv2d):
@@ -185,14 +185,14 @@ def apply_layer(layer: nn.Module, x: Tensor, placement: Placement, overwrite: bo
 
 
 def exact_on_gpu(x: Tensor) -> bool:
-    """Whether a GPU is to convolve float32 as it is: cuDNN does so quickly without dilation alone."""
+    """Whether a GPU has to convolve in full float32: with dilation cuDNN is slow at that."""
     return x.is_cuda and not torch.is_autocast_enabled("cuda") and torch.backends.cudnn.conv.fp32_precision == "ieee"
 
 
 def convolve_phases(x: Tensor, layer: nn.Conv2d, dilation: Pair) -> Tensor:
-    """The layer with dilation (d,e) on (N,C,H,W), as d e convolutions without: one of every d-th row, e-th column.
+    """The layer with dilation (d,e) on (N,C,H,W), as d e convolutions without dilation, stacked in the batch.
 
-    All of them go through the batch at once.
+    Each takes every d-th row and every e-th column.
     """
     (rows, columns), (height, width) = dilation, x.shape[2:]
     x = F.pad(x, (0, -width % columns, 0, -height % rows))
@@ -204,10 +204,10 @@ def convolve_phases(x: Tensor, layer: nn.Conv2d, dilation: Pair) -> Tensor:
 
 
 def pad(images: Tensor, rows: tuple[int, int], columns: tuple[int, int], padding: str) -> Tensor:
-    """Surround images (N,C,H,W) by numbers of rows (above, below) and columns (left, right); negative ones are cut off.
+    """Pad images (N,C,H,W) by numbers of rows (above, below) and columns (left, right); negative numbers crop.
 
-    "zeros" are ImageNet's mean colour after normalisation. "reflect" mirrors the image at its border pixels, as often
-    as it takes where it is smaller than what is to be added. The layout in memory stays. Raises ValueError for another.
+    "zeros" are ImageNet's mean colour after normalisation. "reflect" mirrors the image at its border pixels, repeatedly
+    if the image is smaller than the padding. The memory layout is kept. Raises ValueError for another `padding`.
     """
     if padding not in PADDINGS:
         raise ValueError(f"padding {padding}: choose one of {', '.join(PADDINGS)}")
@@ -223,7 +223,7 @@ def pad(images: Tensor, rows: tuple[int, int], columns: tuple[int, int], padding
 
 @lru_cache
 def _mirrored(length, before, after, where):
-    """Indices into `length` pixels, from -before up to length + after; kept, as images mostly are of one size."""
+    """Indices into `length` pixels, from -before up to length + after. Cached, as most images have the same size."""
     with torch.inference_mode(False):
         period = max(1, 2 * (length - 1))
         places = torch.arange(-before, length + after, device=where) % period

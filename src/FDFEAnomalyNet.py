@@ -1,4 +1,4 @@
-"""A patch network made dense: equal to ExtendedAnomalyNet, fast."""
+"""A patch network applied densely to images: equal to ExtendedAnomalyNet, but fast."""
 
 from torch import Tensor, nn
 
@@ -9,13 +9,13 @@ from FDFE import pad
 class FDFEAnomalyNet(nn.Module):
     """The descriptors of a patch network at every `stride`-th pixel: (N,3,H,W) -> (N,C,ceil(H/stride),ceil(W/stride)).
 
-    Equals ExtendedAnomalyNet(net)(images)[:, :, ::stride, ::stride], gradients too, for any net made of unpadded
-    convolutions, pooling and pointwise layers, and any H and W. Only what those pixels need is computed.
-    Layers that tell training from evaluation (batch normalisation, dropout) equal it in evaluation mode.
+    Equals ExtendedAnomalyNet(net)(images)[:, :, ::stride, ::stride], including gradients, for any net of unpadded
+    convolutions, pooling and pointwise layers, and any H and W. Only what those pixels need is computed. With batch
+    normalisation or dropout it is equal in evaluation mode only.
 
     `net` is an AnomalyNet, or an nn.Sequential with `patch_size` given. Parameters are shared with it, not copied.
-    `padding` says what stands round the image, as in FDFE.pad.
-    Raises ValueError for a net that can't be made dense, or that leaves more or less than 1 x 1 of one patch.
+    `padding` is one of FDFE.PADDINGS. Raises ValueError for a net that can't be made dense, or whose output for one
+    patch is not 1 x 1.
     """
 
     def __init__(self, net: nn.Module, stride: int = 1, patch_size: int | None = None, padding: str = "zeros"):
@@ -32,7 +32,7 @@ class FDFEAnomalyNet(nn.Module):
         (row_step, rows), (column_step, columns) = (FDFE.grids(windows, stride, axis) for axis in (0, 1))
         self.pixel_step = (row_step, column_step)
         self.receptive_field = tuple(FDFE.receptive_field(windows, axis) for axis in (0, 1))
-        # A plain list: the parameters are net's.
+        # A plain list, so that the parameters are registered only once, in net.
         self.placed_layers = [
             (layer, FDFE.Placement((row[0], column[0]), (row[1], column[1])))
             for layer, row, column in zip(layers, rows, columns, strict=True)
@@ -43,11 +43,11 @@ class FDFEAnomalyNet(nn.Module):
         return self.describe_padded(self.pad(images, offset))
 
     def pad(self, images: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
-        """Surround (or trim) such that the first patch is centred on pixel `offset`, the last inside."""
+        """Pad (or crop) so that the first patch is centred on pixel `offset`, and the last one is inside."""
         return pad(images, *self.margins(offset), self.padding)
 
     def margins(self, offset: tuple[int, int] = (0, 0)) -> tuple[tuple[int, int], tuple[int, int]]:
-        """What `pad` adds: rows (above, below) and columns (left, right)."""
+        """The padding of `pad`: rows (above, below) and columns (left, right)."""
         half = self.patch_size // 2
         rows, columns = (
             (half - start, field - 1 - half) for start, field in zip(offset, self.receptive_field, strict=True)
@@ -55,9 +55,9 @@ class FDFEAnomalyNet(nn.Module):
         return rows, columns
 
     def describe_padded(self, pixels: Tensor) -> Tensor:
-        """Describe all patches that lie within `pixels`, every `stride`-th along both axes."""
+        """Descriptors of all patches within padded `pixels`, at every `stride`-th pixel along both axes."""
         x = pixels[:, :, :: self.pixel_step[0], :: self.pixel_step[1]]
-        ours = False  # whether x is no longer the caller's
+        ours = False  # whether x may be overwritten, as it is not the caller's
         for layer, placement in self.placed_layers:
             x = FDFE.apply_layer(layer, x, placement, overwrite=ours and not x.requires_grad)
             ours = ours or isinstance(layer, nn.Conv2d)

@@ -1,15 +1,15 @@
-"""Stage 4: teacher against students on the test images -> anomaly maps, scores, measures and pictures.
+"""Stage 4: compare students with the teacher on the test images -> anomaly maps, scores, measures and pictures.
 
-The map is the students' error plus their variance (section 3.2 of "Uninformed Students"), standardised by what is usual
-on good images. BackboneDetector.py and AnomalyDetector.py say how students join, and what the image score is of.
+The map is the students' error plus their variance (section 3.2 of "Uninformed Students"), standardised with mean and
+std of good images. BackboneDetector.py and AnomalyDetector.py combine the students into map and image score.
 Written under results/CATEGORY/:
-  index.html      the page to look at: measures, curves and every image; opens from disk (its pictures: page/)
+  index.html      the result page: measures, curves and every image; opens from disk (its pictures are in page/)
   metrics.json    image_au_roc, pixel_au_roc, au_pro and others, over all images and per kind of defect;
-                  image_au_roc_of_maxima takes the maps' maxima for scores, as MVTec AD's evaluation script does
+                  image_au_roc_of_maxima uses the maps' maxima as scores, like MVTec AD's evaluation script
   scores.csv      path, label, image score and p-value of every test image
   figures/        image, ground truth and anomaly map of every test image, on one colour scale; JPEG
   curves.png      ROC and PRO curves, and the scores of good against anomalous images (also as SVG)
-  examples.png    the most anomalous image of each kind, the middle one and the least, on one sheet
+  examples.png    of each kind the most anomalous image, the median and the least anomalous, on one sheet
   anomaly_maps/   float32 TIFFs at the images' own size, as MVTec AD's evaluation script reads them
 """
 
@@ -27,7 +27,8 @@ from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS
 from student_teacher.detection.Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
 from student_teacher.evaluation import metrics
-from student_teacher.images import category as categories
+from student_teacher.evaluation.Evaluation import Evaluation
+from student_teacher.images import category
 from student_teacher.images.reading import encoded, stem_of
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import inspect, shown_side
@@ -35,10 +36,10 @@ from student_teacher.reports.result_page import ResultPage, page_files
 from student_teacher.runtime import command_line, distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 from student_teacher.runtime.ledger import Ledger
 from student_teacher.runtime.prefetch import prefetched
-from student_teacher.runtime.resume_log import Progress
+from student_teacher.runtime.resume_log import ResumeLog
 from student_teacher.training import paper
 
 BROKEN_IMAGES = 3  # exit status
@@ -59,26 +60,29 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--image-score",
         choices=scoring.IMAGE_SCORES,
-        help="what of the scores of all places makes the image's: top, the mean of their highest hundredth; maximum, "
-        "the paper's, where defects are tiny and images free of noise; mean, for defects that change the whole image "
-        "(default top; maximum where the students were trained with --paper)",
+        help="how pixel scores give the image's score: top, the mean of the highest 1 %%; maximum, the paper's, if "
+        "defects are tiny and images free of noise; mean, for defects that change the whole image (default top; "
+        "maximum if the students were trained with --paper)",
     )
     options.add_argument(
         "--normalisation",
         choices=NORMALISATIONS,
-        help="place: by what error is usual at each place of good images; image: by what it is overall, the paper's "
-        "(default place; image where the students were trained with --paper)",
+        help="for patch students: standardise errors with mean and std of good images at each place, or of the whole "
+        "image, as in the paper (default place; image if the students were trained with --paper)",
     )
     options.add_argument(
         "--input",
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="look at these images, and at all in these folders and below, in place of the category's test images: no "
-        "labels, masks or index needed",
+        help="inspect these images, and all in these folders and their subfolders, instead of the category's test "
+        "images; no labels, masks or index needed",
     )
     options.add_argument(
-        "--output", type=Path, metavar="DIR", help="for what --input gives (default results/CATEGORY/inspection)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the results of --input (default results/CATEGORY/inspection)",
     )
     options.add_argument(
         "--overwrite",
@@ -88,25 +92,25 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument(
         "--false-alarm-rate",
-        type=command_line.share,
+        type=command_line.fraction,
         default=FALSE_ALARM_RATE,
         metavar="X",
-        help="of good images, this share may be called anomalous: lower misses more defects (default "
+        help="fraction of good images that may be called anomalous: lower misses more defects (default "
         f"{FALSE_ALARM_RATE})",
     )
     options.add_argument(
         "--pixel-false-alarm-rate",
-        type=command_line.share,
+        type=command_line.fraction,
         default=0.01,
         metavar="X",
-        help="of the pixels of good images, this share may be outlined (default 0.01)",
+        help="fraction of good images' pixels that may be outlined (default 0.01)",
     )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
     return paper.DETECTION.parse(options, arguments)
 
 
 def detector_of(args: Namespace) -> Detector:
-    """The category's detector, as the command line wants it; the image score is its own where none is asked for."""
+    """The category's detector, with the options of the command line. Sets args.image_score if none is given."""
     path = args.model / args.category / "detector.pt"
     size = "trained" if args.image_size is None else command_line.image_size(args)
     detector = load_detector(
@@ -127,20 +131,20 @@ def detector_of(args: Namespace) -> Detector:
     elif args.false_alarm_rate < (least := detector.calibration.smallest_rate):
         print(
             f"--false-alarm-rate {args.false_alarm_rate:g} is below {least:.3g}, the smallest that so few good "
-            "images can promise: no image will be called anomalous"
+            "images can guarantee: no image will be called anomalous"
         )
     if detector.calibration and detector.networks.stride != detector.calibrated_stride:
-        print(f"p-values are approximate: they were calibrated at a stride of {detector.calibrated_stride}")
+        print(f"p-values are approximate: they were calibrated with --stride {detector.calibrated_stride}")
     return detector
 
 
 def detect(
-    detector: Detector, dataset: AnomalyDataset, args: Namespace, page: ResultPage, progress: Progress
+    detector: Detector, dataset: AnomalyDataset, args: Namespace, page: ResultPage, log: ResumeLog
 ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
-    """Map (H,W), score and mask (None for a good one) of each image. Goes on after a stop.
+    """Map (H,W), score and mask (None without a defect) of each image. Resumes after a stop.
 
-    Writes the maps, and the images for the page, while the next ones are looked at. Each of several processes looks at
-    its share of the images; the first alone is given the maps of all.
+    Writes maps and images for the page while the next images are predicted. Each of several processes takes its share
+    of the images; only the first returns the maps of all.
     """
     maps, scores, masks = [], [], []
     numbers = distributed.share(range(len(dataset)))
@@ -148,11 +152,11 @@ def detect(
     def path_of(number: int) -> Path:
         return pictures_of(page.path.parent, args.category, dataset.rows[number])[0]
 
-    def look_at(number: int, sample: dict) -> tuple:
-        score = progress.get(sample["path"])
+    def predict(number: int, sample: dict) -> tuple:
+        score = log.get(sample["path"])
         if score is not None and path_of(number).exists() and page.picture_of(number).exists():
             return number, sample, None, score
-        return number, sample, *detector.look_at(sample["image"], args.image_score)
+        return number, sample, *detector.predict(sample["image"], args.image_score)
 
     def keep(found: tuple) -> tuple:
         number, sample, small_map, score = found
@@ -161,12 +165,12 @@ def detect(
         else:
             anomaly_map = at_own_size(small_map, sample["size"])
             page.save_image(number, sample["image"])
-            write_whole(path_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
-            progress.put(sample["path"], score)
+            write_atomically(path_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
+            log.put(sample["path"], score)
         return anomaly_map, score, np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None
 
-    looked_at = map(look_at, numbers, prefetched(dataset.__getitem__, numbers))
-    kept = prefetched(keep, looked_at, finish=True)
+    predictions = map(predict, numbers, prefetched(dataset.__getitem__, numbers))
+    kept = prefetched(keep, predictions, finish=True)
     for found in with_bar(kept, len(numbers), "anomaly maps"):
         for values, value in zip((maps, scores, masks), found, strict=True):
             values.append(value)
@@ -191,7 +195,7 @@ def scores_table(dataset: AnomalyDataset, scores: np.ndarray, p_values: list[flo
 
 
 def decisions(p_values: np.ndarray, labels: np.ndarray, rate: float) -> dict[str, float]:
-    """What share of the good test images is called anomalous, beside what was asked, and of the others."""
+    """The fractions of good and of defective test images that are called anomalous, beside the requested rate."""
     called = p_values <= rate
     shares = {"observed_false_alarm_rate": called[labels == 0], "found": called[labels == 1]}
     return {"false_alarm_rate": rate} | {name: float(part.mean()) for name, part in shares.items() if len(part)}
@@ -217,7 +221,7 @@ def files_written(results: Path, category: str, dataset: AnomalyDataset) -> list
 
 
 def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage) -> None:
-    """Draw a figure of each image, a sheet of each kind's highest, middle and lowest score, and what the page shows."""
+    """Draw a figure of each image, a sheet with each kind's highest, median and lowest score, and the page's maps."""
     scale = figures.colour_scale(maps)
     results = page.path.parent
     kinds: dict[str, list[int]] = {}
@@ -247,12 +251,12 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run stage 4. Returns the exit status: 3 where some images of --input could not be read."""
+    """Run stage 4. Returns the exit status: 3 if some images of --input could not be read."""
     args = parse_arguments(arguments)
     if args.output and not args.input:
-        raise UserError("--output goes with --input; of the test images, --results takes what is found")
+        raise UserError("--output needs --input; results of the test images go to the folder --results")
     if args.show and args.input:
-        raise UserError("--show goes with the test images; what --input gives has a page to open, index.html")
+        raise UserError("--show is for the test images; with --input open the result page, index.html")
     if args.input:
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
@@ -263,36 +267,36 @@ def main(arguments: list[str] | None = None) -> int:
         return BROKEN_IMAGES if broken else 0
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
-        raise UserError(f"{args.data / args.category} has no images in test/: put some there, good or not, to look at")
+        raise UserError(f"{args.data / args.category} has no images in test/: put some there, or give --input")
     detector = detector_of(args)
     dataset.least, dataset.value_range = shown_side(detector), detector.value_range
     results = args.results / args.category
     ledger = Ledger(results, "test images", files_written(results, args.category, dataset), overwrite=args.overwrite)
-    images = categories.identity_of(dataset)["images"]
-    progress = Progress(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
+    images = category.identity_of(dataset)["images"]
+    log = ResumeLog(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
     page = ResultPage(results, args.category)
-    maps, scores, masks = detect(detector, dataset, args, page, progress)
+    maps, scores, masks = detect(detector, dataset, args, page, log)
     if not distributed.is_first():
-        progress.finish()
+        log.finish()
         return 0
 
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
     kinds = [kind_of(row) for row in dataset.rows]
     have_masks = any(row["gt_name"] for row in dataset.rows)
-    evaluation = metrics.Evaluation(maps, masks if have_masks else None, scores, labels, kinds)
+    evaluation = Evaluation(maps, masks if have_masks else None, scores, labels, kinds)
     measures = evaluation.measures()
     if "image_au_roc" in measures:  # as MVTec AD's evaluation script takes it, from the maps at their own size
         measures["image_au_roc_of_maxima"] = metrics.au_roc(np.array([values.max() for values in maps]), labels)
     p_values = [detector.p_value_of(score, args.image_score) for score in scores]
     if detector.calibration:
         measures["decisions"] = decisions(np.array(p_values), labels, args.false_alarm_rate)
-    write_whole(results / "scores.csv", scores_table(dataset, scores, p_values))
+    write_atomically(results / "scores.csv", scores_table(dataset, scores, p_values))
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)
     write_figures(dataset, maps, scores, masks, page)
     page.finish(measures, *curves)
-    write_whole(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
-    progress.finish()
+    write_atomically(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
+    log.finish()
     ledger.finish(files_written(results, args.category, dataset))
 
     for name in ("image_au_roc", "pixel_au_roc", "au_pro"):
@@ -304,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{unmasked} images with defects have no mask: they count for image figures, not for figures of pixels")
     for name, value in measures.get("decisions", {}).items():
         print(f"{name} {value:.4f}")
-    print(f"page to look at: {page.path}")
+    print(f"result page: {page.path}")
     print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
     if args.show:
         for name in ("examples.png", "curves.png"):

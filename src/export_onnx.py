@@ -1,8 +1,8 @@
 """Write a category's detector as one ONNX file, which runs without PyTorch and without Python.
 
-From pixels to anomaly maps and image scores, in float32, several images at once. Of patch students images may have any
-size, and the whole image is computed at once: unlike anomaly_detection.py, memory grows with it. What goes in and comes
-out, and how a score becomes a decision: examples/inspect_folder.py.
+From pixels to anomaly maps and image scores, in float32, several images at once. With patch students, images may have
+any size, and the whole image is computed at once: unlike anomaly_detection.py, memory grows with its size.
+examples/inspect_folder.py shows inputs and outputs, and how a score becomes a decision.
 
 Needs one more package: pip install -r requirements-onnx.txt
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from student_teacher.detection.Detector import load_detector
 from student_teacher.runtime import command_line
 from student_teacher.runtime.errors import UserError, run
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     detector = load_detector(folder / "detector.pt", stride=args.stride, device_name="cpu")
     content = onnx_graph.model_of(detector).SerializeToString()
     output = args.output or folder / "detector.onnx"
-    write_whole(output, content)
+    write_atomically(output, content)
     print(f"{output}: {len(content) / 2**20:.0f} MiB")
 
 

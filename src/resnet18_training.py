@@ -1,12 +1,11 @@
 """Stage 1 (optional): adapt the backbone, ResNet18, to a category.
 
-All training images are good, so a classifier of their labels would learn nothing. The two classes are "as it is" and
-"with a synthetic defect" (CutPaste and CutPaste-scar, Li et al., CVPR 2021). Features that tell those apart know the
-category's texture and shapes.
+All training images are good, so their labels teach nothing. Instead the two classes are "unchanged" and "with a
+synthetic defect" (CutPaste and CutPaste-scar, Li et al., CVPR 2021). To tell these apart, the features must represent
+the category's texture and shapes.
 """
 
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,18 +13,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from AnomalyDataset import AnomalyDataset
 from AnomalyResnet18 import AnomalyResnet18
-from student_teacher.images import category as categories
-from student_teacher.images import preprocessing
+from student_teacher.images import category, preprocessing
 from student_teacher.images.store import ImageStore
-from student_teacher.reports import figures
-from student_teacher.runtime import checkpoints, command_line, device, distributed
+from student_teacher.runtime import command_line, device, distributed
 from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights
 from student_teacher.training import synthetic_defects
 from student_teacher.training.loop import (
-    Training,
-    already_trained,
+    Model,
     forget,
     learning_rate,
     set_learning_rate,
@@ -45,14 +42,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--epochs",
         type=command_line.positive,
         default=50,
-        help="passes over the images; more while the accuracy on held-back images still rises (default 50)",
+        help="passes over the images; raise it while the validation accuracy still rises (default 50)",
     )
     backbone_weights.add_option(options)
     return options.parse_args(arguments)
 
 
 def with_defects(images: Tensor, seeds: list[int]) -> Tensor:
-    """A synthetic defect in each of the uint8 images (N,3,H,W), drawn by its seed."""
+    """The uint8 images (N,3,H,W), each with a synthetic defect drawn from its seed."""
     defective = []
     for image, seed in zip(images, seeds, strict=True):
         random = np.random.default_rng(seed)
@@ -63,7 +60,7 @@ def with_defects(images: Tensor, seeds: list[int]) -> Tensor:
 
 
 def both_classes(images: Tensor, seed: int, purpose: str, step: int, where: torch.device) -> tuple[Tensor, Tensor]:
-    """Images as they are (class 0), then each with a defect (class 1): normalised (2N,3,H,W) and classes (2N,)."""
+    """Unchanged images (class 0), then each with a defect (class 1): normalised (2N,3,H,W), and classes (2N,)."""
     seeds = [device.seed_of(seed, purpose, step, number) for number in range(len(images))]
     inputs = preprocessing.normalise(torch.cat([images, with_defects(images, seeds)]).to(where))
     return inputs, torch.arange(2, device=where).repeat_interleave(len(images))
@@ -72,7 +69,7 @@ def both_classes(images: Tensor, seed: int, purpose: str, step: int, where: torc
 def accuracy(
     net: AnomalyResnet18, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
 ) -> float:
-    """Share of held-back images, as they are and with a defect, that the net puts in the right class."""
+    """The fraction of validation images, unchanged and with a defect, that are classified correctly."""
     net.eval()
     right = 0
     with torch.inference_mode(), device.autocast(where, args.precision):
@@ -83,10 +80,8 @@ def accuracy(
     return right / (2 * len(indices))
 
 
-def train(args: Namespace) -> Path:
-    """Train the backbone and return where it was saved."""
-    path = args.model / args.category / "resnet18.pt"
-    dataset = categories.good_images(args, command_line.image_size(args))
+def model_of(args: Namespace, dataset: AnomalyDataset) -> Model:
+    """The file that this stage writes, and its settings."""
     settings = {
         "seed": args.seed,
         "image_size": command_line.sides(args),
@@ -95,10 +90,17 @@ def train(args: Namespace) -> Path:
         "epochs": args.epochs,
         "learning_rate": args.learning_rate,
         "backbone_weights": backbone_weights.name(args.backbone_weights),
-        **categories.identity_of(dataset),
+        **category.identity_of(dataset),
     }
-    if not args.restart and already_trained(path, KIND, args.category, settings):
-        return path
+    return Model(args.model / args.category / "resnet18.pt", KIND, args.category, settings)
+
+
+def train(args: Namespace) -> None:
+    """Train the backbone and save it."""
+    dataset = category.good_images(args, command_line.image_size(args))
+    model = model_of(args, dataset)
+    if not args.restart and model.is_trained():
+        return
     where = device.choose(args.device)
     torch.manual_seed(args.seed)
     net = AnomalyResnet18()
@@ -108,50 +110,38 @@ def train(args: Namespace) -> Path:
     net.to(where, memory_format=device.memory_format(where))
 
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
-    learned, held_back = categories.held_back_split(len(dataset), args.seed)
+    learned, validation = category.validation_split(len(dataset), args.seed)
     optimiser = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
-    wanted = shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
+    batches = shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
     if args.restart:
-        forget([path])
-    training = Training(
-        path,
-        f"{KIND} training",
-        args.category,
-        settings,
-        {"net": net, "optimiser": optimiser},
-        len(wanted),
-    )
-    per_epoch = len(wanted) // args.epochs
-    for step, groups in zip(training, store.batches(wanted[training.step :]), strict=False):
-        set_learning_rate(optimiser, learning_rate(step, len(wanted), args.learning_rate))
+        forget([model.path])
+    training = model.training(f"{KIND} training", {"net": net, "optimiser": optimiser}, len(batches))
+    per_epoch = len(batches) // args.epochs
+    for step, groups in zip(training, store.batches(batches[training.step :]), strict=False):
+        set_learning_rate(optimiser, learning_rate(step, len(batches), args.learning_rate))
         optimiser.zero_grad()
         total = 0.0
         for images in groups:
             with device.autocast(where, args.precision):
                 inputs, classes = both_classes(images, args.seed, "defect", step, where)
                 logits = net(inputs)
-            loss = F.cross_entropy(logits.float(), classes) * (len(images) / len(wanted[step]))
+            loss = F.cross_entropy(logits.float(), classes) * (len(images) / len(batches[step]))
             loss.backward()
             total += loss.item()
         optimiser.step()
         training.report(total)
         if (step + 1) % (5 * per_epoch) == 0:
-            training.note(held_back_accuracy=accuracy(net, store, held_back, args, where))
-    final = accuracy(net, store, held_back, args, where)
-    content = {"settings": settings, "net": net.cpu().state_dict(), "held_back_accuracy": final}
-    checkpoints.save(path, KIND, args.category, content)
-    figures.save_training_curve(path.with_name("resnet18_training.png"), *training.curve("cross entropy"))
-    training.finish()
-    print(f"held-back accuracy {final:.3f} on {2 * len(held_back)} images (0.5 is chance)")
-    print(f"saved {path}")
-    return path
+            training.note(accuracy=accuracy(net, store, validation, args, where))
+    final = accuracy(net, store, validation, args, where)
+    print(f"validation accuracy {final:.3f} on {2 * len(validation)} images (0.5 is chance)")
+    model.save({"net": net.cpu().state_dict(), "validation_accuracy": final}, training, "cross entropy")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run stage 1."""
     args = parse_arguments(arguments)
     if distributed.active():
-        raise UserError("this stage is quick and takes one process: start it without torchrun")
+        raise UserError("this stage is fast and runs in one process: start it without torchrun")
     train(args)
 
 

@@ -1,16 +1,16 @@
-"""Stage 3: students learn to say of anomaly-free images what the teacher says (section 3 of "Uninformed Students").
+"""Stage 3: train students to imitate the teacher on anomaly-free images (section 3 of "Uninformed Students").
 
-By default the teacher is a frozen backbone, and its students are fitted in a minute: global ones in closed form, which
-see the whole image, and local ones, which see the surroundings of a place. With --teacher patches it is the paper's
-patch network, or several, and M students imitate it. The result, model/CATEGORY/detector.pt, holds all that detection
-needs. With --paper all of it is as published.
+By default the teacher is a frozen backbone, and its students are fitted in about a minute: global ones in closed form,
+which see the whole image, and local ones, which see the surroundings of a place. With --teacher patches it is the
+paper's patch network, or several of them, and M students imitate each. The result, model/CATEGORY/detector.pt, has
+everything that detection needs. With --paper all settings are as published.
 """
 
 from argparse import Namespace
 
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES
 from student_teacher.detection.Detector import VERSION, Calibration
-from student_teacher.images import category as categories
+from student_teacher.images import category
 from student_teacher.images.index import read_settings
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import checkpoints, command_line, distributed
@@ -18,12 +18,12 @@ from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.BackboneTeacher import seen_size
 from student_teacher.training import backbone_students, paper, patch_students
-from student_teacher.training import optimiser as optimisers
 from student_teacher.training.loop import require_same_settings
+from student_teacher.training.optimiser import add_optimiser
 
 TEACHERS = ("backbone", "patches")
-BACKBONE_SIZE, PATCHES_SIZE = 512, 256  # sides that images are resized to
-# What goes with one teacher alone, and its defaults there.
+BACKBONE_SIZE, PATCHES_SIZE = 512, 256  # default sides to which images are resized
+# Options for patch teachers only, with their defaults.
 PATCH_OPTIONS = {
     "patch_size": list(DEFAULT_PATCH_SIZES),
     "students": 3,
@@ -36,18 +36,18 @@ PATCH_OPTIONS = {
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
-    """Read the command line; `teacher` is one of TEACHERS then."""
+    """Read the command line. The result's `teacher` is one of TEACHERS, or paper.TAUGHT with --paper."""
     options = command_line.parser(__doc__)
     options.add_argument(
         "--teacher",
         choices=TEACHERS,
-        help="backbone: its own features, no teacher to train, a minute of fitting. patches: the paper's patch "
-        "networks (default: patches where teacher_training.py has made the category a teacher, or an option for them "
-        "is given, else backbone)",
+        help="backbone: a frozen backbone, without a teacher to train; fitting takes about a minute. patches: the "
+        "paper's patch networks (default: patches if the category has a teacher from teacher_training.py, or if an "
+        "option for patches is given; else backbone)",
     )
     command_line.add_image_size(options, default=None, otherwise="512; 256 with --teacher patches")
     command_line.add_training(options, batch_size="4", learning_rate="0.05; of adam 1e-3")
-    optimisers.add_option(options, default=None)
+    add_optimiser(options, default=None)
     backbone_weights.add_options(options, default="efficientnet_lite0")
     patches = options.add_argument_group("with --teacher patches, like --batch-size, --learning-rate and --optimiser")
     patches.add_argument(
@@ -60,20 +60,20 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     patches.add_argument(
         "--students",
         type=command_line.positive,
-        help="1 is fastest and has no variance to show; the paper takes 3 (default 3)",
+        help="1 is fastest, but has no predictive variance; the paper takes 3 (default 3)",
     )
     patches.add_argument(
         "--epochs",
         type=command_line.positive_real,
-        help="passes over the images, 1.5 for one and a half; more while the held-back loss still falls; the paper "
-        f"takes 100 (default: as many as make {patch_students.VISITS:,} visits of an image)",
+        help="passes over the images, may be fractional; raise it while the validation loss still falls; the paper "
+        f"takes 100 (default: as many as make {patch_students.VISITS:,} images in all)",
     )
     command_line.add_stride(patches, default=4, stored=None)
     return _completed(paper.STUDENTS.parse(options, arguments))
 
 
 def _completed(args):
-    """Choose the teacher, and what goes with it."""
+    """Choose the teacher, and fill in the defaults for it."""
     wanted = args.patch_size or PATCH_OPTIONS["patch_size"]
     own = [args.model / args.category / f"teacher_{patch_size}.pt" for patch_size in wanted]
     given = [f"--{name.replace('_', '-')}" for name in PATCH_OPTIONS if getattr(args, name) is not None]
@@ -89,7 +89,7 @@ def _completed(args):
         args.teacher = "patches" if any(path.exists() for path in own) else "backbone"
         why = f"{args.category} has a teacher of its own" if args.teacher == "patches" else "no teacher of its own"
     if args.teacher == "backbone" and given:
-        raise UserError(f"{given[0]} goes with --teacher patches")
+        raise UserError(f"{given[0]} needs --teacher patches")
     for name, value in PATCH_OPTIONS.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -103,22 +103,22 @@ def _completed(args):
 
 def train_backbone_students(args: Namespace) -> None:
     """Fit students to a frozen backbone and write detector.pt."""
-    dataset = categories.good_images(args, None)
+    dataset = category.good_images(args, None)
     adapted = backbone_weights.adapted_backbone(args)
     settings = {
         "teacher": backbone_weights.backbone_name(args, adapted),
         "seed": args.seed,
         "image_size": command_line.sides(args),
         "precision": args.precision,
-        **categories.identity_of(dataset),
+        **category.identity_of(dataset),
     }
     path = args.model / args.category / "detector.pt"
     if is_made(path, settings, args):
         print(f"{path} is trained already; --restart trains it again")
         return
-    size = seen_size(command_line.image_size(args) or categories.size_of_all(dataset))
+    size = seen_size(command_line.image_size(args) or category.size_of_all(dataset))
     backbone = backbone_weights.backbone(args.backbone, args.backbone_weights, adapted)
-    dataset = categories.good_images(args, size)
+    dataset = category.good_images(args, size)
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
     networks, calibration = backbone_students.fit(backbone, size, store, list(range(len(dataset))), args)
     content = {"image_size": list(size), "stride": networks.stride, "backbone": networks.to_checkpoint(args.backbone)}
@@ -146,8 +146,19 @@ def train_patch_students(args: Namespace) -> None:
     save(path, args, fitted.made_from, calibration, content)
 
 
+def require_same_teacher(args: Namespace) -> None:
+    """Raise UserError where detector.pt has students of the other kind of teacher: it would be replaced unasked."""
+    path = args.model / args.category / "detector.pt"
+    if args.restart or not path.exists():
+        return
+    there = checkpoints.load(path, "detector", category=args.category)
+    if there.get("detector_version") == VERSION and ("backbone" in there) != (args.teacher == "backbone"):
+        other = "a frozen backbone" if "backbone" in there else "patch teachers"
+        raise UserError(f"{path} has students of {other}: add --restart to replace it, or keep both with --model DIR")
+
+
 def is_made(path, settings, args: Namespace) -> bool:
-    """Whether detector.pt is there, made with these settings. Of another backbone's it is refused by a UserError."""
+    """Whether detector.pt exists with these settings. Raises UserError if it has a backbone and other settings."""
     if args.restart or not path.exists():
         return False
     there = checkpoints.load(path, "detector", category=args.category)
@@ -160,7 +171,7 @@ def is_made(path, settings, args: Namespace) -> bool:
 
 
 def save(path, args: Namespace, settings, calibration: Calibration, content: dict) -> None:
-    """Write detector.pt and say what it promises."""
+    """Write detector.pt and print the guaranteed false-alarm rate."""
     content = {
         "detector_version": VERSION,
         "made_from": settings,
@@ -169,7 +180,7 @@ def save(path, args: Namespace, settings, calibration: Calibration, content: dic
     } | content
     checkpoints.save(path, "detector", args.category, content)
     print(calibration.promise())
-    print(f"saved {path}: all that detection needs")
+    print(f"saved {path}: everything that detection needs")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -177,6 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     print(args.shown_teacher)
     paper.STUDENTS.show(args)
+    require_same_teacher(args)
     if args.teacher == "backbone":
         train_backbone_students(args)
     else:

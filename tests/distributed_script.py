@@ -17,11 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 
 from student_teacher.runtime import distributed
-from student_teacher.training import loop as training
-from student_teacher.training import patch_students
+from student_teacher.training import loop
 
 
-class KilledTraining(training.Training):
+class KilledTraining(loop.Training):
     """Its second process is killed."""
 
     def report(self, loss, **parts):
@@ -34,7 +33,6 @@ if __name__ == "__main__":
     torch.optim.Adam = partial(torch.optim.Adam, eps=0.1)
     stage = importlib.import_module(sys.argv.pop(1))
     if "KILLED_AT" in os.environ:
-        training.SECONDS_BETWEEN_CHECKPOINTS = 0
-        for module in (stage, patch_students):
-            module.Training = KilledTraining
+        loop.SECONDS_BETWEEN_CHECKPOINTS = 0
+        loop.Training = KilledTraining
     distributed.run(stage.main)

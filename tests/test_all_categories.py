@@ -413,7 +413,7 @@ def test_options_are_handed_to_those_stages_that_know_them(house):
         (["--teach", "--teacher-training=--steps '3"], "--teacher-training --steps '3: No closing quotation"),
         (["--resnet18-training=--steps 3"], "--resnet18-training: runs only with --adapt-backbone"),
         (["--teacher-training=--steps 3"], "--teacher-training: runs only with --teach"),
-        (["../carpet"], "'../carpet': wants a category's plain name, such as carpet"),
+        (["../carpet"], "'../carpet': give a category's plain name, such as carpet"),
         (["--data", "/nowhere"], "/nowhere: no folder in it has train/good; see data/README.md"),
     ],
 )

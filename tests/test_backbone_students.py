@@ -51,7 +51,7 @@ def test_the_backbone_that_ships_is_the_published_one():
         assert (level - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
-def test_packed_weights_lose_next_to_nothing():
+def test_packed_weights_are_nearly_exact():
     values = torch.randn(50, 7) * torch.logspace(-6, 6, 7)
     packed = backbone_weights.packed(values)
     assert packed.dtype == torch.uint8 and packed.shape == (50, 7, 3)
@@ -105,7 +105,7 @@ def test_levels_are_predicted_by_their_stride():
 
 
 def test_a_local_student_learns_where_errors_are_large():
-    """Left of the middle maps are noise, and a global student errs 5 times as much as to the right."""
+    """Maps are noise on the left, where a global student's errors are 5 times as large as on the right."""
     torch.manual_seed(0)
     maps = torch.randn(6, 5, 16, 16)
     maps[:, :, :, 8:] *= 0.1
@@ -121,7 +121,7 @@ def test_a_local_student_learns_where_errors_are_large():
         assert torch.allclose(own[[2, 13]], errors[[2, 13]], rtol=0.4)
 
 
-def test_the_score_takes_off_what_is_expected():
+def test_the_score_subtracts_expected_errors():
     levels = [torch.full((1, 8, 8), 3.0)]
     errors = Errors({GLOBAL: levels, LOCAL: levels}, {GLOBAL: [torch.full((1, 4, 4), 2.0)], LOCAL: levels})
     assert errors.of(MAP)[GLOBAL] is levels
@@ -208,12 +208,14 @@ def test_the_same_seed_gives_the_same_detector(trained, tmp_path, short, capsys)
     assert "is trained already" in capsys.readouterr().out
 
 
-def test_what_does_not_go_together_is_refused(trained):
-    with pytest.raises(UserError, match="--patch-size goes with --teacher patches"):
+def test_contradicting_options_are_refused(trained):
+    with pytest.raises(UserError, match="--patch-size needs --teacher patches"):
         students_training.main(command(trained, "--teacher", "backbone", "--patch-size", "33"))
     with pytest.raises(UserError, match="with seed 0, not 1"):
         students_training.main(command(trained, "--seed", "1"))
-    with pytest.raises(UserError, match="takes no other"):
+    with pytest.raises(UserError, match="has students of a frozen backbone: add --restart"):
+        students_training.main(command(trained, "--teacher", "patches"))
+    with pytest.raises(UserError, match="leave out --image-size"):
         load_detector(trained / "model" / "blobs" / "detector.pt", stride=2)
 
 
@@ -221,11 +223,11 @@ def test_a_detector_survives_its_checkpoint(trained):
     networks = load_detector(trained / "model" / "blobs" / "detector.pt", precision="float32").networks
     again = BackboneDetector.of_checkpoint(networks.to_checkpoint("efficientnet_lite0"))
     images = smooth(2, seed=9)
-    found, expected = again.find(images), networks.find(images)
+    found, expected = again.maps(images), networks.maps(images)
     torch.testing.assert_close(found.anomaly_maps, expected.anomaly_maps, rtol=1e-3, atol=1e-3)
 
 
-def test_onnx_says_the_same(trained):
+def test_onnx_gives_the_same(trained):
     onnxruntime = pytest.importorskip("onnxruntime", reason="optional: requirements-onnx.txt")
     import export_onnx
 
@@ -234,12 +236,12 @@ def test_onnx_says_the_same(trained):
     session = onnxruntime.InferenceSession(path.with_suffix(".onnx"), providers=["CPUExecutionProvider"])
     networks = load_detector(path, device_name="cpu", precision="float32").networks
     images = smooth(2, seed=9)
-    expected = networks.find(images)
+    expected = networks.maps(images)
     maps, scores = session.run(["maps", "scores"], {"images": images.numpy()})
     assert np.abs(maps - expected.anomaly_maps.numpy()).max() < 1e-4 * np.ptp(expected.anomaly_maps.numpy())
     assert np.allclose(scores, scoring.image_scores(expected.scored_maps).numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_sizes_are_those_that_a_backbone_takes():
+def test_sizes_are_rounded_to_what_a_backbone_accepts():
     assert seen_size((500, 300)) == (512, 288)
     assert seen_size((20, 1000)) == (128, 992)

@@ -102,7 +102,8 @@ def test_anomaly_map_measures_time_and_memory(tmp_path, capsys):
     assert [row["stride"] for row in report["rows"]] == [4] * len(report["rows"])
     assert all(row["seconds"] > 0 and row["times_published"] > 0 for row in report["rows"])
     assert {row["way"] for row in report["memory"]} == {"ours"}
-    assert all(0 < row["peak_bytes"] < 2**30 for row in report["memory"])
+    descriptors = 10 * 10 * 512 * 4  # bytes of one network's, at every 4th of 40 x 40 pixels
+    assert all(descriptors < row["peak_bytes"] < 2**28 for row in report["memory"])
     assert "to published" in capsys.readouterr().out
 
 
@@ -169,7 +170,7 @@ def test_a_table_lines_up():
     assert [measuring.milliseconds(value) for value in (0.0001234, 0.01234, 12.34)] == ["0.123", "12.3", "12,340"]
 
 
-def test_a_synthetic_category_has_held_back_images_with_and_without_defects(tmp_path):
+def test_a_synthetic_category_has_validation_images_with_and_without_defects(tmp_path):
     random = np.random.default_rng(0)
     folder = tmp_path / "knit" / "train" / "good"
     folder.mkdir(parents=True)
@@ -193,8 +194,8 @@ def test_a_synthetic_category_has_held_back_images_with_and_without_defects(tmp_
         synthetic_category.main(["knit", "--data", str(tmp_path)])
 
 
-def test_of_unseen_parts_no_photograph_is_learned_from(tmp_path):
-    """Ten parts, three photographs of each: whole parts are held back, a quarter of the images at most."""
+def test_no_photograph_of_an_unseen_part_is_trained_on(tmp_path):
+    """Ten parts, three photographs of each: validation takes whole parts, a quarter of the images at most."""
     random = np.random.default_rng(0)
     folder = tmp_path / "knit" / "train" / "good"
     folder.mkdir(parents=True)
@@ -211,7 +212,7 @@ def test_of_unseen_parts_no_photograph_is_learned_from(tmp_path):
 
 
 def test_parts_seen_before_are_known_by_their_thumbnails(tmp_path):
-    """Good test images show the parts of training, moved a little; the defective ones parts of their own."""
+    """Good test images show the training parts, slightly shifted; the defective ones show other parts."""
     random = np.random.default_rng(0)
     parts = random.integers(0, 256, (6, 26, 26), dtype=np.uint8)
     for number, part in enumerate(parts):
@@ -269,6 +270,6 @@ def test_latency_times_ours_and_what_is_installed(tmp_path, monkeypatch, capsys)
     assert all((values > 0).all() for values in turns.values())
 
 
-def test_patchcore_remembers_a_share_of_all_patches():
+def test_patchcore_keeps_a_fraction_of_all_patches():
     args = latency.parse_arguments(["--images", "209", "--rival-size", "256", "--bank", "0.1"])
     assert latency.bank_size(args) == 21_402

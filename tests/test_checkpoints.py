@@ -18,9 +18,9 @@ def test_what_was_saved_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("expected", "said"),
     [
-        ({"kind": "students"}, "kind teacher, wanted is students"),
-        ({"kind": "teacher", "patch_size": 33}, "patch size 17, wanted is 33"),
-        ({"kind": "teacher", "category": "wood"}, "category carpet, wanted is wood"),
+        ({"kind": "students"}, "kind teacher, not students"),
+        ({"kind": "teacher", "patch_size": 33}, "patch size 17, not 33"),
+        ({"kind": "teacher", "category": "wood"}, "category carpet, not wood"),
     ],
 )
 def test_a_wrong_checkpoint_is_refused_by_name(tmp_path, expected, said):
@@ -31,7 +31,7 @@ def test_a_wrong_checkpoint_is_refused_by_name(tmp_path, expected, said):
     assert str(path) in str(error.value)
 
 
-def test_files_that_are_no_checkpoints_are_refused_by_name(tmp_path):
+def test_files_that_are_not_checkpoints_are_refused_by_name(tmp_path):
     broken, foreign, empty, code = (tmp_path / name for name in ("broken.pt", "foreign.pt", "empty.pt", "code.pt"))
     torch.save(torch.nn.Linear(2, 2).state_dict(), foreign)
     broken.write_bytes(foreign.read_bytes()[:300])

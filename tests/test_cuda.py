@@ -1,4 +1,4 @@
-"""What holds on a CUDA device; elsewhere all of it is skipped."""
+"""Tests for a CUDA device; they are skipped without one."""
 
 from argparse import Namespace
 
@@ -64,7 +64,7 @@ def test_the_frozen_backbone_describes_as_on_the_cpu():
         assert relative_error(level.cpu(), wanted) < 1e-4
 
 
-def test_a_recorded_graph_says_of_each_image_what_its_work_says():
+def test_a_recorded_graph_gives_the_function_s_results():
     layer = torch.nn.Conv2d(3, 4, 3).cuda()
     recorded = Recorded(layer)
     for seed in range(3):
@@ -87,7 +87,7 @@ def test_the_default_detector_fits_and_detects_as_on_the_cpu(precision):
     def found(where, precision):
         networks = BackboneDetector.of_checkpoint(content)
         detector = Detector(networks, (128, 128), None, 8, torch.device(where), precision)
-        return [detector.look_at(picture) for picture in pictures]  # a graph is recorded once and replayed
+        return [detector.predict(picture) for picture in pictures]  # a graph is recorded once and replayed
 
     tolerance = {"float32": 1e-3, "bfloat16": 0.1}[precision]
     for (anomaly_map, score), (expected, wanted) in zip(found("cuda", precision), found("cpu", "float32"), strict=True):

@@ -41,7 +41,7 @@ def test_its_index_can_be_made(made, tmp_path):
     demo_dataset.write_category(category, PARAMETERS)
     rows = mvtec_dataset.prepare(category)
     assert sum(row["label"] for row in rows) == 10
-    assert not demo_dataset.write_category(category, PARAMETERS)  # the index is no reason to begin anew
+    assert not demo_dataset.write_category(category, PARAMETERS)  # the index is no reason to make it again
 
 
 def test_same_seed_same_bytes_and_another_seed_another_carpet(made, tmp_path):
@@ -105,7 +105,7 @@ def test_run_twice_does_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["demo_carpet"]
 
 
-def test_other_parameters_or_a_lost_image_begin_anew(tmp_path):
+def test_other_parameters_or_a_lost_image_make_it_again(tmp_path):
     category = tmp_path / "demo_carpet"
     small = {"seed": 0, "image_size": 32, "train": 2, "test_good": 0, "test_per_kind": 0}
     demo_dataset.write_category(category, small)
@@ -136,7 +136,7 @@ def test_an_interruption_leaves_nothing_that_looks_complete(tmp_path, monkeypatc
 def test_a_folder_of_the_users_is_not_touched(tmp_path):
     (tmp_path / "demo_carpet").mkdir()
     (tmp_path / "demo_carpet/mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="no demo category"):
+    with pytest.raises(UserError, match="not a demo category"):
         demo_dataset.write_category(tmp_path / "demo_carpet", PARAMETERS)
     assert [path.name for path in (tmp_path / "demo_carpet").iterdir()] == ["mine.txt"]
 

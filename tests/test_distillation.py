@@ -1,4 +1,4 @@
-"""What teaches a teacher: views, backbones, and where descriptors and features meet."""
+"""Distillation: views, backbones, and the positions of descriptors and features."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_a_net_with_batch_normalisation_goes_on_from_one_without(patch_size):
 # views
 
 
-def test_seed_and_step_alone_decide_which_views_are_drawn():
+def test_views_depend_on_seed_and_step_only():
     pictures = [noise(seed=seed) for seed in range(3)]
     drawn = list(ViewSampler(pictures, 32, 0, torch.device("cpu")).batches(range(3), 4))
     (later,) = ViewSampler(pictures, 32, 0, torch.device("cpu")).batches(range(2, 3), 4)
@@ -65,7 +65,13 @@ def test_seed_and_step_alone_decide_which_views_are_drawn():
 
 def plain(monkeypatch, **others):
     """Views that are crops and nothing more, but for `others`."""
-    settings = {"GREY_SHARE": 0, "BRIGHTNESS": 0, "CONTRAST": (1, 1), "FLIP_SHARE": 0, "NOISE_SHARE": 0}
+    settings = {
+        "GREY_PROBABILITY": 0,
+        "BRIGHTNESS": 0,
+        "CONTRAST": (1, 1),
+        "FLIP_PROBABILITY": 0,
+        "NOISE_PROBABILITY": 0,
+    }
     for name, value in (settings | others).items():
         monkeypatch.setattr(views, name, value)
 
@@ -84,18 +90,18 @@ def test_views_are_stretched_both_ways(monkeypatch):
 
 
 def test_half_of_the_views_have_noise_as_fine_as_the_teacher_sees(monkeypatch):
-    plain(monkeypatch, NOISE_SHARE=0.5)
+    plain(monkeypatch, NOISE_PROBABILITY=0.5)
     (drawn,) = ViewSampler([Image.new("RGB", (300, 300), (120, 130, 140))], 64, 0, torch.device("cpu")).batches(
         range(1), 200
     )
     seen = torch.nn.functional.avg_pool2d(drawn.float(), 2)
-    deviations = seen[:, 0].std((1, 2))
-    assert 0.35 < (deviations > 0).float().mean() < 0.65
-    assert 4 < deviations.max() < views.NOISE
+    stds = seen[:, 0].std((1, 2))
+    assert 0.35 < (stds > 0).float().mean() < 0.65
+    assert 4 < stds.max() < views.NOISE
     assert torch.allclose(seen[:, 0] + 10, seen[:, 1], atol=1)  # grey
 
 
-def test_a_view_spans_what_it_says_of_the_shorter_side(monkeypatch):
+def test_a_view_spans_the_stated_part_of_the_shorter_side(monkeypatch):
     plain(monkeypatch, STRETCH=1)
     ramp = np.broadcast_to(np.linspace(0, 255, 300)[:, None, None], (300, 400, 3)).astype(np.uint8)
     (drawn,) = ViewSampler([Image.fromarray(ramp)], 128, 0, torch.device("cpu")).batches(range(1), 200)
@@ -116,7 +122,7 @@ def test_the_exposure_keeps_to_the_range_and_varies():
 
 
 class Positions(backbones.Backbone):
-    """A backbone whose features tell where they stand: the row of the pixel under them, in both strides."""
+    """A backbone whose features are their own position: the row of their pixel, for both strides."""
 
     strides = 8, 16
     first_fine, first_coarse = 7, 15
@@ -135,7 +141,7 @@ def test_coarse_features_come_to_the_places_of_the_fine_ones(fine, coarse, monke
     monkeypatch.setattr(Positions, "first_coarse", coarse)
     features = Positions().dense(torch.zeros(1, 3, 160, 96))
     assert features.shape == (1, 2, 20, 12)
-    inner = features[0, :, 3:-4]  # averages and interpolation know nothing beyond the border
+    inner = features[0, :, 3:-4]  # averages and interpolation differ at the border
     torch.testing.assert_close(inner[0], inner[1])
     assert inner[0, 0, 0] == fine + 8 * 3
 
@@ -164,6 +170,7 @@ def test_features_stand_on_the_pixels_that_the_backbone_names(name):
 # distillation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [17, 33])
 @pytest.mark.parametrize("first", [0, 7])
 def test_dense_descriptors_stand_where_the_features_stand(patch_size, first, monkeypatch):
@@ -193,7 +200,7 @@ def test_positives_are_the_places_beside():
     assert len(torch.cat([chosen, beside]).unique(dim=0)) == 2 * len(chosen)
 
 
-def test_patches_are_asked_about_as_in_the_paper():
+def test_patch_distillation_is_as_in_the_paper():
     torch.manual_seed(0)
     net = AnomalyNet(17)
 

@@ -13,16 +13,17 @@ import mvtec_dataset
 from AnomalyNet import AnomalyNet
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.paths import ROOT
-from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.running_moments import RunningMoments
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("distributed_script.py")
-# Batches of 3, 3 and 2 of the 8 images to learn from: uneven shares. Then --batch-size 1 below: none for a process.
+# Batches of 3, 3 and 2 of the 8 training images: uneven shares. Below, --batch-size 1: one process gets none.
 STUDENTS = ["--patch-size", "33", "--image-size", "32", "--epochs", "2", "--students", "2", "--batch-size", "3"]
 STUDENTS += ["--learning-rate", "0.02"]
 
 
 def start(processes, *arguments, script=SCRIPT, **variables):
-    """Run a script in so many processes; its status, output and errors."""
+    """Run a script in this number of processes; returns its status, output and errors."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), script, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
@@ -66,7 +67,7 @@ def trained(tmp_path_factory):
 
 
 def largest_difference(found, expected):
-    """Of two state dicts' tensors, relative to the norm of each."""
+    """Between two state dicts' tensors, relative to their norms."""
     return max(((found[key] - expected[key]).norm() / expected[key].norm()).item() for key in expected)
 
 
@@ -80,10 +81,10 @@ def test_students_of_two_processes_are_those_of_one(trained):
     for content in (one, two):
         state = content["scale"]["state"]
         assert torch.allclose(state["mean"], one["scale"]["state"]["mean"], rtol=1e-12)
-        for name in ("error_mean", "error_deviation", "place_mean", "place_deviation"):
+        for name in ("error_mean", "error_std", "place_mean", "place_std"):
             assert torch.allclose(state[name], one["scale"]["state"][name], rtol=1e-3), name
-    assert two["held_back_loss"] == pytest.approx(one["held_back_loss"], rel=1e-4)
-    assert one["held_back_loss"] < 1.2
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
+    assert one["validation_loss"] < 1.2
 
 
 def test_a_batch_may_leave_a_process_without_an_image(trained):
@@ -101,7 +102,7 @@ def test_detection_of_two_processes_writes_the_same_bytes(trained, tmp_path):
     for processes in (1, 2):
         found = stage(processes, "anomaly_detection", trained, "--results", tmp_path / str(processes))
         assert found.returncode == 0, found.stderr
-        assert found.stdout.count("page to look at") == 1
+        assert found.stdout.count("result page") == 1
     files = {path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*") if path.is_file()}
     assert files == {path.relative_to(tmp_path / "2") for path in (tmp_path / "2").rglob("*") if path.is_file()}
     written = {path.suffix for path in files}
@@ -124,7 +125,7 @@ def test_two_processes_inspect_as_one(trained, tmp_path):
     folders = tmp_path / "1", tmp_path / "2"
     one, two = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*.*")} for root in folders)
     assert one == two
-    # Table, page and its cover; of each image a map, an overlay and three pictures.
+    # Table, page and its cover; for each image a map, an overlay and three pictures.
     assert len(one) == 3 + 5 * len(images)
 
 
@@ -209,7 +210,7 @@ def test_batch_normalisation_sees_the_batches_of_all_processes(tmp_path):
 
 
 def test_of_one_process_moments_stay_as_they_are():
-    found = Moments()
+    found = RunningMoments()
     found.update(torch.tensor([[1.0], [3.0]]))
     found.gather()
-    assert (found.count, found.mean.item(), found.deviation.item()) == (2, 2.0, 1.0)
+    assert (found.count, found.mean.item(), found.std.item()) == (2, 2.0, 1.0)

@@ -1,4 +1,4 @@
-"""The ONNX file says what the detector says, on images of every size."""
+"""The ONNX file gives the detector's results, on images of every size."""
 
 import json
 import os
@@ -14,10 +14,11 @@ from PIL import Image
 import export_onnx
 from AnomalyNet import AnomalyNet
 from FDFE import PADDING
+from student_teacher import detection
 from student_teacher.detection import scoring
-from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, Scale, scale_to_checkpoint
+from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, Scale, scale_to_checkpoint
 from student_teacher.detection.Detector import VERSION, Calibration, load_detector
-from student_teacher.detection.score_statistics import Statistics
+from student_teacher.detection.score_statistics import ScoreStatistics
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
@@ -33,12 +34,12 @@ TOLERANCE = 1e-4  # of the map's range
 
 
 def scale_of(patch_size, students=1, descriptor_size=512, padding=PADDING):
-    """A scale of random weights, whose places differ."""
+    """A scale with random weights and statistics that differ between places."""
     torch.manual_seed(patch_size)
     nets = [AnomalyNet(patch_size, descriptor_size=descriptor_size) for _ in range(students + 1)]
-    mean, deviation = torch.randn(descriptor_size), torch.rand(descriptor_size) + 0.5
-    scale = Scale(nets[0], nets[1:], mean, deviation, padding=padding).eval()
-    statistics = Statistics()
+    mean, std = torch.randn(descriptor_size), torch.rand(descriptor_size) + 0.5
+    scale = Scale(nets[0], nets[1:], mean, std, padding=padding).eval()
+    statistics = ScoreStatistics()
     statistics.update(1000 + 300 * torch.rand(6, 40, 50), 10 * torch.rand(6, 40, 50))
     scale.calibrate(statistics)
     return scale
@@ -51,13 +52,13 @@ def pictures(*size, number=2):
 def save_detector(model, scales, stride=4, size=(48, 40), **remembered):
     """detector.pt with a calibration on noise; its path."""
     images = pictures(48, 40, number=5)
-    found = AnomalyDetector(scales, stride, remembered.get("normalisation", NORMALISATIONS[0])).find(images)
+    found = AnomalyDetector(scales, stride, remembered.get("normalisation", NORMALISATIONS[0])).maps(images)
     content = remembered | {
         "detector_version": VERSION,
         "image_size": size,
         "stride": stride,
         "scales": [scale_to_checkpoint(scale) for scale in scales],
-        "calibration": Calibration([Found(*(maps[2:] for maps in found))]).state_dict(),
+        "calibration": Calibration([Maps(*(maps[2:] for maps in found))]).state_dict(),
     }
     path = model / CATEGORY / "detector.pt"
     checkpoints.save(path, "detector", CATEGORY, content)
@@ -71,7 +72,7 @@ def exported(path, *options):
 
 
 def require_same(session, detector, images):
-    expected, scored = detector.networks.find(images)
+    expected, scored = detector.networks.maps(images)
     maps, scores = session.run(["maps", "scores"], {"images": images.numpy()})
     assert maps.dtype == scores.dtype == np.float32
     assert maps.shape == expected.shape
@@ -106,16 +107,17 @@ def test_every_stride(tmp_path, patch_size, stride):
     require_same(exported(path, "--stride", str(stride)), detector, pictures(23, 18))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("students", (1, 3))
 def test_the_paper_s_detector(tmp_path, students):
-    """Error and variance each by one mean and deviation, zeros round the image, the maximum for a score."""
+    """Error and variance each with one mean and std, zeros around the image, the maximum as score."""
     scales = [scale_of(size, students, 128, "zeros") for size in (17, 65)]
     path = save_detector(tmp_path, scales, stride=1, normalisation="image", image_score="maximum", paper=[])
     detector, session = load_detector(path, device_name="cpu", precision="float32"), exported(path)
     for size in ((23, 18), (48, 40)):
         require_same(session, detector, pictures(*size))
-    held_back = json.loads(session.get_modelmeta().custom_metadata_map["held_back_scores"])
-    assert held_back == detector.calibration.scores("maximum").tolist() != detector.calibration.scores().tolist()
+    good_scores = json.loads(session.get_modelmeta().custom_metadata_map["calibration_scores"])
+    assert good_scores == detector.calibration.scores("maximum").tolist() != detector.calibration.scores().tolist()
 
 
 @pytest.mark.parametrize("size", ((48, 40), None))
@@ -124,8 +126,8 @@ def test_what_a_decision_needs_is_in_the_file(tmp_path, size):
     session = exported(path)
     metadata = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata["image_size"] == (list(size) if size else None)
-    held_back = load_detector(path, device_name="cpu").calibration.scores()
-    assert metadata["held_back_scores"] == held_back.tolist()
+    good_scores = load_detector(path, device_name="cpu").calibration.scores()
+    assert metadata["calibration_scores"] == good_scores.tolist()
 
 
 def example_images():
@@ -169,7 +171,7 @@ def test_the_example_sees_images_as_the_detector_does_or_names_them(tmp_path, va
 
 
 @pytest.mark.parametrize("size", ((48, 40), None))
-def test_the_example_says_what_the_detector_says(tmp_path, size):
+def test_the_example_gives_the_detector_s_results(tmp_path, size):
     path = save_detector(tmp_path / "model", [scale_of(17)], size=size)
     exported(path)
     folder = tmp_path / "images"
@@ -208,13 +210,13 @@ def test_runtimes_are_timed_on_the_same_maps(tmp_path, capsys):
     assert "2 x 12 x 15" in capsys.readouterr().out
 
 
-def test_only_a_detector_as_it_was_calibrated_is_written(tmp_path):
+def test_only_a_calibrated_detector_is_written(tmp_path):
     path = save_detector(tmp_path, [scale_of(17)])
-    with pytest.raises(ValueError, match="as it was calibrated"):
+    with pytest.raises(ValueError, match="has no calibration"):
         onnx_graph.model_of(load_detector(path, normalisation="image", device_name="cpu"))
 
 
-def test_the_file_is_written_where_it_is_wanted(tmp_path, capsys):
+def test_the_file_is_written_to_output(tmp_path, capsys):
     path = save_detector(tmp_path, [scale_of(17)])
     output = tmp_path / "elsewhere" / "carpet.onnx"
     export_onnx.main([CATEGORY, "--model", str(tmp_path), "--output", str(output)])
@@ -231,8 +233,9 @@ def test_without_a_detector_one_line_and_status_2(tmp_path):
     assert "run students_training.py nonsense" in found.stderr
 
 
-def test_without_onnx_it_is_said_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "onnx_graph")
+def test_without_onnx_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.delattr(detection, "onnx_graph")
+    monkeypatch.delitem(sys.modules, onnx_graph.__name__)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-onnx\.txt"):
         export_onnx.main([CATEGORY, "--model", str(tmp_path)])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from student_teacher.evaluation import metrics
+from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.reports import figures
 
 
@@ -64,7 +64,7 @@ def curves():
     masks = np.zeros((16, 24, 24), np.uint8)
     masks[6:, 4:9, 5:12] = 1
     maps = rng.standard_normal((16, 24, 24)) + 2 * masks
-    evaluation = metrics.Evaluation(maps, masks, maps.max((1, 2)), labels, kinds)
+    evaluation = Evaluation(maps, masks, maps.max((1, 2)), labels, kinds)
     return {
         "measures": evaluation.measures(),
         "scores": maps.max((1, 2)),
@@ -208,7 +208,7 @@ def test_curves_figure_clips_no_text(curves):
 
 def test_curves_figure_of_good_images_alone_says_why_there_are_no_curves(curves):
     maps = np.random.default_rng(0).random((6, 8, 8))
-    evaluation = metrics.Evaluation(maps, None, maps.max((1, 2)), np.zeros(6), ["good"] * 6)
+    evaluation = Evaluation(maps, None, maps.max((1, 2)), np.zeros(6), ["good"] * 6)
     with matplotlib.rc_context(figures.STYLE):
         figure = figures._curves_figure(
             evaluation.measures(), maps.max((1, 2)), np.zeros(6), ["good"] * 6, None, None, None

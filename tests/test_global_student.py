@@ -1,4 +1,4 @@
-"""GlobalStudent: what is predicted of whole maps, and what it leaves of images that it has not seen."""
+"""GlobalStudent: its predictions of whole maps, and its errors on images that it has not seen."""
 
 import torch
 
@@ -18,7 +18,7 @@ def mixtures(number, seed, patterns=3, noise=0.05):
 
 
 def ridge_errors(learned, tested, penalty):
-    """Squared errors (m,h,w) of a mean and a ridge regression fitted to `learned` alone, in float64, by the book."""
+    """Squared errors (m,h,w) of a mean and a ridge regression fitted to `learned` alone, in float64, by definition."""
     mean = learned.double().mean(0)
     x = (learned.double() - mean).flatten(1)
     y = (tested.double() - mean).flatten(1)
@@ -61,7 +61,7 @@ def test_new_images_are_predicted_as_by_ridge_regression():
     torch.testing.assert_close(student(new).double(), expected, rtol=0.05, atol=0.01 * expected.mean().item())
 
 
-def test_what_is_like_good_images_is_predicted_and_what_is_not_stands_out():
+def test_new_good_images_are_predicted_and_others_are_not():
     student, errors = GlobalStudent.fit(mixtures(40, seed=1))
     assert student.explained > 0.9
     new = mixtures(5, seed=2)
@@ -83,7 +83,7 @@ def test_two_images_and_equal_images_are_enough():
         assert 0 <= student.explained <= 1
 
 
-def test_what_truncation_loses_is_in_the_left_out_errors(monkeypatch):
+def test_left_out_errors_include_the_loss_of_truncation(monkeypatch):
     maps = mixtures(40, seed=1, patterns=12, noise=1.0)
     monkeypatch.setattr(module, "components_of", lambda number: 6)
     _, errors = GlobalStudent.fit(maps)

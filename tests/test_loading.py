@@ -14,12 +14,12 @@ from student_teacher.images.store import ImageStore
 from student_teacher.runtime import files
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.prefetch import cpu_count, prefetched
-from student_teacher.runtime.resume_log import Progress
+from student_teacher.runtime.resume_log import ResumeLog
 
 # prefetch
 
 
-def test_results_come_in_the_items_order_whichever_is_done_first():
+def test_results_are_in_the_items_order_whichever_is_done_first():
     found = prefetched(lambda item: time.sleep(0.002 * (item % 3)) or item * item, range(40))
     assert list(found) == [item * item for item in range(40)]
 
@@ -39,14 +39,14 @@ def test_only_a_few_are_computed_ahead():
     assert len(drawn) < 10_000
 
 
-def test_an_exception_comes_up_at_its_items_turn():
+def test_an_exception_is_raised_at_its_items_turn():
     results = prefetched(lambda item: 6 // item, [3, 2, 0, 1])
     assert [next(results), next(results)] == [2, 3]
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_whoever_stops_reading_leaves_no_threads_behind():
+def test_no_threads_remain_if_reading_stops_early():
     before = threading.active_count()
     results = prefetched(str, range(100))
     next(results)
@@ -55,7 +55,7 @@ def test_whoever_stops_reading_leaves_no_threads_behind():
     assert threading.active_count() == before
 
 
-def test_what_is_to_finish_is_finished_when_a_stop_comes():
+def test_with_finish_pending_calls_are_completed_at_a_stop():
     stopped, done = threading.Event(), []
 
     def items():
@@ -72,55 +72,55 @@ def test_what_is_to_finish_is_finished_when_a_stop_comes():
     assert sorted(done) == list(range(2 * (cpu_count() or 1)))
 
 
-# progress
+# resume_log
 
 
-def test_what_was_put_is_there_after_a_stop(tmp_path):
+def test_results_are_kept_after_a_stop(tmp_path):
     path = tmp_path / "results" / "unfinished"
-    first = Progress(path, "weights 1")
+    first = ResumeLog(path, "weights 1")
     first.put("test/good/000.png", 0.1)
     first.put("ü\n\udcff", -3.0)
-    second = Progress(path, "weights 1")
+    second = ResumeLog(path, "weights 1")
     second.put("later", 2.5)
-    third = Progress(path, "weights 1")
+    third = ResumeLog(path, "weights 1")
     assert [third.get(name) for name in ("test/good/000.png", "ü\n\udcff", "later", "never")] == [0.1, -3.0, 2.5, None]
 
 
-def test_another_key_starts_anew(tmp_path):
+def test_another_key_drops_the_results(tmp_path):
     path = tmp_path / "unfinished"
-    Progress(path, "weights 1").put("a", 1.0)
-    assert Progress(path, "weights 2").get("a") is None
-    assert Progress(path, "weights 1").get("a") is None
+    ResumeLog(path, "weights 1").put("a", 1.0)
+    assert ResumeLog(path, "weights 2").get("a") is None
+    assert ResumeLog(path, "weights 1").get("a") is None
 
 
-def test_what_one_process_left_of_another_key_does_not_come_back(tmp_path):
+def test_another_process_s_results_of_another_key_do_not_come_back(tmp_path):
     path = tmp_path / "unfinished"
-    Progress(path, "weights 1").put("a", 1.0)
+    ResumeLog(path, "weights 1").put("a", 1.0)
     path.rename(tmp_path / "unfinished.1")  # as the second of several processes leaves it
-    assert Progress(path, "weights 1").get("a") == 1.0
+    assert ResumeLog(path, "weights 1").get("a") == 1.0
     path.rename(tmp_path / "unfinished.1")
-    assert Progress(path, "weights 2").get("a") is None  # writes over what belongs to weights 1
-    assert Progress(path, "weights 1").get("a") is None
+    assert ResumeLog(path, "weights 2").get("a") is None  # overwrites the results of weights 1
+    assert ResumeLog(path, "weights 1").get("a") is None
 
 
-def test_a_line_cut_off_by_the_stop_is_left_out_and_nothing_after_it_is_lost(tmp_path):
+def test_a_truncated_line_is_ignored_and_nothing_after_it_is_lost(tmp_path):
     path = tmp_path / "unfinished"
-    Progress(path, "key").put("a", 1.0)
+    ResumeLog(path, "key").put("a", 1.0)
     with path.open("a") as file:
         file.write(json.dumps(["b", 2.0])[:-3])
-    progress = Progress(path, "key")
-    assert (progress.get("a"), progress.get("b")) == (1.0, None)
-    progress.put("c", 3.0)
-    assert Progress(path, "key").get("c") == 3.0
+    log = ResumeLog(path, "key")
+    assert (log.get("a"), log.get("b")) == (1.0, None)
+    log.put("c", 3.0)
+    assert ResumeLog(path, "key").get("c") == 3.0
 
 
 def test_a_finished_job_leaves_nothing(tmp_path):
     path = tmp_path / "unfinished"
-    progress = Progress(path, "key")
-    progress.put("a", 1.0)
-    progress.finish()
+    log = ResumeLog(path, "key")
+    log.put("a", 1.0)
+    log.finish()
     assert list(tmp_path.iterdir()) == []
-    assert Progress(path, "key").get("a") is None
+    assert ResumeLog(path, "key").get("a") is None
 
 
 # image_store
@@ -137,7 +137,7 @@ class Loader:
         return torch.full((3, 4 - 2 * (index % 2), 4), index, dtype=torch.uint8)
 
 
-def test_images_that_fit_are_loaded_once():
+def test_images_within_the_budget_are_loaded_once():
     load = Loader()
     store = ImageStore(load, 4)
     for _ in range(2):
@@ -167,9 +167,9 @@ def test_a_batch_of_several_sizes_is_gathered_by_size():
 
 def test_bytes_and_text_are_written_into_folders_that_are_made(tmp_path):
     path = tmp_path / "a" / "b" / "file"
-    files.write_whole(path, b"\x00\xff")
+    files.write_atomically(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
-    files.write_whole(path, "größer\udcff")
+    files.write_atomically(path, "größer\udcff")
     assert path.read_text(encoding="utf-8") == "größer?"
     assert path.stat().st_mode & 0o777 == 0o644
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
@@ -184,7 +184,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"file can't be written: No space left on device"):
-        files.write_whole(path, "new")
+        files.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -192,7 +192,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 def test_a_folder_in_the_way_is_said(tmp_path):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     with pytest.raises(UserError, match="folder can't be written"):
-        files.write_whole(tmp_path / "folder", "text")
+        files.write_atomically(tmp_path / "folder", "text")
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
 

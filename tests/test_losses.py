@@ -44,7 +44,7 @@ def test_compactness_is_the_correlation_between_dimensions_not_between_patches()
     expected = torch.corrcoef(descriptors.T).abs()
     expected = (expected.sum() - 4) / 12
     assert losses.compactness(descriptors).item() == pytest.approx(expected.item())
-    # The same column twice, in another unit and sign, is correlated whole; equal patches are no fault.
+    # The same column twice, with another scale and sign, has correlation 1; equal patches don't matter.
     column = random(50, 1)
     assert losses.compactness(torch.cat([column, 3 - 2 * column], 1)).item() == pytest.approx(1)
     independent = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
@@ -59,7 +59,7 @@ def test_compactness_of_a_dimension_that_never_varies_is_finite():
     assert descriptors.grad.isfinite().all()
 
 
-def test_to_the_letter_distances_are_sums():
+def test_literal_distances_are_sums():
     a, b, maps, others = random(6, 5), random(6, 5, seed=1), random(2, 3, 4, 5), random(2, 3, 4, 5, seed=1)
     expected = ((a - b) ** 2).sum(1).mean().item()
     assert losses.knowledge_distillation(a, b, literal=True).item() == pytest.approx(expected)
@@ -67,7 +67,7 @@ def test_to_the_letter_distances_are_sums():
     assert losses.regression(maps, others, literal=True).item() == pytest.approx(expected)
 
 
-def test_to_the_letter_a_triplet_has_one_negative_with_anchor_swap():
+def test_a_literal_triplet_has_one_negative_with_anchor_swap():
     anchors, positives = random(4, 3), random(4, 3, seed=1)
     total = 0
     for i in range(4):
@@ -77,7 +77,7 @@ def test_to_the_letter_a_triplet_has_one_negative_with_anchor_swap():
     assert losses.metric_learning(anchors, positives, literal=True).item() == pytest.approx(total / 4)
 
 
-def test_to_the_letter_compactness_is_the_sum_of_correlations():
+def test_literal_compactness_is_the_sum_of_correlations():
     descriptors = random(50, 4)
     expected = torch.corrcoef(descriptors.T).sum() - 4
     assert losses.compactness(descriptors, literal=True).item() == pytest.approx(expected.item())

@@ -563,7 +563,7 @@ def test_an_address_that_gives_a_web_page(tmp_path):
     result = script("tiny", "--url", server.address("tiny.tar.xz"), data=tmp_path / "data")
     server.shutdown()
     assert result.returncode == 2
-    assert "gave no tar.xz archive" in result.stderr
+    assert "did not give a tar.xz archive" in result.stderr
     assert not any((tmp_path / "data").iterdir())
 
 

@@ -46,7 +46,7 @@ def test_dense_equals_patch_by_patch_at_every_pixel_and_stride(patch_size, paddi
             for stride in (1, 2, 4, 8):
                 found = FDFEAnomalyNet(net, stride, padding=padding)(x)
                 assert found.shape == expected[:, :, ::stride, ::stride].shape
-                # Each pixel by itself, so that an error at the border can't hide among the others.
+                # Each pixel separately, so that an error at the border is not hidden by the others.
                 difference = (found - expected[:, :, ::stride, ::stride]).norm(dim=1)
                 assert (difference / expected[:, :, ::stride, ::stride].norm(dim=1)).max() < 1e-5
 
@@ -142,10 +142,10 @@ def test_a_patch_size_that_does_not_fit_the_net_is_refused():
         FDFEAnomalyNet(nn.Sequential(nn.Conv2d(3, 4, 3)), patch_size=4)
 
 
-def test_normalised_descriptors_have_the_mean_and_deviation_taken_out():
+def test_normalised_descriptors_have_mean_and_std_removed():
     net = AnomalyNet(17)
     patches = images(4, 3, 17, 17)
-    mean, deviation = torch.randn(512), torch.rand(512) + 0.1
+    mean, std = torch.randn(512), torch.rand(512) + 0.1
     with torch.no_grad():
-        expected = (net(patches) - mean) / deviation
-        assert relative_error(net.with_normalised_descriptors(mean, deviation)(patches), expected) < 1e-5
+        expected = (net(patches) - mean) / std
+        assert relative_error(net.with_normalised_descriptors(mean, std)(patches), expected) < 1e-5

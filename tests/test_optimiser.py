@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from student_teacher.training.optimiser import ADAM_SHARE, MUON_WEIGHT_DECAY, Optimiser
+from student_teacher.training.optimiser import ADAM_FRACTION, MUON_WEIGHT_DECAY, Optimiser
 
 
 def net():
@@ -37,7 +37,7 @@ def test_the_first_layer_and_biases_are_adam_s():
     learn(network, Optimiser([network], "muon", 0.1), 1)
     for name in ("0.weight", "0.bias", "2.bias"):
         step = (network.get_parameter(name) - before[name]).abs()
-        assert step.max().item() == pytest.approx(0.1 * ADAM_SHARE, rel=1e-2), name  # Adam's first step is its rate
+        assert step.max().item() == pytest.approx(0.1 * ADAM_FRACTION, rel=1e-2), name  # Adam's first step is its rate
 
 
 def test_adam_is_the_paper_s():
@@ -51,7 +51,7 @@ def test_adam_is_the_paper_s():
 
 @pytest.mark.parametrize("kind", ("muon", "adam"))
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
-def test_it_goes_on_the_same_after_a_stop(kind, layout):
+def test_it_resumes_to_the_same_weights(kind, layout):
     whole, halves = net().to(memory_format=layout), net().to(memory_format=layout)
     learn(whole, Optimiser([whole], kind, 0.1), 4)
     first = Optimiser([halves], kind, 0.1)

@@ -1,4 +1,4 @@
-"""--paper: the list, and that it is what the stages do."""
+"""--paper: its settings, and that the stages follow them."""
 
 import csv
 import json
@@ -22,14 +22,13 @@ from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.Detector import load_detector
-from student_teacher.images import category as categories
-from student_teacher.images import preprocessing
+from student_teacher.images import category, preprocessing
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights
-from student_teacher.training import loop as training
-from student_teacher.training import paper, patch_students
+from student_teacher.training import loop, paper, patch_students
 
+pytestmark = pytest.mark.slow
 SIZE = (12, 14)  # of images, small: every patch of them is visited
 TEACHER_GIVEN = ["--patch-size", "17", "--steps", "3", "--batch-size", "4", "--backbone-weights", "random"]
 STUDENTS_GIVEN = ["--patch-size", "17", "--epochs", "2", "--image-size", *map(str, SIZE)]
@@ -112,7 +111,7 @@ def test_the_flag_sets_the_list_and_prints_it(stage, published, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_given_beside_it_stands_and_is_said(capsys):
+def test_other_options_override_it_and_are_printed(capsys):
     args = students_training.parse_arguments(["carpet", "--epochs", "3", "--paper", "--patch-size", "17", "33", "65"])
     assert (args.epochs, args.patch_size, args.batch_size) == (3, [17, 33, 65], 1)
     paper.STUDENTS.show(args)
@@ -150,11 +149,11 @@ def test_descriptors_of_128_are_the_last_convolution_s(patch_size):
     with torch.no_grad():
         descriptors = net(patches)
         assert descriptors.shape == (5, 128)
-        mean, deviation = torch.randn(128), torch.rand(128) + 0.5
-        normalised = net.with_normalised_descriptors(mean, deviation)(patches)
+        mean, std = torch.randn(128), torch.rand(128) + 0.5
+        normalised = net.with_normalised_descriptors(mean, std)(patches)
         projection = torch.randn(7, 128)
         projected = net.projected(projection)(patches)
-    torch.testing.assert_close(normalised, (descriptors - mean) / deviation, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normalised, (descriptors - mean) / std, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(projected, descriptors @ projection.T, rtol=1e-4, atol=1e-4)
 
 
@@ -162,7 +161,7 @@ def test_descriptors_of_128_are_the_last_convolution_s(patch_size):
 
 
 class Watched:
-    """What the stages did, noted while they ran."""
+    """What the stages did, recorded while they ran."""
 
     def __init__(self):
         self.adam, self.nets, self.dense, self.square = [], [], [], []
@@ -197,7 +196,7 @@ class Place:
 
 
 def watch(patched, watched: Watched) -> None:
-    """Note every step of Adam, every patch network and how it is made dense; nothing else may happen."""
+    """Record every step of Adam, every patch network and how it is made dense; nothing else may happen."""
     step, make, dense = torch.optim.Adam.step, AnomalyNet.__init__, FDFEAnomalyNet.__init__
     distillation = teacher_training.PatchDistillation
 
@@ -258,7 +257,7 @@ def test_the_teacher_is_taught_as_published(done):
 
 
 def test_students_learn_as_published(done, data):
-    learned, _ = categories.held_back_split(10, 0)
+    learned, _ = category.validation_split(10, 0)
     assert done.training.adam == [(1e-4, 1e-5, False)] * (2 * len(learned))  # 2 epochs, an image a step
     assert set(done.training.dense) == {(1, "zeros")}
     assert not [layer for net in done.training.nets for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -277,10 +276,10 @@ def visited(net: AnomalyNet, images: torch.Tensor) -> torch.Tensor:
 def by_hand(scale, images: torch.Tensor, learned: torch.Tensor, validation: torch.Tensor) -> torch.Tensor:
     """Section 3.2 word by word: descriptors, equations (8) to (11)."""
     described = visited(scale.teacher, learned).transpose(0, 1).flatten(1)
-    mean, deviation = described.mean(1), described.std(1, correction=0)
+    mean, std = described.mean(1), described.std(1, correction=0)
 
     def error_and_variance(pixels):
-        target = (visited(scale.teacher, pixels) - mean[:, None, None]) / deviation[:, None, None]
+        target = (visited(scale.teacher, pixels) - mean[:, None, None]) / std[:, None, None]
         students = torch.stack([visited(student, pixels) for student in scale.students])
         mixture = students.mean(0)
         error = (mixture - target).square().sum(1)
@@ -296,7 +295,7 @@ def test_the_map_is_the_paper_s_and_the_score_its_maximum(done, data):
     transform = preprocessing.image_transform(SIZE)
     good = AnomalyDataset(data / CATEGORY, transform, type="train", label=0)
     learned, validation = (
-        torch.stack([good[index]["image"] for index in part]) for part in categories.held_back_split(len(good), 0)
+        torch.stack([good[index]["image"] for index in part]) for part in category.validation_split(len(good), 0)
     )
     detector = load_detector(done.detector, device_name="cpu", precision="float32")
     path = data / CATEGORY / "test" / "spot" / "000.png"
@@ -325,11 +324,11 @@ def test_the_detector_is_the_paper_s_without_the_flag_too(done, tmp_path, capsys
     assert all(row["p_value"] for row in rows(tmp_path))
 
 
-def test_another_score_is_taken_where_it_is_asked_for(done, tmp_path):
+def test_another_image_score_is_used_on_request(done, tmp_path):
     done.detect("--paper", "--image-score", "mean", results=tmp_path)
     detector = load_detector(done.detector, precision="float32")
     picture = Image.open(done.data / CATEGORY / "test" / "good" / "000.png").convert("RGB")
-    assert float(rows(tmp_path)[0]["image_score"]) == pytest.approx(detector.look_at(picture, "mean")[1], rel=1e-5)
+    assert float(rows(tmp_path)[0]["image_score"]) == pytest.approx(detector.predict(picture, "mean")[1], rel=1e-5)
     assert rows(tmp_path) != rows(done.results)
     assert load_detector(done.detector, normalisation="place").calibration is None
 
@@ -358,8 +357,8 @@ def test_run_again_nothing_is_trained_again_and_without_the_flag_it_is_another_m
         done.train("--paper", "--students", "2")
 
 
-class StoppedTraining(training.Training):
-    """Gets a Ctrl-C in its second step."""
+class StoppedTraining(loop.Training):
+    """Gets Ctrl-C in its second step."""
 
     def report(self, loss, **parts):
         super().report(loss, **parts)
@@ -369,12 +368,12 @@ class StoppedTraining(training.Training):
 
 def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypatch):
     place = Place(tmp_path, done.data)
-    for module, stage, name in (
-        (teacher_training, place.teach, "pretrained/teacher_17.pt"),
-        (patch_students, lambda: place.train("--paper"), f"{CATEGORY}/students_17.pt"),
+    for stage, name in (
+        (place.teach, "pretrained/teacher_17.pt"),
+        (lambda: place.train("--paper"), f"{CATEGORY}/students_17.pt"),
     ):
         with monkeypatch.context() as patched:
-            patched.setattr(module, "Training", StoppedTraining)
+            patched.setattr(loop, "Training", StoppedTraining)
             with pytest.raises(KeyboardInterrupt):
                 stage()
         assert not (place.model / name).exists()
@@ -383,12 +382,12 @@ def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypa
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_a_teacher_taught_otherwise_is_taken_where_that_is_said(data, tmp_path, monkeypatch):
+def test_a_teacher_trained_otherwise_is_used_on_request(data, tmp_path, monkeypatch):
     monkeypatch.setattr(patch_students, "ROOT", tmp_path / "nowhere")
     place = Place(tmp_path, data)
     teacher_training.main([CATEGORY, *place.folders, "--distillation", "patches", *TEACHER_GIVEN])
     with pytest.raises(
-        UserError, match=r"no teacher of 17 pixels was taught as in the paper: run teacher_training\.py"
+        UserError, match=r"no teacher of 17 pixels was trained as in the paper: run teacher_training\.py"
     ):
         place.train("--paper")
     place.train("--paper", "--teacher", "patches", "--epochs", "0.2", "--students", "1")
@@ -412,5 +411,5 @@ def test_a_detector_trained_otherwise_is_refused(done, tmp_path):
 
 
 def test_pictures_of_the_category_do_not_stand_for_imagenet(data, tmp_path):
-    with pytest.raises(UserError, match="--paper: the paper teaches on ImageNet"):
+    with pytest.raises(UserError, match="--paper: the paper trains teachers on ImageNet"):
         teacher_training.main([CATEGORY, *Place(tmp_path, data).folders, "--paper", *TEACHER_GIVEN])

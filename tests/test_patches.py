@@ -3,8 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from student_teacher.images import preprocessing
-from student_teacher.images import reading as images
+from student_teacher.images import preprocessing, reading
 from student_teacher.images.pictures import Pictures
 from student_teacher.runtime.errors import UserError
 from student_teacher.training import patches, synthetic_defects
@@ -29,10 +28,10 @@ def only_batch(sampler, size=8, step=0):
 
 
 def in_unit_range(normalised):
-    mean, deviation = (
-        torch.tensor(values).view(3, 1, 1) for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_STD)
     )
-    return normalised * deviation + mean
+    return normalised * std + mean
 
 
 # patches
@@ -47,7 +46,7 @@ def test_patches_and_partners_have_the_size_and_are_normalised(pictures, size):
         assert 0.9 < pixels.max() < 1 + 1e-5
 
 
-def test_seed_and_step_alone_decide_what_is_drawn(pictures):
+def test_draws_depend_on_seed_and_step_only(pictures):
     batches = list(PatchSampler(Pictures(pictures), 17, 0).batches(range(4), 6))
     later = list(PatchSampler(Pictures(pictures), 17, 0).batches(range(2, 4), 6))
     for expected, found in zip(batches[2:], later, strict=True):
@@ -59,7 +58,7 @@ def test_seed_and_step_alone_decide_what_is_drawn(pictures):
 
 
 def test_the_partner_is_the_patch_shifted_by_up_to_a_quarter(pictures, monkeypatch):
-    monkeypatch.setattr(patches, "NOISE_DEVIATION", 0)
+    monkeypatch.setattr(patches, "NOISE_STD", 0)
     shifts = set()
     for patch, partner in zip(*only_batch(PatchSampler(Pictures(pictures), 17, 0), 40), strict=True):
         inner = patch[:, 4:-4, 4:-4]
@@ -79,10 +78,10 @@ def test_the_partner_carries_noise_of_a_tenth(tmp_path):
     assert abs(difference.mean().item()) < 0.005
 
 
-@pytest.mark.parametrize(("share", "grey"), [(0, False), (1, True)])
-def test_grey_patches_are_grey_and_so_are_their_partners_pictures(pictures, monkeypatch, share, grey):
-    monkeypatch.setattr(patches, "GREY_SHARE", share)
-    monkeypatch.setattr(patches, "NOISE_DEVIATION", 0)
+@pytest.mark.parametrize(("probability", "grey"), [(0, False), (1, True)])
+def test_grey_patches_are_grey_and_so_are_their_partners_pictures(pictures, monkeypatch, probability, grey):
+    monkeypatch.setattr(patches, "GREY_PROBABILITY", probability)
+    monkeypatch.setattr(patches, "NOISE_STD", 0)
     for batch in only_batch(PatchSampler(Pictures(pictures), 17, 0)):
         spread = in_unit_range(batch).amax(1) - in_unit_range(batch).amin(1)
         assert (spread.amax((1, 2)) < 1e-5).tolist() == [grey] * 8
@@ -90,13 +89,13 @@ def test_grey_patches_are_grey_and_so_are_their_partners_pictures(pictures, monk
 
 def test_a_tenth_of_the_patches_is_grey(pictures):
     pixels = in_unit_range(only_batch(PatchSampler(Pictures(pictures), 17, 0), 400)[0])
-    share = ((pixels.amax(1) - pixels.amin(1)).amax((1, 2)) < 1e-5).float().mean().item()
-    assert 0.05 < share < 0.16
+    probability = ((pixels.amax(1) - pixels.amin(1)).amax((1, 2)) < 1e-5).float().mean().item()
+    assert 0.05 < probability < 0.16
 
 
 @pytest.mark.parametrize("image_size", [None, (40, 80)])
 def test_the_shorter_side_is_zoomed_to_between_4_and_16_patches(tmp_path, image_size):
-    # A ramp along the shorter side: what a patch spans of it is the patch's share of that side.
+    # A ramp along the shorter side: the range of a patch is its fraction of that side.
     ramp = np.broadcast_to(np.linspace(0, 255, 120)[:, None, None], (120, 240, 3)).astype(np.uint8)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     pixels = in_unit_range(only_batch(PatchSampler(Pictures([tmp_path / "ramp.png"], image_size), 33, 0), 200)[0])
@@ -106,7 +105,7 @@ def test_the_shorter_side_is_zoomed_to_between_4_and_16_patches(tmp_path, image_
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_square_both_sides_are_zoomed_to_between_4_and_16_patches(tmp_path, axis):
+def test_with_square_both_sides_are_zoomed_to_between_4_and_16_patches(tmp_path, axis):
     ramp = np.linspace(0, 255, (120, 240)[axis])[(slice(None), None) if axis == 0 else (None, slice(None))]
     Image.fromarray(np.broadcast_to(ramp[..., None], (120, 240, 3)).astype(np.uint8)).save(tmp_path / "ramp.png")
     sampler = PatchSampler(Pictures([tmp_path / "ramp.png"]), 33, 0, square=True)
@@ -116,9 +115,9 @@ def test_square_both_sides_are_zoomed_to_between_4_and_16_patches(tmp_path, axis
     assert 1 / 5 < spans.max() < 1 / 4 + 0.015
 
 
-def test_the_budget_changes_how_often_is_read_and_nothing_else(pictures, monkeypatch):
+def test_the_budget_only_changes_how_often_files_are_read(pictures, monkeypatch):
     read = []
-    monkeypatch.setattr(images, "load_rgb", lambda path, _: read.append(path) or Image.open(path).convert("RGB"))
+    monkeypatch.setattr(reading, "load_rgb", lambda path, _: read.append(path) or Image.open(path).convert("RGB"))
     numbers = {}
     for budget in (0, 2**20):
         read.clear()
@@ -147,7 +146,7 @@ BOTH = pytest.mark.parametrize("make", [synthetic_defects.cut_paste, synthetic_d
 
 
 def changed(make, picture, seed):
-    """Where the defect lies: (H,W)."""
+    """The mask of the defect: (H,W)."""
     found = make(picture, np.random.default_rng(seed))
     return (np.asarray(found) != np.asarray(picture)).any(2)
 
@@ -157,7 +156,7 @@ def extent(mask):
 
 
 @BOTH
-def test_a_defect_is_new_and_the_picture_stays_what_it_was(make):
+def test_a_defect_is_made_in_a_copy(make):
     picture = noise()
     before = picture.copy()
     first, again, other = (np.asarray(make(picture, np.random.default_rng(seed))) for seed in (3, 3, 4))
@@ -173,7 +172,7 @@ def test_cut_paste_changes_a_rectangle_of_2_to_15_per_cent():
     masks = [changed(synthetic_defects.cut_paste, picture, seed) for seed in range(40)]
     for mask in masks:
         height, width = extent(mask)
-        assert mask.sum() > 0.9 * height * width  # noise agrees with noise here and there
+        assert mask.sum() > 0.9 * height * width  # some pixels of the noise are equal by chance
         assert 0.018 < height * width / mask.size < 0.155
         assert 0.28 < width / height < 3.5
     shares = [mask.mean() for mask in masks]
@@ -189,7 +188,7 @@ def test_a_scar_measures_2_to_16_by_10_to_25_pixels_of_256(side):
     assert 15 < min(areas) < max(areas) < 16 * 25 + 20
     assert max(np.hypot(*extent(mask)) for mask in masks) < unit * (np.hypot(16, 25) * 2**0.5 + 2)
     fill = [mask.sum() / np.prod(extent(mask)) for mask in masks]
-    assert min(fill) < 0.6  # turned: its upright frame is not full
+    assert min(fill) < 0.6  # rotated: its bounding box is not full
 
 
 @BOTH

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from AnomalyNet import AnomalyNet
+from AnomalyNet import PATCH_SIZES, AnomalyNet
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.paths import ROOT
 
 PATHS = sorted((ROOT / "model" / "pretrained").glob("teacher_*.pt"))
 
 
-def test_the_default_patch_size_has_a_teacher():
-    assert "teacher_65.pt" in [path.name for path in PATHS]
+def test_every_patch_size_has_a_teacher():
+    assert [path.name for path in PATHS] == [f"teacher_{patch_size}.pt" for patch_size in PATCH_SIZES]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from student_teacher.evaluation import metrics
+from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.reports import figures
 from student_teacher.reports.result_page import (
     MAP_SIDE,
@@ -49,7 +49,7 @@ def make_page(folder, labels, scores, kinds, names=None, side=24, masked=True):
         name, mask = names[index] if names else f"{index:03d}.png", masks[index] if masks else None
         page.add(index, name, kinds[index], label=label, score=scores[index], mask=mask)
     known = np.array([bool(label) for label in labels])
-    evaluation = metrics.Evaluation(maps, masks, scores, known, kinds)
+    evaluation = Evaluation(maps, masks, scores, known, kinds)
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     return page.finish(evaluation.measures(), *curves), evaluation.measures()
 

@@ -6,7 +6,7 @@ from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import AnomalyDetector, Scale, scale_from_checkpoint, scale_to_checkpoint
-from student_teacher.detection.score_statistics import Statistics
+from student_teacher.detection.score_statistics import ScoreStatistics
 from student_teacher.images.preprocessing import normalise
 
 
@@ -26,7 +26,7 @@ def test_error_and_variance_equal_the_paper_on_stacked_students():
     images = torch.randn(2, 3, 9, 12)
     with torch.no_grad():
         teacher = (FDFEAnomalyNet(scale.teacher, padding=PADDING)(images) - scale.mean.float()[:, None, None]) / (
-            scale.deviation.float()[:, None, None]
+            scale.std.float()[:, None, None]
         )
         students = torch.stack([FDFEAnomalyNet(student, padding=PADDING)(images) for student in scale.students])
         error, variance = scoring.error_and_variance(*scale.dense(1), images)
@@ -68,9 +68,9 @@ def test_each_score_stays_at_its_own_pixel(stride, size):
     assert torch.allclose(slope, torch.arange(float(size[0])).clamp_max(rows[-1].item()), atol=1e-5)
 
 
-def usual(scale, images):
-    """Statistics of a scale on images, and its error and variance on them."""
-    statistics = Statistics()
+def score_statistics(scale, images):
+    """ScoreStatistics of a scale on images, and its error and variance on them."""
+    statistics = ScoreStatistics()
     with torch.no_grad():
         found = scoring.error_and_variance(*scale.dense(1), normalise(images))
     statistics.update(*found)
@@ -80,7 +80,7 @@ def usual(scale, images):
 def test_maps_of_good_images_are_zero_on_average_after_calibration():
     scale = make_scale(students=2)
     images = pictures(20, 16, number=3)
-    statistics, error, variance = usual(scale, images)
+    statistics, error, variance = score_statistics(scale, images)
     scale.calibrate(statistics)
     normalised = (
         (error - error.mean()) / error.std(correction=0),
@@ -101,12 +101,12 @@ def test_error_plus_variance_is_the_students_mean_squared_distance_to_the_teache
     assert torch.allclose(error + variance, torch.stack(distances).mean(0), rtol=1e-4)
 
 
-def test_what_is_usual_at_a_place_is_no_anomaly_there():
-    """Errors of 5 +- 1 on the left, of 1 +- 0.1 on the right: 5 is usual on the left alone."""
+def test_errors_common_at_a_place_are_not_anomalous_there():
+    """Errors of 5 +- 1 on the left, of 1 +- 0.1 on the right: 5 is common on the left only."""
     random = torch.Generator().manual_seed(0)
     errors = 1 + 0.1 * torch.randn(400, 64, 64, generator=random)
     errors[:, :, :32] = 5 + torch.randn(400, 64, 32, generator=random)
-    statistics = Statistics()
+    statistics = ScoreStatistics()
     for error in errors:
         statistics.update(error[None], torch.zeros(1, 64, 64))
     scale = make_scale(students=1)
@@ -119,7 +119,7 @@ def test_what_is_usual_at_a_place_is_no_anomaly_there():
 def test_several_scales_are_averaged(normalisation):
     scales = [make_scale(17), make_scale(33)]
     images = pictures(18, 15)
-    found = AnomalyDetector(scales, 2, normalisation).find(images)
+    found = AnomalyDetector(scales, 2, normalisation).maps(images)
     parts = [AnomalyDetector([scale], 2, normalisation)(images) for scale in scales]
     assert torch.allclose(found.anomaly_maps, sum(parts) / 2, rtol=1e-4, atol=1e-3)
     assert torch.equal(found.scored_maps, found.anomaly_maps)
@@ -135,6 +135,6 @@ def test_a_scale_survives_its_checkpoint():
 def test_an_image_is_scored_by_its_highest_pixels_its_maximum_or_its_mean():
     maps = torch.arange(400.0).view(1, 20, 20)[:, torch.randperm(20, generator=torch.Generator().manual_seed(0))]
     maps = torch.cat([maps, torch.zeros_like(maps)])
-    scores = {kind: scoring.image_scores(maps, kind).tolist() for kind in scoring.IMAGE_SCORES}
+    scores = {image_score: scoring.image_scores(maps, image_score).tolist() for image_score in scoring.IMAGE_SCORES}
     assert scores == {"top": [397.5, 0], "maximum": [399, 0], "mean": [199.5, 0]}
     assert scoring.image_scores(maps[:, :2, :2], "top").tolist() == [maps[0, :2, :2].max(), 0]  # one pixel at least

@@ -25,8 +25,7 @@ from student_teacher.detection.AnomalyDetector import AnomalyDetector
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import ROOT
-from student_teacher.training import loop as training
-from student_teacher.training import patch_students
+from student_teacher.training import loop, patch_students
 
 CATEGORY = "knit"
 SIZE = (44, 40)
@@ -165,15 +164,15 @@ def test_run_again_nothing_is_trained_again(done, capsys):
     assert capsys.readouterr().out.count("trained already") == 3
 
 
-def test_a_model_of_other_settings_is_not_overwritten_unasked(done):
+def test_a_model_with_other_settings_is_not_overwritten(done):
     with pytest.raises(UserError, match=r"students_17\.pt was trained with epochs 3\.0, not 4\.0.*--restart"):
         done.students("--epochs", "4")
     with pytest.raises(UserError, match="steps 3, not 5"):
         done.teacher("--steps", "5")
 
 
-class StoppedTraining(training.Training):
-    """Gets a Ctrl-C in its second step."""
+class StoppedTraining(loop.Training):
+    """Gets Ctrl-C in its second step."""
 
     def report(self, loss, **parts):
         super().report(loss, **parts)
@@ -183,17 +182,13 @@ class StoppedTraining(training.Training):
 
 @pytest.mark.parametrize("stage", ("backbone", "teacher", "students"))
 def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypatch, stage):
-    module, name, kind = {
-        "backbone": (resnet18_training, "resnet18.pt", "backbone"),
-        "teacher": (teacher_training, "teacher_17.pt", "teacher"),
-        "students": (patch_students, "students_17.pt", "students"),
-    }[stage]
+    name = {"backbone": "resnet18.pt", "teacher": "teacher_17.pt", "students": "students_17.pt"}[stage]
     place = Place(tmp_path, done.data)
     (place.model / CATEGORY).mkdir(parents=True)
     for needed in ("resnet18.pt", "teacher_17.pt"):
         if needed != name:
             (place.model / CATEGORY / needed).write_bytes((done.model / CATEGORY / needed).read_bytes())
-    monkeypatch.setattr(module, "Training", StoppedTraining)
+    monkeypatch.setattr(loop, "Training", StoppedTraining)
     with pytest.raises(KeyboardInterrupt):
         getattr(place, stage)()
     assert not (place.model / CATEGORY / name).exists()
@@ -201,7 +196,7 @@ def test_a_stopped_training_goes_on_to_the_same_numbers(done, tmp_path, monkeypa
     assert checkpoint["step"] == 2
     monkeypatch.undo()
     getattr(place, stage)()
-    found, expected = (tensors(p.load(name, kind)) for p in (place, done))
+    found, expected = (tensors(p.load(name, stage)) for p in (place, done))
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
@@ -237,15 +232,15 @@ def test_several_strides_and_sizes_of_one_detector(done, tmp_path):
 
 
 def test_a_stopped_detection_goes_on_to_the_same_maps(done, tmp_path, monkeypatch):
-    find, visited = AnomalyDetector.find, []
+    compute, visited = AnomalyDetector.maps, []
 
     def stopping(detector, images):
         visited.append(len(images))
         if len(visited) == 4:
             raise KeyboardInterrupt
-        return find(detector, images)
+        return compute(detector, images)
 
-    monkeypatch.setattr(AnomalyDetector, "find", stopping)
+    monkeypatch.setattr(AnomalyDetector, "maps", stopping)
     options = [CATEGORY, *done.folders, "--results", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         anomaly_detection.main(options)
@@ -262,7 +257,7 @@ def test_a_detection_stopped_at_its_pictures_does_not_ask_the_networks_again(don
         patched.setattr(anomaly_detection.figures, "contact_sheet", interrupted)
         with pytest.raises(KeyboardInterrupt):
             anomaly_detection.main(options)
-    monkeypatch.setattr(AnomalyDetector, "find", None)
+    monkeypatch.setattr(AnomalyDetector, "maps", None)
     anomaly_detection.main(options)
     for name in ("metrics.json", "scores.csv"):
         assert (tmp_path / CATEGORY / name).read_bytes() == (done.results / CATEGORY / name).read_bytes()
@@ -296,13 +291,13 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
-def test_a_teacher_to_start_from_is_not_written_over(done, data, tmp_path):
+def test_a_teacher_to_start_from_is_not_overwritten(done, data, tmp_path):
     place = Place(tmp_path, data)
     start = place.model / CATEGORY / "teacher_17.pt"
     start.parent.mkdir(parents=True)
     shutil.copy(done.model / CATEGORY / "teacher_17.pt", start)
     options = ("--distillation", "dense", "--start-from", str(start), "--restart")
-    with pytest.raises(UserError, match="it would be written over"):
+    with pytest.raises(UserError, match="it would be overwritten"):
         place.teacher(*options)
     with pytest.raises(UserError, match="one --patch-size"):
         place.teacher(*options, "--patch-size", "17", "33")
@@ -319,13 +314,13 @@ def test_teachers_of_all_sizes_are_looked_for_before_any_student_learns(done, tm
     assert students.read_bytes() == before
 
 
-def test_the_same_size_said_otherwise_is_the_same(done, capsys):
+def test_two_equal_sides_are_the_same_as_one(done, capsys):
     done.students("--image-size", "32", "32")
     assert "is trained already" in capsys.readouterr().out
 
 
 def test_images_too_small_for_the_stride_are_refused(done, tmp_path):
-    with pytest.raises(UserError, match="--image-size 14: too small for patches of 17 at a stride of 8"):
+    with pytest.raises(UserError, match="--image-size 14: too small for patches of 17 pixels with --stride 8"):
         done.students("--model", str(tmp_path), "--image-size", "14", "--stride", "8")
 
 
@@ -343,7 +338,7 @@ def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
         place.detection()
 
 
-def test_a_part_of_an_image_may_be_any_and_lies_within_it():
+def test_every_part_lies_within_the_image():
     pixels, last = torch.arange(30.0).view(1, 1, 5, 6), 1 - 2**-24
     assert torch.equal(patch_students.part(pixels, 2, (0.0, 0.0)), pixels[:, :, :2, :2])
     assert torch.equal(patch_students.part(pixels, 2, (0.5, last)), pixels[:, :, 2:4, 4:])
@@ -376,11 +371,11 @@ def test_a_teacher_is_taught_densely_of_any_pictures(data, tmp_path, capsys):
     content = place.load("teacher_33.pt", "teacher")
     assert content["settings"]["distillation"] == "dense"
     assert {tensor.dtype for tensor in content["net"].values()} == {torch.float16}
-    assert "is left unexplained on held-back pictures" in capsys.readouterr().out
+    assert "is left unexplained on validation pictures" in capsys.readouterr().out
     place.students("--patch-size", "33", "--epochs", "1")
 
 
-def test_teachers_that_ship_serve_where_the_category_has_none(data, tmp_path, monkeypatch):
+def test_teachers_that_ship_are_used_if_the_category_has_none(data, tmp_path, monkeypatch):
     shipping = Place(tmp_path, data)
     backbone = ("--distillation", "patches", "--backbone-weights", "random")
     options = (*backbone, "--patch-size", "17", "--steps", "1", "--batch-size", "2")
@@ -393,14 +388,14 @@ def test_teachers_that_ship_serve_where_the_category_has_none(data, tmp_path, mo
     assert torch.equal(taken["teacher.layers.0.weight"], shipped["layers.0.weight"].float())
 
 
-def test_what_is_missing_is_said_in_one_line(tmp_path, data, monkeypatch):
+def test_missing_files_are_named_in_one_line(tmp_path, data, monkeypatch):
     monkeypatch.setattr(patch_students, "ROOT", tmp_path)
     place = Place(tmp_path, data)
     with pytest.raises(UserError, match=r"teacher_17\.pt is not there: run teacher_training\.py knit --patch-size 17"):
         place.students()
     with pytest.raises(UserError, match=r"detector\.pt is not there: run students_training\.py knit"):
         place.detection()
-    with pytest.raises(UserError, match="is no state dict of torchvision's resnet18"):
+    with pytest.raises(UserError, match="is not a state dict of torchvision's resnet18"):
         torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pth")
         place.backbone("--backbone-weights", str(tmp_path / "weights.pth"))
     with pytest.raises(UserError, match="no folder"):
@@ -417,7 +412,7 @@ def test_memory_that_runs_out_is_one_line(work, capsys):
     with pytest.raises(SystemExit) as ended:
         run(work)
     assert ended.value.code == 2
-    assert "memory ran out; a smaller --image-size" in capsys.readouterr().err
+    assert "out of memory; a smaller --image-size" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="size"):
         run(lambda: torch.zeros(2) @ torch.zeros(3))
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
-import AnomalyResnet18 as backbone
-from student_teacher.images import category as categories
+from AnomalyResnet18 import AnomalyResnet18
+from student_teacher.images import category
 from student_teacher.runtime import checkpoints, command_line, device
 from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights, backbones
-from student_teacher.training import loop as training
-from student_teacher.training.loop import Training, already_trained, learning_rate, shuffled_batches
+from student_teacher.training import loop
+from student_teacher.training.loop import Model, Training, learning_rate, require_same_settings, shuffled_batches
 
 # training: learning rate
 
@@ -46,7 +46,7 @@ def test_the_learning_rate_is_linear_then_half_a_cosine():
 def test_all_groups_of_an_optimiser_take_the_learning_rate():
     layers = nn.Linear(2, 2), nn.Linear(2, 2)
     adam = torch.optim.Adam([{"params": layers[0].parameters()}, {"params": layers[1].parameters(), "lr": 3.0}], 1.0)
-    training.set_learning_rate(adam, 0.5)
+    loop.set_learning_rate(adam, 0.5)
     assert [group["lr"] for group in adam.param_groups] == [0.5, 0.5]
 
 
@@ -56,7 +56,7 @@ SETTINGS = {"seed": 0, "batch_size": 4}
 
 
 class Job:
-    """A small training that hangs on what the optimiser remembers."""
+    """A small training that depends on the optimiser's state."""
 
     def __init__(self, path, settings=SETTINGS, steps=6, category="carpet"):
         torch.manual_seed(0)
@@ -99,7 +99,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path, number):
     assert curves == {"loss": [loss for _, loss in whole.training.history]}
 
 
-def test_asked_twice_a_training_stops_at_once(tmp_path):
+def test_a_second_signal_stops_a_training_at_once(tmp_path):
     job = Job(tmp_path / "net.pt")
 
     def twice(step):
@@ -109,13 +109,13 @@ def test_asked_twice_a_training_stops_at_once(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         job.run(twice)
-    assert not training.checkpoint_of(tmp_path / "net.pt").exists()
+    assert not loop.checkpoint_of(tmp_path / "net.pt").exists()
 
 
 def test_a_checkpoint_is_written_now_and_then_and_removed_at_the_end(tmp_path, monkeypatch):
-    checkpoint = training.checkpoint_of(tmp_path / "net.pt")
+    checkpoint = loop.checkpoint_of(tmp_path / "net.pt")
     clock = iter(range(0, 10**6, 25))  # seconds: a minute has passed after every third step
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     found = []
     job = Job(tmp_path / "net.pt", steps=8)
     job.run(lambda step: found.append(checkpoints.load(checkpoint, "net training")["step"] if step > 2 else 0))
@@ -136,22 +136,22 @@ def test_a_checkpoint_is_written_now_and_then_and_removed_at_the_end(tmp_path, m
 def test_a_checkpoint_of_other_settings_is_refused_unless_restarted(tmp_path, changed, said):
     path = tmp_path / "net.pt"
     Job(path).run_stopped(2)
-    before = training.checkpoint_of(path).read_bytes()
+    before = loop.checkpoint_of(path).read_bytes()
     with pytest.raises(UserError, match=rf"net\.checkpoint\.pt was trained with {said}: .*--restart"):
         Job(path, changed)
-    assert training.checkpoint_of(path).read_bytes() == before
-    training.forget([path])
+    assert loop.checkpoint_of(path).read_bytes() == before
+    loop.forget([path])
     assert Job(path, changed).run().visited == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_checkpoint_of_another_category_is_refused(tmp_path):
     Job(tmp_path / "net.pt").run_stopped(0)
-    with pytest.raises(UserError, match="category carpet, wanted is wood"):
+    with pytest.raises(UserError, match="category carpet, not wood"):
         Job(tmp_path / "net.pt", category="wood")
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_is_no_number_ends_the_training_with_advice(tmp_path, loss):
+def test_a_loss_that_is_not_a_number_ends_the_training_with_advice(tmp_path, loss):
     net_training = Training(tmp_path / "net.pt", "net training", "carpet", SETTINGS, {}, 5)
     with pytest.raises(UserError, match=rf"the loss is {loss} at step 3: lower --learning-rate"):
         for step in net_training:
@@ -162,37 +162,37 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice(tmp_path, loss):
 def test_a_finished_model_is_not_trained_again(tmp_path, capsys):
     path = tmp_path / "net.pt"
     ask = path, "net", "carpet", SETTINGS
-    assert not already_trained(*ask)
+    assert not Model(*ask).is_trained()
     checkpoints.save(path, "net", "carpet", {"settings": SETTINGS})
-    assert already_trained(*ask)
+    assert Model(*ask).is_trained()
     assert f"{path} is trained already" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"net\.pt was trained with seed 0, not 1"):
-        already_trained(path, "net", "carpet", SETTINGS | {"seed": 1})
-    with pytest.raises(UserError, match="kind net, wanted is other"):
-        already_trained(path, "other", "carpet", SETTINGS)
+        Model(path, "net", "carpet", SETTINGS | {"seed": 1}).is_trained()
+    with pytest.raises(UserError, match="kind net, not other"):
+        Model(path, "other", "carpet", SETTINGS).is_trained()
 
 
-def test_what_is_forgotten_is_trained_anew(tmp_path):
+def test_forgotten_models_are_trained_again(tmp_path):
     paths = [tmp_path / name for name in ("net.pt", "other.pt")]
     for path in paths:
         checkpoints.save(path, "net", "carpet", {"settings": SETTINGS})
         Job(path).run_stopped(1)
-    training.forget(paths)
+    loop.forget(paths)
     assert not any(tmp_path.iterdir())
-    assert not already_trained(paths[1], "net", "carpet", SETTINGS)
+    assert not Model(paths[1], "net", "carpet", SETTINGS).is_trained()
 
 
 # stages
 
 
-@pytest.mark.parametrize(("number", "held_back"), [(2, 1), (10, 2), (30, 7), (80, 20), (762, 76)])
-def test_held_back_images_are_not_learned_from(number, held_back):
-    learned, kept = categories.held_back_split(number, seed=0)
-    assert len(kept) == held_back
+@pytest.mark.parametrize(("number", "left_out"), [(2, 1), (10, 2), (30, 7), (80, 20), (762, 76)])
+def test_validation_images_are_not_trained_on(number, left_out):
+    learned, kept = category.validation_split(number, seed=0)
+    assert len(kept) == left_out
     assert sorted(learned + kept) == list(range(number))
-    assert (learned, kept) == categories.held_back_split(number, seed=0)
+    assert (learned, kept) == category.validation_split(number, seed=0)
     assert learned == sorted(learned)
-    assert number == 2 or kept != categories.held_back_split(number, seed=1)[1]
+    assert number == 2 or kept != category.validation_split(number, seed=1)[1]
 
 
 def read_size(*texts, **options):
@@ -219,7 +219,7 @@ def test_a_bad_image_size_is_refused(text, capsys):
 
 @pytest.mark.parametrize("texts", [("64", "64", "64"), ("native", "64"), ("64", "native"), ("native", "native")])
 def test_several_image_sizes_that_do_not_fit_are_refused(texts):
-    with pytest.raises(UserError, match="--image-size takes one number, or height and width, or native alone"):
+    with pytest.raises(UserError, match="--image-size takes one number, or height and width, or the word native"):
         read_size(*texts)
 
 
@@ -260,7 +260,7 @@ def test_the_digest_tells_other_images_apart_wherever_they_lie(tmp_path):
         for path, size in zip(paths, sizes.values(), strict=True):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"x" * size)
-        return categories.digest_of(paths)
+        return category.digest_of(paths)
 
     digest = files("a", one=3, two=4)
     assert digest == files("b", one=3, two=4)
@@ -270,18 +270,18 @@ def test_the_digest_tells_other_images_apart_wherever_they_lie(tmp_path):
 def test_other_images_are_told_by_what_came_and_went(tmp_path):
     files = {"a.png": "1", "b.png": "2"}
     settings = {"images": "x", "image_files": files, "seed": 0}
-    training.require_same_settings(tmp_path, {"images": "x", "seed": 0}, settings)  # an older model names no files
+    require_same_settings(tmp_path, {"images": "x", "seed": 0}, settings)  # an older model names no files
     with pytest.raises(UserError, match=r"other images \(1 came: b\.png; 1 changed: a\.png\): add --restart"):
-        training.require_same_settings(tmp_path, settings | {"image_files": {"a.png": "3"}, "images": "y"}, settings)
+        require_same_settings(tmp_path, settings | {"image_files": {"a.png": "3"}, "images": "y"}, settings)
     with pytest.raises(UserError, match="other images or another value range: add --restart"):
-        training.require_same_settings(tmp_path, settings | {"images": "x (0, 4095)"}, settings)
+        require_same_settings(tmp_path, settings | {"images": "x (0, 4095)"}, settings)
 
 
 def test_pictures_in_a_folder_and_below_are_found_sorted(tmp_path):
     for name in ("b.PNG", "a/c.jpg", "a/.hidden.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert categories.pictures_in(tmp_path) == [tmp_path / "a/c.jpg", tmp_path / "b.PNG"]
+    assert category.pictures_in(tmp_path) == [tmp_path / "a/c.jpg", tmp_path / "b.PNG"]
 
 
 # device
@@ -289,7 +289,7 @@ def test_pictures_in_a_folder_and_below_are_found_sorted(tmp_path):
 
 @pytest.mark.parametrize("name", ["nonsense", "", "cpu:x", "cuda:999", "hpu", "meta"])
 def test_a_device_that_is_not_there_is_refused(name):
-    with pytest.raises(UserError, match=f"--device {name} is not to be had"):
+    with pytest.raises(UserError, match=f"--device {name} is not available"):
         device.choose(name)
 
 
@@ -354,7 +354,7 @@ def torchvisions():
 
 
 def test_features_are_torchvisions_pooled_ones(torchvisions):
-    net = backbone.AnomalyResnet18().eval()
+    net = AnomalyResnet18().eval()
     head = net.head.weight.clone()
     net.load_torchvision(torchvisions.state_dict())
     images = torch.randn(2, 3, 40, 33, generator=torch.Generator().manual_seed(0))
@@ -399,9 +399,9 @@ def spoiled(state, name):
 def test_other_state_dicts_are_refused(torchvisions, tmp_path, name):
     state = spoiled(torchvisions.state_dict(), name)
     with pytest.raises(RuntimeError):
-        backbone.AnomalyResnet18().load_torchvision(state)
+        AnomalyResnet18().load_torchvision(state)
     torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"weights\.pth is no state dict of torchvision's resnet18"):
+    with pytest.raises(UserError, match=r"weights\.pth is not a state dict of torchvision's resnet18"):
         backbone_weights.load(str(tmp_path / "weights.pth"))
 
 
@@ -416,10 +416,10 @@ def test_weights_come_from_a_file_or_are_random(torchvisions, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world\n", b"<!DOCTYPE html>", b"\x80\x02.", b"\x80\x02]q\x00X\x05"])
-def test_files_that_are_no_weights_are_refused(tmp_path, content):
+def test_files_that_are_not_weights_are_refused(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is no state dict"):
+    with pytest.raises(UserError, match="is not a state dict"):
         backbone_weights.load(str(path))
 
 
@@ -439,4 +439,4 @@ def test_without_a_network_the_ways_out_are_named(monkeypatch):
 
 
 def test_the_checkpoint_lies_beside_the_model():
-    assert training.checkpoint_of(Path("model/carpet/teacher_17.pt")) == Path("model/carpet/teacher_17.checkpoint.pt")
+    assert loop.checkpoint_of(Path("model/carpet/teacher_17.pt")) == Path("model/carpet/teacher_17.checkpoint.pt")

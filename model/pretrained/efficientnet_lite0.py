@@ -44,7 +44,7 @@ def folded(net: nn.Module) -> EfficientNetLite0:
 
 
 def _norm_behind(net, convolution):
-    """The package names them apart from each other: stem and blocks hold pairs of a convolution and a normalisation."""
+    """The normalisation after a convolution: in the package's stem and blocks they are paired by name."""
     pairs = {"_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
     for module in net.modules():
         for name, norm in pairs.items():

@@ -1,4 +1,4 @@
-"""Student-teacher anomaly detection: what the commands in src/ are made of, and the way in from Python.
+"""Student-teacher anomaly detection: the package behind the commands in src/. To use it from Python:
 
 from student_teacher import load_detector
 
@@ -10,7 +10,7 @@ __all__ = ["Detection", "Detector", "load_detector"]
 
 
 def __getattr__(name: str) -> object:
-    """The names of __all__, imported when asked for: commands that need no torch start without it."""
+    """Import the names of __all__ on first use: commands that don't need torch then start without it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from student_teacher.detection import Detector as module

@@ -7,39 +7,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from student_teacher.detection.AnomalyDetector import Found
+from student_teacher.detection.AnomalyDetector import Maps
 from student_teacher.students.GlobalStudent import GlobalStudent
 from student_teacher.students.LocalStudent import LocalStudent, Neighbourhood, neighbourhoods
 from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE, BackboneTeacher
 
-COARSE_STRIDE = 32  # levels of this stride tell that there is a defect, not where
-SHARPNESS = 4  # of the turn from local to global students in the map, as global ones explain more than half
-LEAST_SHARE, SCORE_SHARE = 0.3, 0.6  # of the global students, in map and score: chosen on five sets, one for all
+COARSE_STRIDE = 32  # levels with this stride show that there is a defect, but not where
+SHARPNESS = 4  # of the step in the map from local to global students, where global ones explain half of the variance
+LEAST_WEIGHT, SCORE_WEIGHT = 0.3, 0.6  # of global students in map and score: chosen on five data sets, used for all
 GLOBAL, LOCAL = KINDS = "global", "local"  # students
 MAP, SCORE = "map", "score"  # what errors are standardised for
 
 
 class Errors(NamedTuple):
-    """Of students, by their kind, for each level: (N,h,w)."""
+    """The students' errors: for GLOBAL and LOCAL a list of levels, (N,h,w) each."""
 
-    found: dict[str, list[Tensor]]  # distances of their predictions to the teacher's maps
-    expected: dict[str, list[Tensor]]  # what local students expect these to be where nothing is wrong
+    actual: dict[str, list[Tensor]]  # distances between prediction and teacher
+    expected: dict[str, list[Tensor]]  # the distances that local students expect without a defect
 
     def of(self, use: str) -> dict[str, list[Tensor]]:
-        """What the map is made of, the errors; or what the score is: by how much they are more than expected."""
+        """For the map the actual errors; for the score the actual minus the expected ones."""
         if use == MAP:
-            return self.found
+            return self.actual
         return {
             kind: [
                 error - F.interpolate(expected[:, None], error.shape[1:], mode="bilinear")[:, 0]
-                for error, expected in zip(self.found[kind], self.expected[kind], strict=True)
+                for error, expected in zip(self.actual[kind], self.expected[kind], strict=True)
             ]
             for kind in KINDS
         }
 
 
 class Standardisation(nn.Module):
-    """Values (N,h,w) -> (value - mean) / std of good images, of all places together (section 3.2 of the paper)."""
+    """Values (N,h,w) -> (value - mean) / std, with one mean and std of good images (section 3.2 of the paper)."""
 
     def __init__(self, mean: Tensor, std: Tensor):
         super().__init__()
@@ -51,10 +51,13 @@ class Standardisation(nn.Module):
 
     @classmethod
     def fit(cls, values: Tensor) -> tuple[Self, Tensor]:
-        """From good images' values (n,h,w). Returns with it those values, each image's standardised by all others."""
+        """Fit to good images' values (n,h,w).
+
+        Also returns those values, each image standardised with mean and std of the other images.
+        """
         parts = values.double().flatten(1)
         sums, squares, number = parts.sum(1), parts.square().sum(1), len(parts)
-        own_sums, own_squares = F.pad(sums, (1, 0)), F.pad(squares, (1, 0))  # first of no image, then of each
+        own_sums, own_squares = F.pad(sums, (1, 0)), F.pad(squares, (1, 0))  # left out: first nothing, then each image
         counts = torch.tensor([number] + [max(1, number - 1)] * number, device=values.device) * parts.shape[1]
         means = (sums.sum() - own_sums) / counts
         stds = ((squares.sum() - own_squares) / counts - means.square()).clamp_min(1e-12).sqrt()
@@ -63,20 +66,21 @@ class Standardisation(nn.Module):
 
 
 class BackboneDetector(nn.Module):
-    """uint8 images (N,3,H,W) of `size` -> anomaly maps, a score at every 8th pixel: (N,H/8,W/8), float32.
+    """uint8 images (N,3,H,W) at the teacher's size -> anomaly maps, a score at every 8th pixel: (N,H/8,W/8), float32.
 
-    For each level of the teacher there is a global student and, but for the first, a local one or several. Their errors
-    are standardised and averaged over levels, and then both kinds averaged. In the map the global ones weigh the
-    more, the larger the share s of the variance is that they explain on good images: s^4 / (s^4 + (1 - s)^4), and
-    LEAST_SHARE at least; the local ones have the rest. For the image's score global ones weigh SCORE_SHARE: they tell
-    best whether there is a defect, local ones where.
+    Each level of the teacher has a global student, and each but the first also local ones. All errors are standardised,
+    averaged over the levels, and then a weighted mean is taken of global and local students. In the map the weight of
+    the global ones depends on s, the fraction of the variance that they explain on good images: it is
+    s^4 / (s^4 + (1 - s)^4), but at least LEAST_WEIGHT. In the image score it is SCORE_WEIGHT: global students are
+    better at whether there is a defect, local ones at where it is. So are coarse levels: those with stride 32 count for
+    the score only.
 
-    For the same reason levels of a stride of 32 count for the score alone. And the score is made of what errors are
-    beyond those that local students expect from the surroundings: at borders and edges, where parts lie anyhow, errors
-    are large on good images, too. In the map errors stay as they are: around a large defect all is strange, and larger
-    errors are expected there.
+    The score is computed from the errors minus those that local students expect from the surroundings. At the edges of
+    parts whose position varies, errors are large on good images too. The map keeps the plain errors: around a large
+    defect the surroundings are abnormal, and the expected errors are too high.
 
-    `local_students` are M for each of `neighbourhoods(teacher.strides)`. `calibrate` makes the standardisations.
+    `local_students` has a list of M students for each of `neighbourhoods(teacher.strides)`. `calibrate` sets the
+    standardisations.
     """
 
     stride = FINEST_STRIDE
@@ -103,16 +107,16 @@ class BackboneDetector(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.find(images).anomaly_maps
+        return self.maps(images).anomaly_maps
 
     @torch.inference_mode()
-    def find(self, images: Tensor) -> Found:
-        """Anomaly maps of uint8 images (N,3,H,W), and what their image scores are of; both (N,H/8,W/8)."""
-        return self.found_of(self.errors(images))
+    def maps(self, images: Tensor) -> Maps:
+        """Anomaly maps of uint8 images (N,3,H,W), and the maps that image scores use; both (N,H/8,W/8)."""
+        return self.maps_of(self.errors(images))
 
-    def found_of(self, errors: Errors) -> Found:
-        """What `find` finds, from what `errors` gives."""
-        return Found(*(self._combined(use, self.standardised(use, errors)) for use in (MAP, SCORE)))
+    def maps_of(self, errors: Errors) -> Maps:
+        """As `maps`, from the result of `errors`."""
+        return Maps(*(self._combined(use, self.standardised(use, errors)) for use in (MAP, SCORE)))
 
     def errors(self, images: Tensor) -> Errors:
         """Errors of all students on uint8 images (N,3,H,W)."""
@@ -121,8 +125,8 @@ class BackboneDetector(nn.Module):
     def errors_of(self, maps: Sequence[Tensor]) -> Errors:
         """Errors of all students, from the teacher's maps.
 
-        The root of the squared error; of several students of the mean over them, which is the paper's regression error
-        plus predictive variance.
+        The root of the squared error. With several students, it is averaged over them before the root: that is the
+        paper's regression error plus predictive variance.
         """
         maps = [level.float() for level in maps]
         found = {GLOBAL: [student(level).sqrt() for student, level in zip(self.global_students, maps, strict=True)]}
@@ -136,10 +140,10 @@ class BackboneDetector(nn.Module):
         return Errors(found, expected)
 
     @torch.inference_mode()
-    def calibrate(self, errors: Errors) -> Found:
-        """Take from good images what errors are usual: those of students that have not seen them, as `errors` gives.
+    def calibrate(self, errors: Errors) -> Maps:
+        """Set the standardisations from the `errors` on good images of students that have not seen them.
 
-        Returns what is found in those images, each standardised by all the others.
+        Returns the maps of those images, each standardised with mean and std of the others.
         """
         found = []
         for use in (MAP, SCORE):
@@ -148,15 +152,15 @@ class BackboneDetector(nn.Module):
                 parts, scores[kind] = zip(*map(Standardisation.fit, levels), strict=True)
                 self.standardisations[use][kind] = nn.ModuleList(parts)
             found.append(self._combined(use, scores))
-        return Found(*found)
+        return Maps(*found)
 
     def standardised(self, use: str, errors: Errors) -> dict[str, list[Tensor]]:
-        """What `errors` gives, standardised for the map or for the score."""
+        """The errors, standardised for MAP or SCORE: for GLOBAL and LOCAL a list of levels, (N,h,w) each."""
         by, values = self.standardisations[use], errors.of(use)
         return {kind: [s(v) for s, v in zip(by[kind], values[kind], strict=True)] for kind in KINDS}
 
     def _combined(self, use, scores):
-        """Standardised errors of both kinds, (N,h,w) a level -> (N,H/8,W/8)."""
+        """Standardised errors, (N,h,w) per level -> (N,H/8,W/8)."""
         means = {
             kind: mean_of_levels(
                 [level for level, stride in zip(scores[kind], strides, strict=True) if counts(use, stride)],
@@ -164,24 +168,24 @@ class BackboneDetector(nn.Module):
             )
             for kind, strides in self.strides.items()
         }
-        return means[LOCAL].lerp(means[GLOBAL], self.shares[use])
+        return means[LOCAL].lerp(means[GLOBAL], self.global_weights[use])
 
     @property
     def explained(self) -> float:
-        """The share of the variance that global students explain on good images, the mean of all levels."""
+        """The fraction of the variance that global students explain on good images, 0 to 1; the mean of all levels."""
         return sum(student.explained for student in self.global_students) / len(self.global_students)
 
     @property
-    def shares(self) -> dict[str, float]:
-        """How much the global students weigh in the map and in the score."""
+    def global_weights(self) -> dict[str, float]:
+        """The weights of the global students in map and score, 0 to 1."""
         explained, rest = self.explained**SHARPNESS, (1 - self.explained) ** SHARPNESS
-        return {MAP: max(LEAST_SHARE, explained / (explained + rest)), SCORE: SCORE_SHARE}
+        return {MAP: max(LEAST_WEIGHT, explained / (explained + rest)), SCORE: SCORE_WEIGHT}
 
     def _grid(self, stride):
         return tuple(length // stride for length in self.teacher.size)
 
     def to_checkpoint(self, backbone: str) -> dict[str, Any]:
-        """What `of_checkpoint` rebuilds it from; `backbone`: the backbone's name."""
+        """The detector as tensors and numbers, for `of_checkpoint`. `backbone` is the backbone's name."""
         return {
             "teacher": self.teacher.to_checkpoint(backbone),
             "global_students": [student.to_checkpoint() for student in self.global_students],
@@ -191,18 +195,18 @@ class BackboneDetector(nn.Module):
 
     @classmethod
     def of_checkpoint(cls, content: dict[str, Any]) -> Self:
-        """The BackboneDetector whose `to_checkpoint` that was."""
-        found = cls(
+        """The inverse of `to_checkpoint`."""
+        detector = cls(
             BackboneTeacher.of_checkpoint(content["teacher"]),
             [GlobalStudent.of_checkpoint(part) for part in content["global_students"]],
             [[LocalStudent.of_checkpoint(part) for part in students] for students in content["local_students"]],
         )
-        found.standardisations.load_state_dict(content["standardisations"])
-        return found.eval()
+        detector.standardisations.load_state_dict(content["standardisations"])
+        return detector.eval()
 
 
 def sort_expected(expected: dict[str, list], around: Neighbourhood, logs: Tensor) -> None:
-    """Put what local students of a neighbourhood expect, (N,E,h,w), where `Errors` has it."""
+    """Add the log errors (N,E,h,w) that a neighbourhood's local students expect to `Errors.expected`."""
     for level, log in zip(around.global_levels, logs.unbind(1), strict=False):
         expected[GLOBAL][level] = log.exp()
     expected[LOCAL] += list(logs[:, len(around.global_levels) :].exp().unbind(1))
@@ -214,5 +218,5 @@ def mean_of_levels(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def counts(use: str, stride: int) -> bool:
-    """Whether levels of this stride have a part in the map, or in the score."""
+    """Whether levels with this stride count for the `use`, MAP or SCORE."""
     return use == SCORE or stride < COARSE_STRIDE

@@ -1,4 +1,4 @@
-"""A trained detector, from one file: an image in; its anomaly map, score, p-value and decision out."""
+"""A trained detector in one file: image in, anomaly map, score, p-value and decision out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from student_teacher.detection import scoring
-from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Found, scale_from_checkpoint
+from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
 from student_teacher.images import preprocessing
 from student_teacher.images.arrays import picture_of
@@ -20,30 +20,30 @@ from student_teacher.runtime import checkpoints, device
 from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
 
-VERSION = 5  # of the file: what it says is right for these networks and scores alone
+VERSION = 6  # of the file; increase it when networks or scores change, as the calibration is then wrong
 FALSE_ALARM_RATE = 0.05
 CONFIDENCE = 0.95
-QUANTILES = 20_001  # of good pixels, for the pixel threshold
+QUANTILES = 20_001  # of good images' pixels, for the pixel threshold
 
 
 class Detection(NamedTuple):
-    """What a Detector says of an image."""
+    """A Detector's result for one image."""
 
-    anomaly_map: np.ndarray  # float32 (H,W) at the image's own size; 0 is usual, in deviations
+    anomaly_map: np.ndarray  # float32 (H,W) at the image's own size, in stds above the mean of good images
     score: float
-    p_value: float | None  # None where the detector was calibrated with other settings
+    p_value: float | None  # None if the detector was calibrated with other settings
     anomalous: bool | None
 
 
-def conformal_p_value(held_back: Tensor, score: float) -> float:
-    """(1 + number of held-back scores (n,) at least as high) / (n + 1)."""
-    return (1 + int((held_back >= score).sum())) / (len(held_back) + 1)
+def conformal_p_value(good_scores: Tensor, score: float) -> float:
+    """(1 + number of calibration scores (n,) at least as high) / (n + 1), in (0, 1]."""
+    return (1 + int((good_scores >= score).sum())) / (len(good_scores) + 1)
 
 
 def confident_rate(number: int, rate: float) -> float:
-    """The false-alarm rate that holds with CONFIDENCE where `number` good images were asked to keep `rate`, 0 to 1.
+    """The false-alarm rate, 0 to 1, that is not exceeded with CONFIDENCE when `number` good images calibrate `rate`.
 
-    `rate` is kept on average over all sets of as many good images. Given one set, the true rate follows a Beta
+    `rate` holds on average over all sets of `number` good images. For one set, the true rate follows a Beta
     distribution (Vovk 2012, "Conditional validity of inductive conformal predictors"); this is its upper bound.
     """
     allowed = int(rate * (number + 1) + 1e-9)
@@ -51,79 +51,79 @@ def confident_rate(number: int, rate: float) -> float:
 
 
 class Calibration:
-    """What is usual on good images, scored by students that have not seen them.
+    """Scores of good images, computed by students that have not seen them.
 
-    Their scores make a decision conformal; quantiles of their pixels give the pixel threshold.
+    Image scores give conformal p-values; quantiles of the pixels' scores give the pixel threshold.
     """
 
-    def __init__(self, found: Sequence[Found]):
-        """Of what was found in those images."""
+    def __init__(self, found: Sequence[Maps]):
+        """From those images' maps."""
         self._scores = {
-            kind: torch.cat([scoring.image_scores(image.scored_maps, kind) for image in found])
+            image_score: torch.cat([scoring.image_scores(image.scored_maps, image_score) for image in found])
             .double()
             .cpu()
             .sort()
             .values
-            for kind in scoring.IMAGE_SCORES
+            for image_score in scoring.IMAGE_SCORES
         }
         pixels = np.concatenate([image.anomaly_maps.flatten().numpy(force=True) for image in found])
         self._pixels = torch.from_numpy(np.quantile(pixels, np.linspace(0, 1, QUANTILES)))
 
-    def scores(self, kind: str = scoring.IMAGE_SCORES[0]) -> Tensor:
-        """The held-back images' scores, rising: float64 (n,)."""
-        return self._scores[kind]
+    def scores(self, image_score: str = scoring.IMAGE_SCORES[0]) -> Tensor:
+        """The good images' scores, ascending: float64 (n,)."""
+        return self._scores[image_score]
 
-    def p_value(self, score: float, kind: str = scoring.IMAGE_SCORES[0]) -> float:
-        """How usual a score is among good images."""
-        return conformal_p_value(self._scores[kind], score)
+    def p_value(self, score: float, image_score: str = scoring.IMAGE_SCORES[0]) -> float:
+        """The conformal p-value of a score, in (0, 1]: how common scores at least as high are among good images."""
+        return conformal_p_value(self._scores[image_score], score)
 
-    def threshold(self, rate: float, kind: str = scoring.IMAGE_SCORES[0]) -> float:
-        """From this score on a p-value is `rate` or less; infinity where no score can be so unusual."""
-        held_back = self._scores[kind]
-        allowed = int(rate * (len(held_back) + 1) + 1e-9) - 1  # held-back scores that may lie above
-        return float("inf") if allowed < 0 else float(np.nextafter(held_back[-1 - allowed].item(), np.inf))
+    def threshold(self, rate: float, image_score: str = scoring.IMAGE_SCORES[0]) -> float:
+        """The score from which the p-value is `rate` or less; infinity if too few images for any p-value so low."""
+        scores = self._scores[image_score]
+        allowed = int(rate * (len(scores) + 1) + 1e-9) - 1  # scores that may lie above it
+        return float("inf") if allowed < 0 else float(np.nextafter(scores[-1 - allowed].item(), np.inf))
 
     @property
     def smallest_rate(self) -> float:
-        """The smallest false-alarm rate that so many held-back images can promise."""
+        """The smallest false-alarm rate that this number of images can guarantee."""
         return 1 / (len(self.scores()) + 1)
 
     def promise(self, rate: float = FALSE_ALARM_RATE) -> str:
-        """What so many images can promise, as a sentence."""
+        """The guaranteed false-alarm rate, as a sentence for the user."""
         number = len(self.scores())
         if rate < self.smallest_rate:
             return (
-                f"{number} good images can promise a false-alarm rate of {self.smallest_rate:.3f} at the least: ask "
-                "for that by --false-alarm-rate, or learn from more"
+                f"{number} good images can guarantee a false-alarm rate of {self.smallest_rate:.3f} at best: set "
+                "--false-alarm-rate to that or higher, or train on more images"
             )
         return (
-            f"{number} good images: a false-alarm rate of {rate:g} is kept on average, at most "
-            f"{confident_rate(number, rate):.3f} with {CONFIDENCE:.0%} confidence; the smallest that can be asked for "
-            f"is {self.smallest_rate:.3f}"
+            f"{number} good images: a false-alarm rate of {rate:g} holds on average, at most "
+            f"{confident_rate(number, rate):.3f} with {CONFIDENCE:.0%} confidence; the smallest possible rate is "
+            f"{self.smallest_rate:.3f}"
         )
 
     def pixel_threshold(self, rate: float) -> float:
-        """The score that a share `rate` of the pixels of held-back good images exceeds."""
+        """The score that a fraction `rate` of the good images' pixels exceeds."""
         return float(self._pixels[round((1 - rate) * (QUANTILES - 1))])
 
     def state_dict(self) -> dict[str, Any]:
-        """What `of_state` makes a Calibration of."""
-        return {"held_back": self._scores, "pixels": self._pixels}
+        """The calibration as tensors, for `of_state`."""
+        return {"scores": self._scores, "pixels": self._pixels}
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Calibration":
-        """The Calibration whose `state_dict` that was."""
-        found = cls.__new__(cls)
-        found._scores, found._pixels = state["held_back"], state["pixels"]
-        return found
+        """The inverse of `state_dict`."""
+        calibration = cls.__new__(cls)
+        calibration._scores, calibration._pixels = state["scores"], state["pixels"]
+        return calibration
 
 
 class Detector:
     """Networks, sizes and calibration together. `load_detector` makes one.
 
-    `image_score` is the one of scoring.IMAGE_SCORES that it takes where none is asked for. `paper` is None but for
-    students trained with --paper: then those of their settings that are not the published ones. `value_range` holds the
-    values that become black and white in images of more than 8 bits.
+    `image_score`, one of scoring.IMAGE_SCORES, is its default. `paper` is None unless the students were trained with
+    --paper: then it lists their settings that differ from the published ones. `value_range` has the values that become
+    black and white in images of more than 8 bits.
 
     detector = load_detector("model/magnetic_tile/detector.pt")
     found = detector("tile.png")
@@ -150,46 +150,47 @@ class Detector:
         self.size, self.calibration, self.calibrated_stride = size, calibration, calibrated_stride
         self._where, self._precision = where, precision
         self._transform = preprocessing.image_transform(size)
-        self._find = Recorded(self._found) if where.type == "cuda" and size else self._found
+        self._maps = Recorded(self._compute) if where.type == "cuda" and size else self._compute
 
     @property
     def least_side(self) -> int | None:
-        """Large JPEGs may come with both sides this long: see `images.load_reduced`."""
+        """Both sides of an image must be at least this long, in pixels: see reading.load_reduced."""
         return preprocessing.least_side(self.size)
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that its maps depend on."""
+        """Digest of everything that its maps depend on."""
         nets = self.networks
         form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._precision}"
         padded = [scale.padding for scale in getattr(nets, "scales", ())]
         return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded} {self.value_range}"
 
-    def look_at(self, picture: Image.Image, kind: str | None = None) -> tuple[Tensor, float]:
-        """Anomaly map of an RGB picture at the size that the networks see, (h,w), on the CPU, and its image score."""
-        found = self._find(self._transform(picture)[None].to(self._where))
-        return found.anomaly_maps[0].cpu(), scoring.image_scores(found.scored_maps, kind or self.image_score).item()
+    def predict(self, picture: Image.Image, image_score: str | None = None) -> tuple[Tensor, float]:
+        """Anomaly map (h,w) of an RGB picture, at the networks' own resolution, on the CPU; and its image score."""
+        maps = self._maps(self._transform(picture)[None].to(self._where))
+        score = scoring.image_scores(maps.scored_maps, image_score or self.image_score)
+        return maps.anomaly_maps[0].cpu(), score.item()
 
-    def _found(self, images):
+    def _compute(self, images):
         with device.autocast(self._where, self._precision):
-            return self.networks.find(images)
+            return self.networks.maps(images)
 
-    def p_value_of(self, score: float, kind: str | None = None) -> float | None:
-        """How usual a score from `look_at` is among good images; None without calibration."""
-        return None if self.calibration is None else self.calibration.p_value(score, kind or self.image_score)
+    def p_value_of(self, score: float, image_score: str | None = None) -> float | None:
+        """The p-value of a score from `predict`, in (0, 1]; None without calibration."""
+        return None if self.calibration is None else self.calibration.p_value(score, image_score or self.image_score)
 
     def __call__(
         self,
         image: Image.Image | np.ndarray | Tensor | str | Path,
-        kind: str | None = None,
+        image_score: str | None = None,
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> Detection:
-        """Look at an image: a picture or a file of any size and mode, or an array or tensor as `picture_of` takes it.
+        """Predict one image: a picture or a file of any size and mode, or an array or tensor as `picture_of` takes it.
 
         Arrays are RGB. OpenCV's are BGR: give `cv2.cvtColor(image, cv2.COLOR_BGR2RGB)`.
 
-        `kind` is one of scoring.IMAGE_SCORES, None the detector's own. It is called anomalous where its p-value is
-        `false_alarm_rate` or less. Raises UserError where the file is missing or no image, and for
+        `image_score` is one of scoring.IMAGE_SCORES; None takes the detector's own. The image is anomalous if its
+        p-value is at most `false_alarm_rate`, 0 to 1. Raises UserError if the file is missing or not an image, and for
         an array of another shape or type.
         """
         if isinstance(image, str | Path):
@@ -197,14 +198,14 @@ class Detector:
         else:
             picture = picture_of(image, self.value_range)
             size = picture.size[::-1]
-        anomaly_map, score = self.look_at(picture, kind)
-        p_value = self.p_value_of(score, kind)
+        anomaly_map, score = self.predict(picture, image_score)
+        p_value = self.p_value_of(score, image_score)
         decision = None if p_value is None else p_value <= false_alarm_rate
         return Detection(at_own_size(anomaly_map, size), score, p_value, decision)
 
 
 def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """The map (h,w) at its image's own `size`, (H,W): float32."""
+    """The map (h,w), resized to its image's own `size` (H,W): float32."""
     return np.array(preprocessing.resize(Image.fromarray(anomaly_map.numpy()), size))
 
 
@@ -219,19 +220,19 @@ def load_detector(
     *,
     paper: bool = False,
 ) -> Detector:
-    """The detector that students_training.py wrote. What is None or "trained" is as in training.
+    """Load the detector that students_training.py wrote. None and "trained" stand for the settings of training.
 
-    Of patch students: with some of the `patch_sizes` alone, or another `size` or `normalisation`, the calibration does
-    not hold, and scores have no p-values. With another `stride` it holds nearly: the maximum of a finer map is higher.
-    Students of a frozen backbone take none of these. Raises UserError where the file is missing or broken, or can't be
-    used as asked; with `paper`, where the students were not trained with --paper.
+    For patch students only: with fewer `patch_sizes`, or another `size` or `normalisation`, the calibration does not
+    hold, and there are no p-values. With another `stride` p-values are approximate: the maximum of a finer map is
+    higher. Students of a frozen backbone accept none of these four. Raises UserError if the file is missing or broken,
+    or if an option doesn't fit it; with `paper`, also if the students were not trained with --paper.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} is not there: run students_training.py {path.parent.name} first")
     content = checkpoints.load(path, "detector")
     if content.get("detector_version") != VERSION:
-        raise UserError(f"{path} is of an earlier version: run students_training.py {content['category']}")
+        raise UserError(f"{path} was written by another version: run students_training.py {content['category']}")
     if paper and content.get("paper") is None:
         raise UserError(
             f"{path} was not trained with --paper: run students_training.py {content['category']} --paper, with "
@@ -245,8 +246,8 @@ def load_detector(
     if "backbone" in content:
         if not same or patch_sizes or stride:
             raise UserError(
-                f"{path} has a frozen backbone for teacher, at {trained[0]} x {trained[1]} pixels: it takes no other "
-                "--image-size, --patch-size, --stride or --normalisation; train students with those you want"
+                f"{path} has a frozen backbone as teacher, at {trained[0]} x {trained[1]} pixels: leave out "
+                "--image-size, --patch-size, --stride and --normalisation, or train students with other settings"
             )
         networks = BackboneDetector.of_checkpoint(content["backbone"])
     else:
@@ -266,7 +267,7 @@ def _patch_detector(path, content, patch_sizes, stride, normalisation):
         if patch_size not in there:
             raise UserError(
                 f"{path} has patch sizes {', '.join(map(str, there))}, not {patch_size}: "
-                f"run students_training.py {content['category']} --patch-size with all that you want"
+                f"run students_training.py {content['category']} --patch-size with all sizes that you need"
             )
     scales = [scale_from_checkpoint(there[patch_size]) for patch_size in wanted]
     return AnomalyDetector(scales, stride or content["stride"], normalisation)

@@ -1,1 +1,1 @@
-"""From errors to anomaly maps, scores, p-values and decisions."""
+"""From the students' errors to anomaly maps, scores, p-values and decisions."""

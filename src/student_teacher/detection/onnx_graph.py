@@ -1,7 +1,7 @@
-"""A calibrated detector as one ONNX graph: what a detector and Calibration compute, in float32.
+"""A calibrated detector as one ONNX graph, in float32: anomaly maps and image scores.
 
-Written node by node from the same layers and placements, not traced: of patch students sizes are computed in the graph,
-so that it holds for images of every size. The graph's parts are named after the functions that they equal.
+Written node by node from the same layers and placements, not traced: with patch students, sizes are computed in the
+graph, so that it takes images of any size. Each function here names the one whose result it reproduces.
 """
 
 import json
@@ -28,7 +28,7 @@ ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)
 
 
 class _Graph:
-    """Nodes in the order in which they are called for, and the constants among their inputs."""
+    """Nodes in the order of the calls, and the constants among their inputs."""
 
     def __init__(self):
         self.nodes, self.constants = [], []
@@ -50,17 +50,17 @@ class _Graph:
 def model_of(detector: Detector) -> onnx.ModelProto:
     """The detector from pixels to scores, with its weights.
 
-    Input: "images", uint8 (batch,3,height,width), RGB at the size that the networks see. Outputs: "maps", float32
-    (batch,rows,columns), over the whole image, and "scores", float32 (batch,), of the detector's own kind. The batch is
-    free, from 1; so are height and width of patch students, whose maps have a value for each pixel. The metadata are
-    JSON: `image_size` to resize to (height and width, null for none), `value_range`, the values that become black and
-    white in images of more than 8 bits (null: 0 to 65535), and `held_back_scores`, of which p-values are made
-    as in Calibration.p_value. Raises ValueError for a detector without calibration, or with another backbone than
+    Input: "images", uint8 (batch,3,height,width), RGB, already at the networks' size. Outputs: "maps", float32
+    (batch,rows,columns), over the whole image, and "scores", float32 (batch,): the detector's own image score. The
+    batch size is free; with patch students so are height and width, and maps have a value for each pixel. The metadata
+    are JSON: `image_size` to resize to (height and width, null for none), `value_range`, the values that become black
+    and white in images of more than 8 bits (null: 0 to 65535), and `calibration_scores`, for p-values as in
+    Calibration.p_value. Raises ValueError for a detector without calibration, or a backbone other than
     EfficientNet-Lite0.
     """
     networks, calibration = detector.networks, detector.calibration
     if calibration is None:
-        raise ValueError("only a detector as it was calibrated can be written as ONNX")
+        raise ValueError("the detector has no calibration: load it with the settings of its training to write ONNX")
     graph = _Graph()
     if isinstance(networks, BackboneDetector):
         maps, scored = _backbone_maps(graph, networks)
@@ -84,7 +84,7 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     model = helper.make_model(content, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
     metadata = {
         "image_size": detector.size,
-        "held_back_scores": calibration.scores(detector.image_score).tolist(),
+        "calibration_scores": calibration.scores(detector.image_score).tolist(),
         "value_range": detector.value_range,
     }
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
@@ -93,7 +93,7 @@ def model_of(detector: Detector) -> onnx.ModelProto:
 
 
 def _backbone_maps(graph, networks: BackboneDetector):
-    """BackboneDetector.find: the map and what is scored, (N,1,rows,columns) each."""
+    """BackboneDetector.maps: anomaly map and scored map, (N,1,rows,columns) each."""
     maps = _levels(graph, networks.teacher)
     errors = {GLOBAL: [_global_error(graph, *both) for both in zip(networks.global_students, maps, strict=True)]}
     errors[LOCAL] = []
@@ -110,9 +110,9 @@ def _backbone_maps(graph, networks: BackboneDetector):
 
 
 def _combined(graph, networks, use, both, size):
-    """BackboneDetector.found_of, for one use."""
+    """BackboneDetector.maps_of, for one use: MAP or SCORE."""
     means, (errors, expected) = [], both
-    for kind, share in ((GLOBAL, networks.shares[use]), (LOCAL, 1 - networks.shares[use])):
+    for kind, weight in ((GLOBAL, networks.global_weights[use]), (LOCAL, 1 - networks.global_weights[use])):
         levels = []
         for level, (by, stride) in enumerate(
             zip(networks.standardisations[use][kind], networks.strides[kind], strict=True)
@@ -125,7 +125,7 @@ def _combined(graph, networks, use, both, size):
                 score = graph("Sub", score, _resized(graph, graph("Exp", expected[kind][level]), own))
             mean, std = (value.numpy(force=True) for value in (by.mean, by.std))
             levels.append(_resized(graph, graph("Div", graph("Sub", score, mean), std), size))
-        means.append(graph("Mul", graph("Mean", *levels), np.float32(share)))
+        means.append(graph("Mul", graph("Mean", *levels), np.float32(weight)))
     return graph("Add", *means)
 
 
@@ -135,7 +135,7 @@ def _resized(graph, x, size):
 
 
 def _channels(graph, x, first, last):
-    """Channels `first` to `last`, this one left out."""
+    """Channels from `first` up to, but without, `last`."""
     return graph("Slice", x, [first], [last], [1])
 
 
@@ -143,7 +143,7 @@ def _levels(graph, teacher):
     """BackboneTeacher.forward."""
     backbone = teacher.backbone
     if not isinstance(backbone, Lite0):
-        raise ValueError("of frozen backbones EfficientNet-Lite0 alone is written as ONNX")
+        raise ValueError("ONNX export supports one frozen backbone: EfficientNet-Lite0")
     factor, shift = (value.numpy(force=True) for value in (backbone.factor, backbone.shift))
     x = graph("Add", graph("Mul", _normalise(graph, "images"), factor), shift)
     x = _layers(graph, backbone.net.stem, x)
@@ -178,7 +178,7 @@ def _layers(graph, layers, x):
 
 
 def _pooled(graph, x, factor):
-    """Averaged over squares of `factor` places."""
+    """Averaged over squares of `factor` x `factor` places."""
     return x if factor == 1 else graph("AveragePool", x, kernel_shape=[factor] * 2, strides=[factor] * 2)
 
 
@@ -193,7 +193,7 @@ def _global_error(graph, student: GlobalStudent, maps):
 
 
 def _local_errors(graph, around, students, maps):
-    """The root of the students' mean squared error at each level, (N,1,h,w), and LocalErrors.expected."""
+    """The root of the students' mean squared error, (N,1,h,w) per level, and LocalErrors.expected."""
     parts = [_pooled(graph, maps[level], factor) for level, factor in zip(around.levels, around.factors, strict=True)]
     stacked = graph("Concat", *parts, axis=1)
     padded = graph("Pad", stacked, [REACH] * 4, "", [ROWS, COLUMNS], mode="reflect")
@@ -211,7 +211,7 @@ def _local_errors(graph, around, students, maps):
 
 
 def _patch_maps(graph, networks: AnomalyDetector):
-    """AnomalyDetector.find, (N,1,H,W)."""
+    """AnomalyDetector.maps, (N,1,H,W)."""
     pixels, size = _normalise(graph, "images"), _size(graph, "images")
     maps = []
     for scale in networks.scales:
@@ -228,14 +228,14 @@ def _scale_scores(graph, scale: Scale, networks: AnomalyDetector, pixels):
     described = [_describe_padded(graph, student, padded) for student in students]
     if networks.normalisation == "place":
         both = graph("Mean", *(_squared_distance(graph, descriptors, target) for descriptors in described))
-        return _by_place(graph, both, scale.place_mean, scale.place_deviation)
+        return _standardised_by_place(graph, both, scale.place_mean, scale.place_std)
     mean = graph("Mean", *described)
     error = _squared_distance(graph, mean, target)
     variance = graph("Mean", *(_squared_distance(graph, descriptors, mean) for descriptors in described))
     return graph(
         "Add",
-        _standardised(graph, error, scale.error_mean, scale.error_deviation),
-        _standardised(graph, variance, scale.variance_mean, scale.variance_deviation),
+        _standardised(graph, error, scale.error_mean, scale.error_std),
+        _standardised(graph, variance, scale.variance_mean, scale.variance_std),
     )
 
 
@@ -244,24 +244,23 @@ def _squared_distance(graph, a, b):
     return graph("ReduceSumSquare", graph("Sub", a, b), [1])
 
 
-def _standardised(graph, values, mean, deviation):
-    mean, deviation = (value.float().numpy(force=True) for value in (mean, deviation))
-    return graph("Div", graph("Sub", values, mean), deviation)
+def _standardised(graph, values, mean, std):
+    mean, std = (value.float().numpy(force=True) for value in (mean, std))
+    return graph("Div", graph("Sub", values, mean), std)
 
 
 def _normalise(graph, images):
     """preprocessing.normalise."""
     pixels = graph("Cast", images, to=TensorProto.FLOAT)
-    mean, deviation = (
-        np.float32(values).reshape(3, 1, 1)
-        for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)
+    mean, std = (
+        np.float32(values).reshape(3, 1, 1) for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_STD)
     )
-    return graph("Div", graph("Sub", graph("Div", pixels, np.float32(255)), mean), deviation)
+    return graph("Div", graph("Sub", graph("Div", pixels, np.float32(255)), mean), std)
 
 
-def _by_place(graph, scores, *usual):
-    """usual.by_place, of (N,1,h,w)."""
-    mean, deviation = (
+def _standardised_by_place(graph, scores, mean, std):
+    """score_statistics.standardise, of (N,1,h,w)."""
+    mean, std = (
         graph(
             "Resize",
             values[None, None].numpy(force=True),
@@ -271,9 +270,9 @@ def _by_place(graph, scores, *usual):
             mode="linear",
             axes=[ROWS, COLUMNS],
         )
-        for values in usual
+        for values in (mean, std)
     )
-    return graph("Div", graph("Sub", scores, mean), deviation)
+    return graph("Div", graph("Sub", scores, mean), std)
 
 
 def _size(graph, x):
@@ -282,7 +281,7 @@ def _size(graph, x):
 
 
 def _pad(graph, x, net: FDFEAnomalyNet):
-    """FDFEAnomalyNet.pad: zeros, or mirrored as often as it takes."""
+    """FDFEAnomalyNet.pad: zeros, or the image mirrored as often as needed."""
     if net.padding == "zeros":
         (above, below), (left, right) = net.margins()
         return graph("Pad", x, [above, left, below, right], "", [ROWS, COLUMNS])
@@ -330,18 +329,18 @@ def _at_every_pixel(graph, scores, stride, size):
     return graph("Pad", between, behind, "", [ROWS, COLUMNS], mode="edge")
 
 
-def _image_scores(graph, maps, kind):
+def _image_scores(graph, maps, image_score):
     """scoring.image_scores."""
     pixels = graph("Flatten", maps)
-    if kind == "top":
-        pixels = _top_values(graph, pixels, _rounded_share(graph, pixels, scoring.TOP_SHARE))
-    graph("ReduceMax" if kind == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")
+    if image_score == "top":
+        pixels = _top_values(graph, pixels, _rounded_fraction(graph, pixels, scoring.TOP_FRACTION))
+    graph("ReduceMax" if image_score == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")
 
 
-def _rounded_share(graph, values, share):
-    """How many are a `share` of each row of (N,n), one at least."""
+def _rounded_fraction(graph, values, fraction):
+    """The number of elements in a `fraction` of a row of (N,n), at least 1."""
     number = graph("Cast", graph("Shape", values, start=1), to=TensorProto.DOUBLE)
-    return graph("Max", graph("Cast", graph("Round", graph("Mul", number, share)), to=TensorProto.INT64), 1)
+    return graph("Max", graph("Cast", graph("Round", graph("Mul", number, fraction)), to=TensorProto.INT64), 1)
 
 
 def _top_values(graph, values, number):

@@ -9,8 +9,8 @@ from torch import Tensor
 from FDFEAnomalyNet import FDFEAnomalyNet
 
 IMAGE_SCORES = ("top", "maximum", "mean")  # the first is the default
-TOP_SHARE = 0.01  # of an image's pixels
-TILE_DESCRIPTORS, TILE_PIXELS = 256, 512  # along each side, in memory at once: the less of both
+TOP_FRACTION = 0.01  # of an image's pixels
+TILE_DESCRIPTORS, TILE_PIXELS = 256, 512  # along each side of a tile; the smaller of the two limits holds
 
 
 def error_and_variance(
@@ -19,12 +19,12 @@ def error_and_variance(
     """Regression error and predictive variance of M students: (N,3,H,W) -> two of (N,ceil(H/stride),ceil(W/stride)).
 
     Error: squared distance of the students' mean to the teacher's normalised descriptor. Variance: mean squared
-    distance of the students to their mean (which equals the paper's difference of squared norms, without its loss of
-    digits). Both in [0, inf), 0 variance for one student. `teacher` describes in normalised form
+    distance of the students to their mean (equal to the paper's difference of squared norms, but without cancellation).
+    Both are in [0, inf); one student has variance 0. The `teacher`'s descriptors are normalised
     (AnomalyNet.with_normalised_descriptors); all nets share patch size and stride.
 
-    Works tile by tile, each cut with its receptive field out of the padded images, so that maps have no seams and
-    large images need little memory. `tile` is the descriptors along a tile's side, by default what fits well.
+    Works tile by tile. Each tile is cut from the padded images with its receptive field, so that maps have no seams and
+    large images need little memory. `tile`: descriptors along a tile's side, chosen automatically by default.
     """
     padded = teacher.pad(images)
     tile = tile or min(TILE_DESCRIPTORS, TILE_PIXELS // teacher.stride)
@@ -60,9 +60,9 @@ def squared_norm(descriptors: Tensor) -> Tensor:
 
 
 def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Interpolate (N,h,w), which stand at rows and columns 0, stride, 2 stride ... of an image of `size`, to (N,H,W).
+    """Interpolate scores (N,h,w) at rows and columns 0, stride, 2 stride ... of an image of `size` (H,W) to (N,H,W).
 
-    Each score stays at its own pixel, so nothing shifts; behind the last row and column the last value goes on.
+    Each score stays at its own pixel, so nothing shifts. Beyond the last row and column the last value is repeated.
     """
     if stride == 1:
         return scores
@@ -71,15 +71,15 @@ def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor
     return F.pad(between, (0, size[1] - columns, 0, size[0] - rows), mode="replicate")[:, 0]
 
 
-def image_scores(anomaly_maps: Tensor, kind: str = IMAGE_SCORES[0]) -> Tensor:
-    """One score for each map (N,H,W) -> (N,), by a name of IMAGE_SCORES.
+def image_scores(anomaly_maps: Tensor, image_score: str = IMAGE_SCORES[0]) -> Tensor:
+    """One score per map, (N,H,W) -> (N,). `image_score` is one of IMAGE_SCORES.
 
-    "maximum" is the paper's: one pixel decides, and with it the noise of the image. "top" is the mean of the highest
-    hundredth of the pixels. "mean" is that of all pixels: for defects that change the whole image.
+    "maximum" is the paper's; it depends on a single pixel and so on noise. "top" is the mean of the highest 1 % of the
+    pixels. "mean" is the mean of all pixels: for defects that change the whole image.
     """
     pixels = anomaly_maps.flatten(1)
-    if kind == "maximum":
+    if image_score == "maximum":
         return pixels.amax(1)
-    if kind == "mean":
+    if image_score == "mean":
         return pixels.mean(1)
-    return pixels.topk(max(1, round(TOP_SHARE * pixels.shape[1])), sorted=False).values.mean(1)
+    return pixels.topk(max(1, round(TOP_FRACTION * pixels.shape[1])), sorted=False).values.mean(1)

@@ -6,34 +6,19 @@ good lie above it. Between two such scores only good pixels are added, so every 
 threshold is left out. The good pixels, nearly all there are, are sorted once; ties count as one threshold.
 
 PRO and its area: Bergmann, Batzner, Fauser, Sattlegger, Steger, "The MVTec Anomaly Detection Dataset", IJCV 2021,
-and the evaluation code published with the dataset, whose figures these equal.
+and the evaluation code published with the dataset, whose figures these equal. The saturated PRO: `regions`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+
+from student_teacher.evaluation.pixels import Maps, Masks, Pixels, Regions, check, gather
 
 AU_PRO_LIMIT = 0.3  # the limit of Bergmann et al., CVPR 2020 and IJCV 2021
-AU_PRO_STRICT_LIMIT = 0.05
+AU_PRO_STRICT_LIMIT = 0.05  # that of MVTec LOCO and of MVTec AD 2
 
-EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
-
-IMAGE_MEASURES = ("image_au_roc", "image_average_precision", "image_best_f1", "image_best_f1_threshold")
-PIXEL_MEASURES = (
-    "pixel_au_roc",
-    "au_pro",
-    "au_pro_0.05",
-    "pixel_average_precision",
-    "pixel_best_f1",
-    "pixel_best_f1_threshold",
-)
-ALL = None  # the kind that stands for all of them
-NO_ANOMALOUS_IMAGES = "there are no anomalous test images"
-
-Maps = np.ndarray | Sequence[np.ndarray]
-Masks = np.ndarray | Sequence[np.ndarray | None]
 Curve = tuple[np.ndarray, np.ndarray]
 
 
@@ -47,6 +32,7 @@ class ThresholdCounts:
         false_positives: (T,) good at or above the threshold.
         false_positives_above: (T,) good above the threshold; the difference to `false_positives` are ties.
         overlap: (T,) mean over the defect regions of the share found, in [0, 1]; None for image scores.
+        saturated_overlap: (T,) the same with regions that saturate; None where they are not known.
         positives, negatives: the number of anomalous and of good, both above 0.
     """
 
@@ -55,6 +41,7 @@ class ThresholdCounts:
     false_positives: np.ndarray
     false_positives_above: np.ndarray
     overlap: np.ndarray | None
+    saturated_overlap: np.ndarray | None
     positives: int
     negatives: int
 
@@ -70,9 +57,9 @@ class ThresholdCounts:
 
     def best_f1(self) -> tuple[float, float]:
         """Return the highest F1 over all thresholds and the highest threshold (score >= threshold) that gives it."""
-        f1 = 2 * self.true_positives / (self.positives + self.true_positives + self.false_positives)
-        best = int(np.argmax(f1))
-        return float(f1[best]), float(self.thresholds[best])
+        values = f1(self.true_positives, self.false_positives, self.positives)
+        best = int(np.argmax(values))
+        return float(values[best]), float(self.thresholds[best])
 
     def roc_curve(self) -> Curve:
         """Return the corners of the ROC curve, (fpr, tpr), from (0, 0) to (1, 1)."""
@@ -81,6 +68,10 @@ class ThresholdCounts:
     def pro_curve(self) -> Curve:
         """Return the corners of the PRO curve, (fpr, pro), from (0, 0) to (1, 1); for pixels only."""
         return self._corners(self.overlap)
+
+    def spro_curve(self) -> Curve:
+        """Return the corners of the sPRO curve, (fpr, spro), from (0, 0) to (1, 1); where regions are known."""
+        return self._corners(self.saturated_overlap)
 
     def _newly_found(self) -> np.ndarray:
         return np.diff(self.true_positives, prepend=0)
@@ -99,6 +90,11 @@ class ThresholdCounts:
         return fpr, rate
 
 
+def f1(true_positives: int | np.ndarray, false_positives: int | np.ndarray, positives: int) -> float | np.ndarray:
+    """F1, in [0, 1]: the harmonic mean of precision and recall; 0 where nothing is found. `positives` is above 0."""
+    return 2 * true_positives / (positives + true_positives + false_positives)
+
+
 def au_roc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the ROC curve, in [0, 1], ties counted half; arguments and errors as in `count_scores`."""
     return count_scores(scores, labels).au_roc()
@@ -115,7 +111,7 @@ def count_scores(scores: np.ndarray, labels: np.ndarray) -> ThresholdCounts:
         ValueError: one of the two classes is empty, the lengths differ or a score is not finite.
     """
     scores, anomalous = _check_scores(scores, labels)
-    return _count([np.sort(scores[~anomalous])], scores[anomalous], None)
+    return _count([np.sort(scores[~anomalous])], scores[anomalous])
 
 
 def pro_curve(anomaly_maps: Maps, ground_truth: Masks) -> Curve:
@@ -173,195 +169,72 @@ def area_under_curve(fpr: np.ndarray, rate: np.ndarray, fpr_limit: float = 1.0) 
     return float(area / fpr_limit)
 
 
-def count_pixels(anomaly_maps: Maps, ground_truth: Masks) -> ThresholdCounts:
-    """Sort all pixels once, for every pixel measure and curve; arguments and errors as in `pro_curve`."""
-    pixels = _gather_pixels(*_check_maps(anomaly_maps, ground_truth))
-    if pixels.regions == 0:
+def au_spro(anomaly_maps: Maps, regions: Regions, fpr_limit: float = AU_PRO_STRICT_LIMIT) -> float:
+    """Area under the saturated PRO curve up to a false positive rate, divided by it: in [0, 1] (MVTec LOCO).
+
+    Exact over all thresholds, where MVTec LOCO's evaluation code takes as many as it needs to come near. Equals AU-PRO
+    where regions are the connected ones and saturate at their whole area.
+
+    Args:
+        anomaly_maps: as in `pro_curve`.
+        regions: of each image; none for a good one.
+        fpr_limit: in (0, 1].
+
+    Raises:
+        ValueError: as in `pro_curve`, a limit outside of (0, 1], or as `regions.saturated`.
+    """
+    masks = []
+    for scores, of_image in zip(anomaly_maps, regions, strict=True):
+        mask = np.zeros(np.shape(scores), dtype=bool)
+        mask.ravel()[np.concatenate([np.empty(0, np.intp), *(region.pixels for region in of_image)])] = True
+        masks.append(mask)
+    return area_under_curve(*count_pixels(anomaly_maps, masks, regions).spro_curve(), fpr_limit)
+
+
+def count_pixels(anomaly_maps: Maps, ground_truth: Masks, regions: Regions | None = None) -> ThresholdCounts:
+    """Sort all pixels once, for every pixel measure and curve; arguments and errors as in `pro_curve` and `au_spro`."""
+    pixels = gather(*check(anomaly_maps, ground_truth), regions)
+    if pixels.overlap.regions == 0:
         raise ValueError("the masks hold no defect pixel: the measure needs defect and good pixels")
     if len(pixels.good) == 0:
         raise ValueError("the masks leave no good pixel: the measure needs defect and good pixels")
-    return _count_pixels([pixels])
+    return count_gathered([pixels])
 
 
-@dataclass(frozen=True)
-class _Pixels:
-    """The pixels of some images."""
-
-    good: np.ndarray  # scores, sorted
-    defect: np.ndarray  # scores, in any order
-    weight: np.ndarray  # for each of `defect`: 1 / size of its region
-    regions: int
-
-
-class Evaluation:
-    """Every measure and curve of one category's test set, from one sort of its pixels."""
-
-    def __init__(
-        self,
-        anomaly_maps: Maps,
-        ground_truth: Masks | None,
-        image_scores: np.ndarray,
-        labels: np.ndarray,
-        kinds: Sequence[str],
-    ):
-        """Count the scores of N test images.
-
-        Args:
-            anomaly_maps: (N, H, W), or N maps (H, W) of any sizes.
-            ground_truth: masks of the same sizes, nonzero on defects; None for a good image, or None for a category
-                without masks. A defective image's mask may be empty: the image counts as anomalous, its pixels as good.
-                None for a defective image: where the defect lies is not known, so its pixels do not count.
-            image_scores: (N,) finite.
-            labels: (N,) zero for good, anything else for anomalous.
-            kinds: (N,) the kind of defect; not looked at for good images.
-
-        Raises:
-            ValueError: lengths or sizes that differ, a score that is not finite, or a good image with a mask that is
-                not empty.
-        """
-        self._scores = np.asarray(image_scores, dtype=np.float64)
-        self._anomalous = np.asarray(labels) != 0
-        self._kinds = np.array([str(kind) for kind in kinds])
-        lengths = {len(anomaly_maps), len(self._scores), len(self._anomalous), len(self._kinds)}
-        if len(lengths) > 1:
-            raise ValueError(
-                f"{len(anomaly_maps)} anomaly maps, {len(self._scores)} image scores, {len(self._anomalous)} labels "
-                f"and {len(self._kinds)} kinds must be as many"
-            )
-        if not np.isfinite(self._scores).all():
-            raise ValueError("an image score is not a finite number")
-        self.kinds: list[str] = [str(kind) for kind in np.unique(self._kinds[self._anomalous])]
-        self._unmasked = np.zeros(len(self._anomalous), dtype=bool)
-        pixels = None if ground_truth is None else self._gather(anomaly_maps, ground_truth)
-        # For the whole set (ALL) and each kind: the counts, or in their place why there are none.
-        self._images = {kind: self._count_images(kind) for kind in (ALL, *self.kinds)}
-        self._pixels = {kind: self._count_pixels(pixels, kind) for kind in (ALL, *self.kinds)}
-
-    def measures(self) -> dict:
-        """Return every measure that exists, over all images and for each kind of defect against the good ones.
-
-        Returns:
-            A dict that `json` can write: `IMAGE_MEASURES` and `PIXEL_MEASURES` as floats (AU-PRO up to a false positive
-            rate of 0.3 as `au_pro` and of 0.05 as `au_pro_0.05`), `au_pro_limit`, the counts `good_images`,
-            `anomalous_images` and, where some have none, `anomalous_images_without_mask`, `missing` with a reason for
-            each measure that does not exist and is left out, and `kinds`: for each kind the same measures, counts and
-            `missing`, over that kind's images and the good ones.
-        """
-        result = self._measures_of(ALL)
-        result["au_pro_limit"] = AU_PRO_LIMIT
-        result["kinds"] = {kind: self._measures_of(kind) for kind in self.kinds}
-        return result
-
-    def image_roc_curve(self) -> Curve | None:
-        """Return the corners of the images' ROC curve, (fpr, tpr), or None where there is none."""
-        counts = self._images[ALL]
-        return None if isinstance(counts, str) else counts.roc_curve()
-
-    def pixel_roc_curve(self) -> Curve | None:
-        """Return the corners of the pixels' ROC curve, (fpr, tpr), or None where there is none."""
-        counts = self._pixels[ALL]
-        return None if isinstance(counts, str) else counts.roc_curve()
-
-    def pro_curve(self) -> Curve | None:
-        """Return the corners of the PRO curve, (fpr, pro), or None where there is none."""
-        counts = self._pixels[ALL]
-        return None if isinstance(counts, str) else counts.pro_curve()
-
-    def _members(self, kind: str | None) -> np.ndarray:
-        return self._anomalous if kind is ALL else self._anomalous & (self._kinds == kind)
-
-    def _gather(self, anomaly_maps: Maps, ground_truth: Masks) -> list[_Pixels]:
-        """Sort the pixels of the good images and of each kind apart, so that each kind can be set against the good."""
-        anomaly_maps, masks = _check_maps(anomaly_maps, ground_truth)
-        for index, mask in enumerate(masks):
-            if not self._anomalous[index] and mask is not None and mask.any():
-                raise ValueError(f"image {index} is labelled good and has a mask that is not empty")
-        self._unmasked = self._anomalous & [mask is None for mask in masks]
-        members = (~self._anomalous, *map(self._members, self.kinds))
-        groups = [np.flatnonzero(group & ~self._unmasked) for group in members]
-        return [_gather_pixels([anomaly_maps[i] for i in group], [masks[i] for i in group]) for group in groups]
-
-    def _count_images(self, kind: str | None) -> ThresholdCounts | str:
-        if not self._anomalous.any():
-            return NO_ANOMALOUS_IMAGES
-        if self._anomalous.all():
-            return "there are no good test images"
-        taken = ~self._anomalous | self._members(kind)
-        return count_scores(self._scores[taken], self._anomalous[taken])
-
-    def _count_pixels(self, pixels: list[_Pixels] | None, kind: str | None) -> ThresholdCounts | str:
-        if not self._anomalous.any():
-            return NO_ANOMALOUS_IMAGES
-        if pixels is None or self._unmasked[self._members(kind)].all():
-            return "there are no ground truth masks"
-        groups = pixels if kind is ALL else [pixels[0], pixels[1 + self.kinds.index(kind)]]
-        if not any(group.regions for group in groups):
-            return "all ground truth masks are empty"
-        if not any(len(group.good) for group in groups):
-            return "the ground truth masks leave no good pixel"
-        return _count_pixels(groups)
-
-    def _measures_of(self, kind: str | None) -> dict:
-        result = {"good_images": int(np.sum(~self._anomalous)), "anomalous_images": int(self._members(kind).sum())}
-        if unmasked := int(self._unmasked[self._members(kind)].sum()):
-            result["anomalous_images_without_mask"] = unmasked
-        missing = {}
-        images, pixels = self._images[kind], self._pixels[kind]
-        if isinstance(images, str):
-            missing.update(dict.fromkeys(IMAGE_MEASURES, images))
-        else:
-            values = (images.au_roc(), images.average_precision(), *images.best_f1())
-            result.update(zip(IMAGE_MEASURES, values, strict=True))
-        if isinstance(pixels, str):
-            missing.update(dict.fromkeys(PIXEL_MEASURES, pixels))
-        else:
-            areas = [area_under_curve(*pixels.pro_curve(), limit) for limit in (AU_PRO_LIMIT, AU_PRO_STRICT_LIMIT)]
-            values = (pixels.au_roc(), *areas, pixels.average_precision(), *pixels.best_f1())
-            result.update(zip(PIXEL_MEASURES, values, strict=True))
-        return result | {"missing": missing}
+def count_gathered(groups: Sequence[Pixels]) -> ThresholdCounts:
+    """Count the pixels of several groups of images together, where there are both good pixels and some of defects."""
+    overlaps = [group.overlap for group in groups], [group.saturated for group in groups]
+    weights = [
+        np.concatenate([overlap.weight for overlap in each]) / sum(overlap.regions for overlap in each)
+        for each in overlaps
+        if each[0] is not None
+    ]
+    return _count(
+        [group.good for group in groups], np.concatenate([d for group in groups for d in group.defects]), weights
+    )
 
 
-def _gather_pixels(anomaly_maps: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]) -> _Pixels:
-    # One empty array each, so that a group without images or without defects needs no case of its own.
-    good, defect, weight, regions = [np.empty(0, np.float32)], [np.empty(0, np.float32)], [np.empty(0)], 0
-    for scores, mask in zip(anomaly_maps, masks, strict=True):
-        if mask is None or not mask.any():
-            good.append(scores.ravel())
-            continue
-        mask = mask != 0
-        good.append(scores[~mask])
-        defect.append(scores[mask])
-        labels, count = ndimage.label(mask, EIGHT_CONNECTED)
-        labels = labels[mask]
-        weight.append(1 / np.bincount(labels)[labels])
-        regions += count
-    sorted_good = np.concatenate(good)
-    sorted_good.sort()
-    return _Pixels(sorted_good, np.concatenate(defect), np.concatenate(weight), regions)
-
-
-def _count_pixels(groups: Sequence[_Pixels]) -> ThresholdCounts:
-    defect = np.concatenate([group.defect for group in groups])
-    weight = np.concatenate([group.weight for group in groups])
-    return _count([group.good for group in groups], defect, weight / sum(group.regions for group in groups))
-
-
-def _count(good: Sequence[np.ndarray], anomalous: np.ndarray, weight: np.ndarray | None) -> ThresholdCounts:
-    """Count at each distinct score of `anomalous`; `good` are sorted arrays, `weight` sums to 1."""
+def _count(good: Sequence[np.ndarray], anomalous: np.ndarray, weights: Sequence[np.ndarray] = ()) -> ThresholdCounts:
+    """Count at each distinct score of `anomalous`; `good` are sorted arrays, each of `weights` sums to 1."""
     order = np.argsort(anomalous)[::-1]
     scores = anomalous[order]
     last_of_ties = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)
     thresholds = scores[last_of_ties]
     negatives = sum(map(len, good))
-    overlap = None
-    if weight is not None:
-        overlap = np.cumsum(weight[order])[last_of_ties]
-        overlap /= overlap[-1]  # 1, but for rounding
+    overlaps = [np.cumsum(weight[order])[last_of_ties] for weight in weights]
+    overlap, saturated_overlap, *_ = [*(each / each[-1] for each in overlaps), None, None]  # 1, but for rounding
     ascending = thresholds[::-1]  # searchsorted runs through memory in one direction: several times as fast
     below = sum(np.searchsorted(group, ascending, side="left") for group in good)[::-1]
     up_to = sum(np.searchsorted(group, ascending, side="right") for group in good)[::-1]
     return ThresholdCounts(
-        thresholds, last_of_ties + 1, negatives - below, negatives - up_to, overlap, len(scores), negatives
+        thresholds,
+        last_of_ties + 1,
+        negatives - below,
+        negatives - up_to,
+        overlap,
+        saturated_overlap,
+        len(scores),
+        negatives,
     )
 
 
@@ -376,18 +249,3 @@ def _check_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     if anomalous.all():
         raise ValueError("no label is good: the measure needs good and anomalous ones")
     return scores, anomalous
-
-
-def _check_maps(anomaly_maps: Maps, ground_truth: Masks) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    anomaly_maps = [np.asarray(scores) for scores in anomaly_maps]
-    masks = [None if mask is None else np.asarray(mask) for mask in ground_truth]
-    if len(anomaly_maps) != len(masks):
-        raise ValueError(f"{len(anomaly_maps)} anomaly maps, but {len(masks)} masks")
-    for index, (scores, mask) in enumerate(zip(anomaly_maps, masks, strict=True)):
-        if scores.ndim != 2:
-            raise ValueError(f"anomaly map {index} has the shape {scores.shape}, not (H, W)")
-        if mask is not None and mask.shape != scores.shape:
-            raise ValueError(f"anomaly map {index} has the shape {scores.shape}, its mask {mask.shape}")
-        if not np.isfinite(scores).all():
-            raise ValueError(f"anomaly map {index} holds a value that is not a finite number")
-    return anomaly_maps, masks

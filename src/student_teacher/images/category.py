@@ -75,11 +75,11 @@ def image_paths(dataset: AnomalyDataset) -> list[Path]:
     return [dataset.root_dir / row["image_name"] for row in dataset.rows]
 
 
-def held_back_split(number: int, seed: int) -> tuple[list[int], list[int]]:
+def validation_split(number: int, seed: int) -> tuple[list[int], list[int]]:
     """Indices to learn from, and to hold back: a tenth, or 20 if that is more, but then a quarter at most."""
-    held_back = max(1, round(0.1 * number), min(20, number // 4))
+    validation = max(1, round(0.1 * number), min(20, number // 4))
     order = np.random.default_rng(device.seed_of(seed, "held back")).permutation(number).tolist()
-    return sorted(order[held_back:]), sorted(order[:held_back])
+    return sorted(order[validation:]), sorted(order[:validation])
 
 
 def pictures_in(folder: Path) -> list[Path]:

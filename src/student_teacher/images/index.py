@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 COLUMNS = ("image_name", "gt_name", "label", "type")
 NO_SETTINGS = {"value_range": None, "given": False, "mask_threshold": None, "index": None, "files": None}
@@ -81,6 +81,6 @@ def _write(path, content):
     if path.is_file() and path.read_bytes() == content:
         return
     try:
-        write_whole(path, content)
+        write_atomically(path, content)
     except UserError as error:
         raise UserError(f"{error}; make the folder writable, or copy the category to data/") from None

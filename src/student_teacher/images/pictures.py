@@ -6,8 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from student_teacher.images import preprocessing
-from student_teacher.images import reading as images
+from student_teacher.images import preprocessing, reading
 from student_teacher.runtime.errors import UserError
 
 
@@ -25,7 +24,7 @@ class Pictures:
         image_size: preprocessing.Size = None,
         budget: int = preprocessing.BUDGET,
         *,
-        value_range: images.ValueRange | None = None,
+        value_range: reading.ValueRange | None = None,
     ):
         self._paths, self._image_size, self._budget, self._value_range = paths, image_size, budget, value_range
         self._kept: dict[int, Image.Image] = {}
@@ -46,7 +45,7 @@ class Pictures:
         if index in self._kept:
             return self._kept[index]
         try:
-            picture = preprocessing.resize(images.load_rgb(self._paths[index], self._value_range), self._image_size)
+            picture = preprocessing.resize(reading.load_rgb(self._paths[index], self._value_range), self._image_size)
         except UserError as error:
             if index not in self._broken:
                 self._broken.add(index)

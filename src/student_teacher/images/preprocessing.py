@@ -12,7 +12,7 @@ from student_teacher.runtime import device
 
 # Mean and deviation of ImageNet's pixels in [0, 1], red, green, blue: those of torchvision's weights.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 BUDGET = 4 * 2**30  # bytes of decoded images that are kept in memory
 Size = tuple[int, int] | None  # height and width; None leaves images as they are
 
@@ -42,12 +42,12 @@ def least_side(size: Size) -> int | None:
 
 def normalise(images: Tensor) -> Tensor:
     """RGB from 0 to 255 (N,3,H,W) -> float32 by ImageNet's mean and deviation, in the device's layout."""
-    mean, deviation = _imagenet(images.device)
+    mean, std = _imagenet(images.device)
     return (
         images.to(torch.float32, copy=True)
         .div_(255)
         .sub_(mean)
-        .div_(deviation)
+        .div_(std)
         .contiguous(memory_format=device.memory_format(images.device))
     )
 
@@ -56,5 +56,5 @@ def normalise(images: Tensor) -> Tensor:
 def _imagenet(where: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation (3,1,1), brought to a device once: a copy for each image would keep a GPU waiting."""
     with torch.inference_mode(False):
-        mean, deviation = (torch.tensor(values, device=where) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
-    return mean.view(3, 1, 1), deviation.view(3, 1, 1)
+        mean, std = (torch.tensor(values, device=where) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(3, 1, 1), std.view(3, 1, 1)

@@ -1,1 +1,1 @@
-"""Figures, pages, summaries."""
+"""Figures, result pages and summaries."""

@@ -1,11 +1,10 @@
-"""The pictures: results, curves, contact sheets and training curves.
+"""The figures: results, curves, contact sheets and training curves.
 
-Sized in inches for one column of a two-column paper, with type of 7 to 8 points, and drawn at 400 dots an inch, so that
-the same files fill a page on a screen. Colours are those of Okabe and Ito, which colour-blind readers tell apart, and
-maps are drawn in inferno, which is perceptually uniform. The same input gives the same bytes.
+They are sized for one column of a two-column paper, with type of 7 to 8 points, at 400 dots per inch, so that the same
+files also fill a page on a screen. The colours are those of Okabe and Ito, which colour-blind readers can distinguish;
+maps use inferno, which is perceptually uniform. The same input gives the same bytes.
 
-Matplotlib draws the curves and Pillow the results: there is one for each image, and Matplotlib would take longer for it
-than the networks.
+Matplotlib draws the curves. Pillow draws the result of each image: Matplotlib would take longer than the networks.
 """
 
 import textwrap
@@ -29,9 +28,9 @@ SHEET_DPI = 240
 COLUMN_WIDTH = 3.5  # inches
 TYPE_SIZE = 7.5  # points
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#666666"
-OUTLINE = np.array([0, 220, 255], dtype=np.uint8)  # cyan: rare in materials, and not in inferno
+OUTLINE = np.array([0, 220, 255], dtype=np.uint8)  # cyan: rare in materials, and not part of inferno
 
-# No fonts and styles of the user's own, no date and no random identifiers: the same bytes anywhere.
+# No fonts or styles of the user's, no date and no random identifiers: the same bytes everywhere.
 STYLE = {
     **{
         name: value
@@ -93,8 +92,8 @@ def colour_scale(anomaly_maps: Sequence[np.ndarray]) -> tuple[float, float]:
     """Choose one colour scale for all maps of a category.
 
     Returns:
-        vmin, vmax: from the median pixel, which is what good texture scores, to the value that the maxima of three
-        maps in four stay below, so that extreme defects do not darken all the others.
+        vmin, vmax: the median pixel, typical of good texture, and the value that three quarters of the maps don't
+        exceed, so that extreme defects do not darken all other maps.
     """
     vmin = float(np.median([np.median(scores) for scores in anomaly_maps]))
     vmax = float(np.quantile([np.max(scores) for scores in anomaly_maps], 0.75))
@@ -123,18 +122,18 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, vmin: float, vmax: float
 
 
 def levels(anomaly_map: np.ndarray, vmin: float, vmax: float) -> np.ndarray:
-    """A map's places in the table of colours: uint8, 0 at vmin and below, 255 at vmax and above.
+    """A map as indices into the colour table: uint8, 0 at vmin and below, 255 at vmax and above.
 
     Raises:
         ValueError: vmin is not below vmax.
     """
     if not vmin < vmax:
-        raise ValueError(f"the colour scale runs from {vmin} to {vmax}: the second must be the higher")
+        raise ValueError(f"the colour scale runs from {vmin} to {vmax}: the second must be higher")
     return ((anomaly_map - vmin) * (255 / (vmax - vmin))).clip(0, 255).round().astype(np.uint8)
 
 
 def outline(image: np.ndarray, mask: np.ndarray, width: int = 3) -> np.ndarray:
-    """Draw a line round the mask's regions, just outside of them.
+    """Draw a line around the mask's regions, just outside them.
 
     Args:
         image: (H, W), (H, W, 1) or (H, W, 3) uint8.
@@ -152,7 +151,7 @@ def outline(image: np.ndarray, mask: np.ndarray, width: int = 3) -> np.ndarray:
 
 
 class Sheet:
-    """A white picture to write and paste on, at places in inches from its top left corner."""
+    """A white picture to write and paste on; positions are in inches from its top left corner."""
 
     def __init__(self, width: float, height: float, dpi: int):
         self.dpi = dpi
@@ -160,22 +159,22 @@ class Sheet:
         self._draw = ImageDraw.Draw(self.picture)
 
     def write(self, words: str, place: tuple[float, float], anchor: str, style: Style, colour: str = "black") -> None:
-        """Write a line; `anchor` is one of Pillow's and says what of the line stands at `place`."""
+        """Write a line; `anchor` is Pillow's: which point of the text is at `place`."""
         x, y = (length * self.dpi for length in place)
         self._draw.text((x, y), words, colour, _font(style, self.dpi), anchor)
 
     def length(self, words: str, style: Style) -> float:
-        """How long a line is, in inches."""
+        """The length of a line of text, in inches."""
         return _font(style, self.dpi).getlength(words) / self.dpi
 
     def paste(self, content: np.ndarray, left: float, top: float, room: tuple[int, int]) -> None:
-        """Put (h, w, 3) uint8 into the middle of a room of pixels, (H, W)."""
+        """Paste (h, w, 3) uint8 into the middle of a box of (H, W) pixels."""
         x = round(left * self.dpi) + (room[1] - content.shape[1]) // 2
         y = round(top * self.dpi) + (room[0] - content.shape[0]) // 2
         self.picture.paste(Image.fromarray(content), (x, y))
 
     def head(self, example: Example, left: float, right: float, baseline: float) -> None:
-        """Write an example's title and its score in one line; the title is shortened in its middle where it must be."""
+        """Write an example's title and its score in one line; a title that is too long is shortened in its middle."""
         score = f"score {example.score:.3g}"
         self.write(score, (right, baseline), "rs", PLAIN)
         words = "".join(c if c.isprintable() else "?" for c in example.title)
@@ -211,7 +210,7 @@ def result_figure(example: Example, vmin: float, vmax: float) -> Image.Image:
     right = left + width
     sheet.head(example, margin, right, title_height - 0.06)
     ramp = np.linspace(vmax, vmin, room[0], dtype=np.float32)[:, None]
-    # Over a middle grey, so that the bar shows the colours that the map has.
+    # Over a middle grey, so that the bar shows the same colours as the map.
     scale = overlay(np.full(ramp.shape, 128, dtype=np.uint8), ramp, vmin, vmax).repeat(round(bar_width * DPI), 1)
     sheet.paste(scale, right + gap, title_height, scale.shape[:2])
     for tick, anchor, level in zip(ticks, ("lt", "lm", "lb"), (0, 0.5, 1), strict=True):
@@ -233,10 +232,10 @@ def save_curves_figure(
 
     Args:
         path: of the two files, with or without one of their suffixes.
-        measures: as `metrics.Evaluation.measures` returns them.
+        measures: as `Evaluation.measures` returns them.
         scores: (N,) image scores.
         labels: (N,) zero for good, anything else for anomalous.
-        kinds: (N,) the kind of defect; good images stand in one row whatever it says.
+        kinds: (N,) the kind of defect; ignored for good images, which share one row.
         image_roc, pixel_roc: (fpr, tpr); None where there is none.
         pro: (fpr, pro); None where there is none.
     """
@@ -250,14 +249,14 @@ def save_training_curve(path: Path, steps: Sequence[float], losses: Mapping[str,
     Args:
         path: of the two files, with or without one of their suffixes.
         steps: (T,) ascending.
-        losses: (T,) for each name; NaN where it was not recorded. Long ones are drawn pale under a running mean.
+        losses: (T,) for each name; NaN where it was not recorded. Long curves are drawn pale, with a running mean.
     """
     with matplotlib.rc_context(STYLE):
         _save_both(_training_figure(steps, losses), path)
 
 
 def contact_sheet(rows: Sequence[Example], vmin: float, vmax: float, columns: int = 2) -> Image.Image:
-    """Draw many results on one sheet, of twice a column's width.
+    """Draw many results on one sheet, two columns wide.
 
     Args:
         rows: the examples, in reading order; each takes three panels: image, ground truth, anomaly map.
@@ -295,7 +294,7 @@ def contact_sheet(rows: Sequence[Example], vmin: float, vmax: float, columns: in
 
 
 def save_picture(picture: Image.Image, path: Path, dpi: int) -> None:
-    """Write a PNG, or by its suffix a JPEG whose colours are as sharp as its greys."""
+    """Write a PNG or JPEG, by the suffix; a JPEG has full colour resolution."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Level 2 takes half the time of the default for a tenth more bytes.
     options = {"compress_level": 2} if path.suffix == ".png" else JPEG
@@ -319,8 +318,13 @@ def _curves_figure(
     figure = Figure(figsize=(COLUMN_WIDTH, 1.9 + strip_height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, height_ratios=(1.9, strip_height))
+    _draw_roc(figure.add_subplot(grid[0, 0]), measures, image_roc, pixel_roc)
+    _draw_pro(figure.add_subplot(grid[0, 1]), measures, pro)
+    _draw_scores(figure.add_subplot(grid[1, :]), measures, groups)
+    return figure
 
-    axes = figure.add_subplot(grid[0, 0])
+
+def _draw_roc(axes, measures, image_roc, pixel_roc):
     for curve, name, colour in ((image_roc, "image", BLUE), (pixel_roc, "pixel", VERMILLION)):
         if curve is not None:
             value = measures[f"{name}_au_roc"]
@@ -330,11 +334,12 @@ def _curves_figure(
         _say(axes, measures.get("missing", {}).get("image_au_roc", "no curve"))
     else:
         axes.plot((0, 1), (0, 1), color=GREY, linewidth=0.6, linestyle=(0, (4, 3)))
-        # On white, for the diagonal runs behind it; the curves run before it.
+        # On white, as the diagonal passes behind it; the curves are drawn over it.
         legend = {"frameon": True, "framealpha": 1, "edgecolor": "none", "borderaxespad": 0.3}
         axes.legend(loc="lower right", title="AU-ROC", title_fontsize=TYPE_SIZE - 0.5, **legend)
 
-    axes = figure.add_subplot(grid[0, 1])
+
+def _draw_pro(axes, measures, pro):
     limit = measures.get("au_pro_limit", 0.3)
     axes.set(xlabel="false positive rate", ylabel="per-region overlap", xlim=(0, limit), ylim=(0, 1), title="PRO")
     axes.set_xticks(np.linspace(0, limit, 4), [f"{rate:.2g}" for rate in np.linspace(0, limit, 4)])
@@ -349,9 +354,10 @@ def _curves_figure(
         axes.fill_between(fpr, overlap_rate, color=GREEN, alpha=0.18, linewidth=0, label=area)
         axes.legend(loc="lower right", borderaxespad=0.2)
 
-    axes = figure.add_subplot(grid[1, :])
+
+def _draw_scores(axes, measures, groups):
     for row, (kind, values) in enumerate(groups.items()):
-        # Spread by a sequence that fills the row evenly, not at random: the same picture each time.
+        # Spread by a sequence that fills the row evenly, instead of at random: the same picture each time.
         offsets = 0.5 * ((np.arange(len(values)) * 0.618034) % 1 - 0.5)
         colour, marker = (BLUE, "o") if kind == "good" else (VERMILLION, "D")
         axes.scatter(values, row + offsets, s=5, color=colour, marker=marker, alpha=0.55, linewidths=0)
@@ -368,7 +374,6 @@ def _curves_figure(
         threshold = measures["image_best_f1_threshold"]
         axes.axvline(threshold, color="black", linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
         axes.set_title(f"best F1 {measures['image_best_f1']:.3f} at the threshold {threshold:.3g}")
-    return figure
 
 
 def _training_figure(steps: Sequence[float], losses: Mapping[str, Sequence[float]]) -> Figure:
@@ -415,13 +420,13 @@ def _resize(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    # Any pixel that a defect touches, or else one of a few pixels would be lost on the way down.
+    # Every pixel that a defect touches: else defects of a few pixels would be lost in the reduction.
     inside = Image.fromarray((np.asarray(mask) != 0).astype(np.float32))
     return np.asarray(inside.resize(shape[::-1], Image.Resampling.BOX)) > 0
 
 
 def _panels(example: Example, room: tuple[int, int], vmin: float, vmax: float, line: int) -> list[np.ndarray]:
-    """Image, outlined image where there is a mask, and map, made to fit into a room of pixels, (H, W)."""
+    """Image, outlined image if there is a mask, and map, resized to fit into a box of (H, W) pixels."""
     rows, columns = np.shape(example.image)[:2]
     scale = min(room[0] / rows, room[1] / columns)
     shape = max(1, round(rows * scale)), max(1, round(columns * scale))
@@ -444,9 +449,9 @@ def _cut(name: str, length: int = 18) -> str:
 
 
 def thin(x: np.ndarray, y: np.ndarray, span: float = 1.0, points: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out corners of a rising curve (N,), (N,) that lie closer together than a line is wide.
+    """Thin a rising curve (N,), (N,): drop points that are closer together than a line's width.
 
-    x runs over `span`, y from 0 to 1; about `points` corners stay.
+    x runs over `span`, y from 0 to 1; about `points` points are kept.
     """
     way = np.cumsum(np.abs(np.diff(x, prepend=x[0])) / span + np.abs(np.diff(y, prepend=y[0])))
     kept = np.unique(np.append(np.searchsorted(way, np.linspace(0, way[-1], points)), len(x) - 1).clip(0, len(x) - 1))

@@ -1,4 +1,4 @@
-"""New images, without labels: a score, a p-value, a decision, a map and a picture of each."""
+"""Inspection of new images without labels: score, p-value, decision, map and overlay of each."""
 
 import csv
 import hashlib
@@ -20,21 +20,20 @@ from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_fil
 from student_teacher.runtime import distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 from student_teacher.runtime.ledger import Ledger, own_files
 from student_teacher.runtime.prefetch import prefetched
-from student_teacher.runtime.resume_log import Progress
+from student_teacher.runtime.resume_log import ResumeLog
 
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
 
 
 def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Each image among `paths` and in folders below them, with the name under which its results are written.
+    """The images in `paths` and their subfolders, each with the name under which its results are written.
 
-    In folders, what is hidden or no image is passed over, and the pictures that an earlier run has left in `output`:
-    the second result counts and names these, a line for each of `paths`. A file that is named is taken as it is.
-    Each page of a file is an image, `name.tif#2`. Raises UserError where a path does not exist, or where there is no
-    image.
+    In folders, hidden files, files that are not images, and the results of an earlier run in `output` are skipped: the
+    second result counts and names these, a line for each of `paths`. A file that is given itself is always taken. Each
+    page of a file is an image, `name.tif#2`. Raises UserError if a path does not exist, or if there are no images.
     """
     own = own_files(output)
     found: dict[Path, Path] = {}
@@ -66,8 +65,8 @@ def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path
     return list(found.items()), passed_over
 
 
-class LookedAt(NamedTuple):
-    """A file, and what the detector says of it; `error` where it could not be read."""
+class Prediction(NamedTuple):
+    """A file and the detector's result; `error` if it could not be read."""
 
     number: int
     name: Path
@@ -79,29 +78,29 @@ class LookedAt(NamedTuple):
 
 
 class Inspector:
-    """Looks at images, and writes of each what it found: threads load and write while others are looked at."""
+    """Predicts images and writes their results: threads load and write while others are predicted."""
 
     def __init__(
         self,
         detector: Detector,
         output: Path,
         page: ResultPage,
-        progress: Progress,
+        log: ResumeLog,
         *,
-        kind: str,
+        image_score: str,
         rates: Sequence[float],
     ):
-        """`kind` of image score; `rates`: of false alarms, of images and of pixels."""
-        self.detector, self.output, self.page, self.progress = detector, output, page, progress
-        self.kind, self.rate = kind, rates[0]
+        """`image_score`: one of scoring.IMAGE_SCORES; `rates`: of false alarms, of images and of pixels."""
+        self.detector, self.output, self.page, self.log = detector, output, page, log
+        self.image_score, self.rate = image_score, rates[0]
         self.pixel_threshold = detector.calibration.pixel_threshold(rates[1]) if detector.calibration else None
-        # 0 is usual on good images; the colours end well above what their pixels reach.
+        # Good images have 0 on average; the colour scale ends well above their highest pixels.
         self.highest = 10.0 if self.pixel_threshold is None else max(1.0, 2 * self.pixel_threshold)
 
     def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, list[str] | str]]:
-        """For each number, path and name: the name, and the row of the table, or why the file can't be read."""
-        looked_at = map(self._look_at, files, prefetched(self._load, files))
-        return prefetched(self._write, looked_at, finish=True)
+        """For each (number, path, name): the name, and its row of the table or the reason why it can't be read."""
+        predictions = map(self._predict, files, prefetched(self._load, files))
+        return prefetched(self._write, predictions, finish=True)
 
     def _load(self, file):
         try:
@@ -109,34 +108,34 @@ class Inspector:
         except UserError as error:
             return str(error)
 
-    def _look_at(self, file, loaded):
+    def _predict(self, file, loaded):
         number, _, name = file
         if isinstance(loaded, str):
-            return LookedAt(number, name, loaded)
-        return LookedAt(number, name, "", *loaded, *self.detector.look_at(loaded[0], self.kind))
+            return Prediction(number, name, loaded)
+        return Prediction(number, name, "", *loaded, *self.detector.predict(loaded[0], self.image_score))
 
-    def _write(self, found):
-        if found.error:
-            return found.name, found.error
-        anomaly_map = at_own_size(found.anomaly_map, found.size)
-        map_path, overlay_path = pictures_of(self.output, found.name)
-        write_whole(map_path, encoded(Image.fromarray(anomaly_map), "TIFF"))
-        picture = at_most(found.picture, LARGE_SIDE)
-        shown_map = at_own_size(found.anomaly_map, picture.size[::-1])
-        self.page.save_image(found.number, picture)
-        self.page.save_map(found.number, shown_map, 0, self.highest)
+    def _write(self, prediction):
+        if prediction.error:
+            return prediction.name, prediction.error
+        anomaly_map = at_own_size(prediction.anomaly_map, prediction.size)
+        map_path, overlay_path = pictures_of(self.output, prediction.name)
+        write_atomically(map_path, encoded(Image.fromarray(anomaly_map), "TIFF"))
+        picture = at_most(prediction.picture, LARGE_SIDE)
+        shown_map = at_own_size(prediction.anomaly_map, picture.size[::-1])
+        self.page.save_image(prediction.number, picture)
+        self.page.save_map(prediction.number, shown_map, 0, self.highest)
         shown = figures.overlay(np.asarray(picture), shown_map, 0, self.highest)
-        p_value = self.detector.p_value_of(found.score, self.kind)
-        row = [f"{found.score:.6g}"]
+        p_value = self.detector.p_value_of(prediction.score, self.image_score)
+        row = [f"{prediction.score:.6g}"]
         if p_value is None:
             row += ["", "", ""]
         else:
             shown = figures.outline(shown, shown_map >= self.pixel_threshold, max(1, max(picture.size) // 200))
             above = (anomaly_map >= self.pixel_threshold).sum()
             row += [f"{p_value:.6g}", str(int(p_value <= self.rate)), str(int(above))]
-        write_whole(overlay_path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
-        self.progress.put(str(found.name), row)
-        return found.name, row
+        write_atomically(overlay_path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
+        self.log.put(str(prediction.name), row)
+        return prediction.name, row
 
 
 def pictures_of(output: Path, name: Path) -> tuple[Path, Path]:
@@ -152,19 +151,19 @@ def inspect(
     paths: Sequence[Path],
     output: Path,
     category: str,
-    kind: str,
+    image_score: str,
     false_alarm_rate: float,
     pixel_false_alarm_rate: float,
     *,
     overwrite: bool = False,
 ) -> int:
-    """Look at all images of `paths`, write what is found under `output`, and return how many could not be read.
+    """Predict all images of `paths`, write the results under `output`, and return the number that could not be read.
 
-    decisions.csv has a line for each image; anomaly_maps/ float32 TIFFs at the images' own size; overlays/ the maps on
-    the images, at most LARGE_SIDE long, on one colour scale, pixels above the pixel threshold outlined; index.html
-    shows all of them, the most anomalous first. Goes on after a stop. Each of several processes looks at its share of
-    the images, and the first writes table and page. Raises UserError where files that are not ours, or the results of
-    other `paths`, would be replaced, unless to `overwrite`.
+    decisions.csv has a line for each image; anomaly_maps/ has float32 TIFFs at the images' own size; overlays/ has the
+    maps over the images, at most LARGE_SIDE long, on one colour scale, with pixels above the pixel threshold outlined;
+    index.html shows all images, the most anomalous first. Resumes after a stop. Each of several processes takes its
+    share of the images, and the first writes table and page. Raises UserError if files that are not ours, or the
+    results of other `paths`, would be replaced, unless to `overwrite`.
     """
     calibration = detector.calibration
     files, passed_over = files_in(paths, output)
@@ -172,22 +171,20 @@ def inspect(
     unfinished, table_path = output / "inspection.unfinished", output / "decisions.csv"
     written = [unfinished, *_written(output, enumerate(name for _, name in files))]
     ledger = Ledger(output, source, written, overwrite=overwrite, inputs=[file_and_page(path)[0] for path, _ in files])
-    # Not by the files' contents: one that can't be read shall not stop the others.
+    # Not from the files' contents: a file that can't be read should not stop the others.
     stamps = [(str(name), (found := file_and_page(path)[0].stat()).st_size, found.st_mtime_ns) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
-    options = f"{detector.fingerprint} {kind} {false_alarm_rate} {pixel_false_alarm_rate}"
-    progress = Progress(unfinished, f"{options} {digest}")
+    options = f"{detector.fingerprint} {image_score} {false_alarm_rate} {pixel_false_alarm_rate}"
+    log = ResumeLog(unfinished, f"{options} {digest}")
     page = ResultPage(output, category)
     numbered = [(number, *file) for number, file in enumerate(files)]
     rows = {
-        name: row
-        for number, _, name in numbered
-        if (row := progress.get(str(name))) and page.picture_of(number).exists()
+        name: row for number, _, name in numbered if (row := log.get(str(name))) and page.picture_of(number).exists()
     }
     broken = {}
     wanted = distributed.share([file for file in numbered if file[-1] not in rows])
     rates = false_alarm_rate, pixel_false_alarm_rate
-    inspector = Inspector(detector, output, page, progress, kind=kind, rates=rates)
+    inspector = Inspector(detector, output, page, log, image_score=image_score, rates=rates)
     for name, row in with_bar(inspector.inspected(wanted), len(wanted), "images"):
         (broken if isinstance(row, str) else rows)[name] = row
     for others in distributed.gathered((rows, broken)):
@@ -195,15 +192,15 @@ def inspect(
             found |= theirs
     if distributed.is_first():
         table = _table([[str(path), *rows[name]] for path, name in files if name in rows])
-        write_whole(table_path, table)
-        least = calibration.threshold(false_alarm_rate, kind) if calibration else None
+        write_atomically(table_path, table)
+        least = calibration.threshold(false_alarm_rate, image_score) if calibration else None
         from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=least)
         for number, path, name in numbered:
             if name in rows:
                 folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
                 page.add(number, name.name, str(folder), label=None, score=float(rows[name][0]))
         page_path = page.finish({}, threshold=from_score)
-        print(f"{len(rows)} images, {table_path}; page to look at: {page_path}")
+        print(f"{len(rows)} images, {table_path}; result page: {page_path}")
         if calibration:
             flagged = sum(row[2] == "1" for row in rows.values())
             print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
@@ -212,7 +209,7 @@ def inspect(
         for _, name in files:
             if name in broken:
                 print(f"not inspected: {broken[name]}", file=sys.stderr)
-    progress.finish()
+    log.finish()
     ledger.finish(_written(output, ((number, name) for number, _, name in numbered if name in rows)))
     return len(broken)
 
@@ -225,7 +222,7 @@ def _written(output, numbered):
 
 
 def shown_side(detector: Detector) -> int | None:
-    """How long the sides of a picture must be at least, for the detector to see all and for the page."""
+    """The length that both sides of a picture must have at least, for the detector and for the page."""
     return detector.least_side and max(LARGE_SIDE, detector.least_side)
 
 

@@ -1,7 +1,7 @@
-"""The pages to look at: one for the images of a category, one for the measures of all categories.
+"""The result pages: one for the images of a category, one for the measures of all categories.
 
-Both are static: style, script and data stand inside the page, pictures in a folder beside it, so that it opens from
-disk without a server and without a network. The templates lie in src/page/, as files that an editor understands.
+Both are static: style, script and data are inside the page, pictures in a folder beside it, so that it opens from disk
+without a server or network. The templates are in the folder page/.
 """
 
 import html
@@ -18,12 +18,12 @@ from PIL import Image
 
 from student_teacher.images.reading import at_most
 from student_teacher.reports import figures
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 TEMPLATES = Path(__file__).resolve().parent / "page"
 
 # The longest side in pixels of the picture on a card, of the one that opens from it, and of map and mask. Maps are
-# smooth: stretched over a larger picture they look the same.
+# smooth: stretched over a larger picture, they look the same.
 CARD_SIDE, LARGE_SIDE, MAP_SIDE = 320, 1024, 512
 CURVE_UNITS = 1000  # width and height of a curve's drawing
 
@@ -37,19 +37,19 @@ def page_files(folder: Path, numbers: Iterable[int]) -> list[Path]:
 
 
 def _picture(folder, number, kind):
-    # A number: an image's own name may hold what a file system or a URL may not.
+    # By number: an image's name may have characters that are not allowed in a file system or URL.
     return folder / "page" / f"{number:04d}{kind}.{'png' if kind == '_map' else 'jpg'}"
 
 
 class ResultPage:
     """The page of one category: `index.html`, and the folder `page/` with three pictures for each image.
 
-    Images go by number. Threads, and several processes, may save pictures at once; one process alone adds what it knows
-    of each image and finishes the page. Only names, scores and outlines stay in memory until then.
+    Images are identified by numbers. Several threads and processes may save pictures at the same time; only one process
+    calls `add` for each image and finishes the page. Only names, scores and outlines are kept in memory until then.
     """
 
     def __init__(self, folder: Path, category: str):
-        """Start the page, in place of an older one.
+        """Start the page, removing an older one.
 
         Args:
             folder: where `index.html` goes; made if it is not there.
@@ -58,12 +58,12 @@ class ResultPage:
         self.path = Path(folder) / "index.html"
         self.category = category
         (Path(folder) / "page").mkdir(parents=True, exist_ok=True)
-        # No page rather than an old one that shows new pictures, should the run stop half-way.
+        # If the run stops half-way, no page is better than an old one that shows new pictures.
         self.path.unlink(missing_ok=True)
         self._images: dict[int, dict] = {}
 
     def picture_of(self, number: int, kind: str = "") -> Path:
-        """Where the picture of an image lies: itself (""), small ("_small") or its map ("_map")."""
+        """The path of an image's picture: large (""), small ("_small") or its map ("_map")."""
         return _picture(self.path.parent, number, kind)
 
     def save_image(self, number: int, picture: Image.Image) -> None:
@@ -84,7 +84,7 @@ class ResultPage:
         """
         values = at_most(Image.fromarray(np.asarray(anomaly_map, dtype=np.float32)), MAP_SIDE)
         picture = Image.fromarray(figures.levels(np.asarray(values), vmin, vmax))
-        # A palette with an opacity for each colour: a third of the bytes of RGBA.
+        # A palette with an opacity for each colour needs a third of the bytes of RGBA.
         picture.putpalette(figures.MAP_COLOURS.round().astype(np.uint8).tobytes())
         opacity = (255 * figures.MAP_OPACITY).round().astype(np.uint8)
         # Level 2 takes half the time of the default for a tenth more bytes.
@@ -93,14 +93,14 @@ class ResultPage:
     def add(
         self, number: int, name: str, kind: str, *, label: int | None, score: float, mask: np.ndarray | None = None
     ) -> None:
-        """Take an image up, whose pictures are there already.
+        """Add an image whose pictures have been saved.
 
         Args:
             number: the image's.
             name: of the image's file; any characters.
             kind: of defect, or "good".
-            label: zero for good, anything else for anomalous, None where nobody knows.
-            score: the image's anomaly score; at or above the threshold the image counts as defective.
+            label: zero for good, anything else for anomalous, None if unknown.
+            score: the image's anomaly score; from the threshold on the image counts as defective.
             mask: (H, W), nonzero on defects; None where there is none.
 
         Raises:
@@ -122,7 +122,7 @@ class ResultPage:
         }
         if mask is not None and np.any(mask):
             area = Image.fromarray((np.asarray(mask) != 0).astype(np.float32))
-            # Any pixel that a defect touches, or else a small one would be lost on the way down.
+            # Every pixel that a defect touches: else small defects would be lost in the reduction.
             area = np.asarray(at_most(area, MAP_SIDE, Image.Resampling.BOX)) > 0
             entry["outline"] = outline_path(area)
             entry["outline_box"] = f"0 0 {2 * area.shape[1]} {2 * area.shape[0]}"
@@ -139,10 +139,10 @@ class ResultPage:
         """Write the page and return its path.
 
         Args:
-            measures: as `metrics.Evaluation.measures` returns them; those that are missing are shown with the reason.
+            measures: as `Evaluation.measures` returns them; those that are missing are shown with the reason.
             image_roc, pixel_roc: (fpr, tpr); None where there is none.
             pro: (fpr, pro); None where there is none.
-            threshold: of the decisions that were made, for the page to start from; None, or infinity: there are none.
+            threshold: that of the decisions, with which the page starts; None or infinity if there are none.
         """
         limit = measures.get("au_pro_limit", 0.3)
         images = [self._images[number] for number in sorted(self._images)]
@@ -157,7 +157,7 @@ class ResultPage:
             "images": sorted(images, key=lambda image: -image["score"]),
         }
         self._save_cover()
-        # A "<" in a name must not end the script element that holds the data.
+        # A "<" in a name must not end the script element with the data.
         data = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
         _write_page(self.path, "index.html", title=html.escape(self.category), script=_template("page.js"), data=data)
         return self.path
@@ -185,8 +185,8 @@ def outline_path(mask: np.ndarray) -> str:
         mask: (H, W), nonzero inside.
 
     Returns:
-        The path in units of half a pixel, for the box "0 0 2W 2H". It runs through the middles of the pixels' edges
-        and so cuts the corners of a staircase.
+        The path in units of half a pixel, for the box "0 0 2W 2H". It runs through the middles of the pixels' edges,
+        which cuts the corners of staircases.
     """
     inside = np.pad(np.asarray(mask) != 0, 1)
     following = defaultdict(list)  # corner -> edges that leave it, each with the inside to its right: (middle, end)
@@ -231,7 +231,7 @@ def curve_path(curve: Curve | None, limit: float = 1.0, points: int = 400) -> st
     return "M" + "L".join(f"{a:.0f} {b:.0f}" for a, b in zip(across, up, strict=True))
 
 
-# Of the summary: key, heading, what it means.
+# Columns of the summary: key, heading, explanation.
 SUMMARY_COLUMNS = (
     ("category", "Category", ""),
     ("image_au_roc", "Image\nAU-ROC", "how often a defective image scores above a good one"),
@@ -246,13 +246,13 @@ SUMMARY_COLUMNS = (
 
 
 def write_summary_page(path: Path, rows: Sequence[Mapping]) -> Path:
-    """Write the page over categories; it links the pages of those whose folder lies beside it.
+    """Write the page of all categories; it links to the pages of those whose folder is beside it.
 
     Args:
         path: of the page.
         rows: a mapping for each category, in the order to show: `category`; `status`, "done" or "failed"; `error`;
             and as numbers or None `image_au_roc`, `pixel_au_roc`, `au_pro`, `paper_p65`, `paper_multiscale`,
-            `seconds`. Other keys are left alone. A last row whose category is "mean" becomes the table's foot.
+            `seconds`. Other keys are ignored. A last row whose category is "mean" becomes the table's foot.
 
     Returns:
         The path.
@@ -261,7 +261,7 @@ def write_summary_page(path: Path, rows: Sequence[Mapping]) -> Path:
     rows = [_with_differences(row) for row in rows]
     mean = rows.pop() if rows and rows[-1]["category"] == "mean" else None
     if mean:
-        # Over the categories that the paper has too, and not the difference of two means over different ones.
+        # Over the categories that the paper has too, not the difference of two means over different categories.
         for key in ("difference_p65", "difference_multiscale"):
             known = [row[key] for row in rows if row[key] is not None]
             mean[key] = sum(known) / len(known) if known else None
@@ -302,7 +302,7 @@ def _summary_row(row: Mapping, columns: Sequence[tuple[str, str, str]], folder: 
     cells = [f'<th scope="row" role="rowheader">{_category_cell(row, folder)}</th>']
     failed = row.get("status") == "failed"
     if failed:
-        error = html.escape(f"failed: {row.get('error') or 'no reason is known'}")
+        error = html.escape(f"failed: {row.get('error') or 'unknown reason'}")
         cells.append(f'<td role="cell" class="error" colspan="{len(columns) - 1}">{error}</td>')
     else:
         for key, heading, _ in columns[1:]:
@@ -342,7 +342,7 @@ def _duration(seconds: int) -> str:
 
 
 def _url(category: str, file: str) -> str:
-    # "./" keeps a colon in a name from being read as a scheme.
+    # "./" prevents a colon in a name from being read as a scheme.
     return f"./{quote(os.fsencode(category))}/{file}"
 
 
@@ -352,6 +352,6 @@ def _template(name: str) -> str:
 
 def _write_page(path: Path, template: str, **parts: str) -> None:
     parts["style"] = _template("page.css")
-    # In one pass, so that braces in the parts stay what they are.
+    # In one pass, so that braces in the parts are not replaced.
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _template(template))
-    write_whole(path, page)
+    write_atomically(path, page)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from student_teacher.reports import result_page
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 # AU-PRO up to a false positive rate of 0.3 on MVTec AD as published by Bergmann et al., CVPR 2020: of one scale
 # (p = 65), and of three scales together. In MVTec's order of categories.
@@ -74,7 +74,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write the record into results/CATEGORY. Raises UserError where that can't be done."""
-        write_whole(folder / RECORD, json.dumps(asdict(self), indent=1) + "\n")
+        write_atomically(folder / RECORD, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def in_order(categories: Sequence[str]) -> list[str]:
@@ -209,7 +209,7 @@ def write(results: Path) -> list[dict]:
     Raises UserError where they can't be written.
     """
     rows = collect(results)
-    write_whole(results / "summary.csv", as_csv(rows))
-    write_whole(results / "summary.md", as_markdown(rows))
+    write_atomically(results / "summary.csv", as_csv(rows))
+    write_atomically(results / "summary.md", as_markdown(rows))
     result_page.write_summary_page(results / "summary.html", rows)
     return rows

@@ -10,14 +10,14 @@ from student_teacher.runtime import distributed
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Normalises (N,C,H,W) by mean and variance over all processes, whose N, H and W may differ; N may be 0.
 
-    Equals nn.BatchNorm2d on the whole batch, gradients too, where the processes' losses add up to the whole batch's;
-    the gradients of weight and bias are this process's part. nn.SyncBatchNorm does the same on GPUs alone and is no
-    nn.BatchNorm2d, by which the networks know it.
+    Equals nn.BatchNorm2d on the whole batch, gradients included, if the processes' losses add up to the whole batch's
+    loss; the gradients of weight and bias are this process's part. Not nn.SyncBatchNorm: that works on GPUs only and is
+    not an nn.BatchNorm2d, which the networks look for.
     """
 
     @classmethod
     def convert(cls, module: nn.Module) -> None:
-        """Let every nn.BatchNorm2d in `module` see all processes; of one process it stays as it is."""
+        """Make every nn.BatchNorm2d in `module` use all processes; with one process nothing changes."""
         if distributed.active():
             for layer in module.modules():
                 if isinstance(layer, nn.BatchNorm2d):
@@ -35,7 +35,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """PyTorch's own kernels do the passes over x: written out in float32 they took longer than all convolutions."""
+    """Uses PyTorch's kernels for the passes over x: written out in float32 they took longer than the convolutions."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
@@ -43,7 +43,7 @@ class _Normalise(torch.autograd.Function):
         mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
         if count:
             mean, variance = torch.batch_norm_update_stats(x, mean, variance, momentum=0.0)
-        # Two sums, that of squares about the common mean: no difference of large numbers.
+        # Two passes, the second about the common mean: no difference of large numbers.
         sums = distributed.all_reduce(torch.cat([mean * count, mean.new_tensor([count])]).double())
         total = sums[-1]
         common = sums[:-1] / total

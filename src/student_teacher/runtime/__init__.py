@@ -1,1 +1,1 @@
-"""What knows nothing of images or networks: errors, options, devices, processes, files."""
+"""The parts that don't depend on images or networks: errors, options, devices, processes, files."""

@@ -13,11 +13,11 @@ PARTS = ("train", "test", "ground_truth")
 
 
 def unpack_category(archive: Path, category: str, destination: Path) -> None:
-    """Take one category out of a tar.xz archive, however many more it holds.
+    """Take one category out of a tar.xz archive that may hold others.
 
-    A category is the folder round `train`, `test` and `ground_truth`, at any depth; an archive with those at its very
-    top counts as the category asked for. Files come out as new files of the user's own, writable whatever the archive
-    says, and only plain files come out. The folder appears complete or not at all.
+    A category is the folder that holds `train`, `test` and `ground_truth`, at any depth; an archive with those at its
+    top level counts as the category asked for. Only plain files are unpacked, as new files that the user can write,
+    whatever the archive's permissions. The folder appears complete or not at all.
 
     Args:
         archive: the tar.xz file.
@@ -42,11 +42,11 @@ def unpack_category(archive: Path, category: str, destination: Path) -> None:
                 with target.open("wb") as file:
                     shutil.copyfileobj(content, file)
         if category not in found:
-            held = ", ".join(sorted(found)) or "no category at all (a folder with train/good in it)"
+            held = ", ".join(sorted(found)) or "no category (a folder with train/good in it)"
             raise UserError(f"{archive}: does not hold {category}; it holds {held}")
         unfinished.rename(destination)
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        raise UserError(f"{archive}: broken or no tar.xz archive ({error}); delete it and fetch it again") from None
+        raise UserError(f"{archive}: broken or not a tar.xz archive ({error}); delete it and fetch it again") from None
     except OSError as error:
         raise UserError(f"{archive}: cannot be unpacked to {destination} ({error.strerror or error})") from None
     finally:
@@ -54,20 +54,20 @@ def unpack_category(archive: Path, category: str, destination: Path) -> None:
 
 
 def _files(archive):
-    """Every plain file of the archive and its content, in the archive's order, read once from front to back."""
+    """Every plain file of the archive with its content, in the archive's order; the archive is read once."""
     bar = tqdm(total=archive.stat().st_size, desc=archive.name, unit="B", unit_scale=True, disable=None)
     with bar, archive.open("rb") as raw, lzma.open(_Counted(raw, bar)) as plain:
         with tarfile.open(fileobj=plain, mode="r|") as tar:
             for member in tar:
                 if member.isreg():
                     yield member, tar.extractfile(member)
-        # An archive cut off between two files passes for whole, unless it is read to the end of its compression.
+        # tarfile takes an archive cut off between two files for complete: read the compressed stream to its end.
         while plain.read(2**20):
             pass
 
 
 class _Counted:
-    """A file whose reading moves a bar."""
+    """A file that advances a progress bar as it is read."""
 
     def __init__(self, raw, bar):
         self.raw, self.bar = raw, bar
@@ -79,7 +79,7 @@ class _Counted:
 
 
 def _place(name, asked):
-    """The category that a file of the archive belongs to, None without one, and its path in the category's folder."""
+    """The category that a file of the archive belongs to (None if none), and its path in the category's folder."""
     steps = [step for step in name.parts if step not in ("/", ".")]
     if ".." in steps:
         return None, None

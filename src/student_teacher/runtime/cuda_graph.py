@@ -1,4 +1,4 @@
-"""Work recorded once as a CUDA graph: a GPU then runs it without waiting for Python to start each kernel."""
+"""Functions recorded once as a CUDA graph: a GPU then runs them without waiting for Python to start each kernel."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -6,14 +6,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-WARM_UPS = 3  # calls before recording: the first ones choose algorithms and take memory
+WARM_UPS = 3  # calls before recording: the first ones choose algorithms and allocate memory
 Result = TypeVar("Result")
 
 
 class Recorded(Generic[Result]):
-    """A function of one tensor on a GPU, always of the same shape: recorded at the first call, replayed from then on.
+    """A function of one tensor on a GPU, always of the same shape: recorded at the first call, then replayed.
 
-    A replay writes its result over that of the call before.
+    Each call overwrites the result of the previous one.
     """
 
     def __init__(self, work: Callable[[Tensor], Result]):
@@ -22,7 +22,7 @@ class Recorded(Generic[Result]):
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Result:
-        """The work's result for `images`, on the same device."""
+        """The function's result for `images`, on the same device."""
         if self._graph is None:
             self._record(images)
         self._images.copy_(images)

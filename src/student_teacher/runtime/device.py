@@ -1,4 +1,4 @@
-"""The one way to choose device and precision, and to draw random numbers."""
+"""Choice of device and precision, and seeded random numbers."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first CUDA device, else the CPU. Raises UserError if it is not there.
+    """The device called `name`; "auto" is the first CUDA device, else the CPU. Raises UserError if it isn't available.
 
-    Of several processes on a machine each takes a CUDA device of its own.
+    With several processes on a machine, each takes its own CUDA device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,17 +23,17 @@ def choose(name: str) -> torch.device:
         name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # the device "meta" can't give it back
+        torch.zeros(1, device=device).item()  # fails on the device "meta", which holds no values
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise UserError(f"--device {name} is not to be had here: take auto or cpu") from None
+        raise UserError(f"--device {name} is not available here: take auto or cpu") from None
     return device
 
 
 def computes_bfloat16_faster(device: torch.device) -> bool:
-    """Whether the device has units for products of bfloat16 matrices that beat those of float32.
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones.
 
-    On CPUs these are AMX, and AVX-512's where AMD built them (twice as fast as float32, measured on an EPYC). On a Xeon
-    whose AMX can't be had, a product took 1.9 times as long as in float32 (benchmarks/dense_extraction.py).
+    On CPUs that needs AMX, or AMD's AVX-512 (twice as fast as float32, measured on an EPYC). On a Xeon without usable
+    AMX a product took 1.9 times as long as in float32 (benchmarks/dense_extraction.py).
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -44,7 +44,7 @@ def computes_bfloat16_faster(device: torch.device) -> bool:
 
 
 def dtype_of(device: torch.device, precision: str) -> torch.dtype:
-    """What the networks compute in, by a name of PRECISIONS."""
+    """The data type in which the networks compute; `precision` is one of PRECISIONS."""
     if precision == "auto":
         precision = "bfloat16" if computes_bfloat16_faster(device) else "float32"
     return getattr(torch, precision)
@@ -53,7 +53,7 @@ def dtype_of(device: torch.device, precision: str) -> torch.dtype:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Context in which the networks compute in `precision`: one of PRECISIONS.
 
-    "auto" takes bfloat16 where the hardware computes it faster. Parameters stay in float32. "float32" on a GPU is not
+    "auto" takes bfloat16 if the hardware computes it faster. Parameters stay in float32. On a GPU "float32" is not
     rounded to TF32.
     """
     if dtype_of(device, precision) == torch.float32:
@@ -63,7 +63,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 @contextmanager
 def _exact_float32() -> Iterator[None]:
-    """Let a GPU convolve and multiply float32 as it is: by PyTorch's default it rounds to TF32 for convolutions."""
+    """Let a GPU convolve and multiply in full float32: PyTorch's default rounds to TF32 for convolutions."""
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = [backend.fp32_precision for backend in backends]
     try:
@@ -76,19 +76,19 @@ def _exact_float32() -> Iterator[None]:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Layout in which the device convolves fastest: channels_last where AVX-512 or matrix units do the work.
+    """Memory layout in which the device convolves fastest: channels_last if it has AVX-512 or matrix units.
 
-    Measured on a CPU without them (AVX2): training takes a quarter less time in the plain layout; on a Xeon with
-    AVX-512 alone a fifth more.
+    Measured: with AVX2 only, training takes a quarter less time in the contiguous layout; on a Xeon with AVX-512 but no
+    matrix units, a fifth more.
     """
     wide = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_f")
     return torch.channels_last if wide or computes_bfloat16_faster(device) else torch.contiguous_format
 
 
 def seed_of(*numbers: int | str) -> int:
-    """One seed made of several numbers and names.
+    """One seed derived from several numbers and names.
 
-    Each step of a training draws from its own, so that it goes on the same after a stop.
+    Each step of a training has its own seed, so that a resumed training draws the same random numbers.
     """
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

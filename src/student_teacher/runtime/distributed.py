@@ -1,7 +1,7 @@
 """Several processes that work as one, started by PyTorch's launcher: torchrun --nproc-per-node N SCRIPT ...
 
-Each process takes its share of the images, and what they find is merged: the results are those of one process. Without
-torchrun every function here gives what a single process needs, and nothing waits for anything.
+Each process takes its share of the images, and their results are merged: the outcome is that of one process. Without
+torchrun every function here does what a single process needs, without waiting.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from student_teacher.runtime import command_line
+from student_teacher.runtime import errors
 from student_teacher.runtime.errors import UserError
 
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine, from 0: also that of its GPU."""
+    """The number of this process among those of its machine, from 0; also the number of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if active() else 0
 
 
@@ -50,16 +50,16 @@ def is_first() -> bool:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call `main()` and exit as command_line.run does, as one of several processes where torchrun started it.
+    """Call `main()` and exit, as errors.run does; under torchrun as one of several processes.
 
-    The first process alone prints. Where several fail, the first to fail says why.
+    Only the first process prints. If several fail, the first to fail says why.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        command_line.run(main)
+        errors.run(main)
     try:
-        command_line.run(lambda: _as_one_of_several(main))
+        errors.run(lambda: _as_one_of_several(main))
     except SystemExit as ending:
-        # Not by way of the interpreter's own end: a thread of Gloo that comes to free a tensor then aborts the process.
+        # Not by the interpreter's normal exit: a thread of Gloo that frees a tensor then would abort the process.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -69,7 +69,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 def _as_one_of_several(main: Callable[[], int | None]) -> int | None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's, when another process has ended
     store, number, total = next(rendezvous("env://"))
-    # What lies on a GPU goes through NCCL, the rest through Gloo, without waiting for the GPU.
+    # Tensors on a GPU go through NCCL, the rest through Gloo, without waiting for the GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         with contextlib.ExitStack() as quiet:
@@ -80,7 +80,7 @@ def _as_one_of_several(main: Callable[[], int | None]) -> int | None:
             _collective(partial(dist.init_process_group, backend, store=store, rank=number, world_size=total))
             status = main()
     except (UserError, OSError, KeyboardInterrupt) as error:
-        for each in (signal.SIGINT, signal.SIGTERM):  # torchrun's, which would come before the line is out
+        for each in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them before our line is printed
             signal.signal(each, signal.SIG_IGN)
         if _said_already(store):
             sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
@@ -107,22 +107,22 @@ def _collective(operation: Callable, *arguments: Any) -> Any:
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """What of `items` this process takes: every n-th of them. May be empty."""
+    """The `items` that this process takes: every n-th, with n processes. May be empty."""
     return items[rank() :: processes()]
 
 
 def gathered(value: Item) -> list[Item]:
-    """The `value` of each process. They are pickled; tensors shall lie on the CPU."""
+    """The `value` of each process, in the order of their ranks. Values are pickled; tensors should be on the CPU."""
     if not active():
         return [value]
-    found: list[Any] = [None] * processes()
-    _collective(dist.all_gather_object, found, value)
-    return found
+    values: list[Any] = [None] * processes()
+    _collective(dist.all_gather_object, values, value)
+    return values
 
 
-def in_order(found: Sequence[Item]) -> list[Item]:
-    """What all processes found, each for the items of its `share`, in the order of the items."""
-    parts = gathered(found)
+def in_order(results: Sequence[Item]) -> list[Item]:
+    """The results of all processes, each for the items of its `share`, in the order of the items."""
+    parts = gathered(results)
     return [parts[place % len(parts)][place // len(parts)] for place in range(sum(map(len, parts)))]
 
 
@@ -139,7 +139,7 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
 
 
 def wait_for_all() -> None:
-    """Go on when all processes have come here."""
+    """Wait until all processes have called this."""
     any_of(False)
 
 
@@ -153,7 +153,7 @@ def all_reduce(values: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> 
 def rows_of_all(rows: Tensor) -> Tensor:
     """The rows (n,C) of all processes, which may have different n: (N,C), the same on each.
 
-    For losses between rows, which every process computes whole: the gradient goes back to this process's rows alone.
+    For losses between rows, which every process computes on all rows: the gradient flows to its own rows only.
     """
     return _RowsOfAll.apply(rows) if active() else rows
 
@@ -174,11 +174,10 @@ class _RowsOfAll(torch.autograd.Function):
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Make each gradient the sum of those of all processes.
+    """Replace each gradient by its sum over all processes, in one all-reduce.
 
-    In one all-reduce of all numbers, and not by DistributedDataParallel: that hooks into one forward and backward of a
-    module that is called, while our networks are run through FDFEAnomalyNet, and several backward passes, one for each
-    size of image, add up to the gradient of a step.
+    Not DistributedDataParallel: it expects one forward call of the module and one backward pass per step. Here networks
+    run through FDFEAnomalyNet, and a step adds up several backward passes, one for each image size.
     """
     if not active():
         return

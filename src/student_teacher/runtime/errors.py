@@ -1,4 +1,4 @@
-"""Errors that the user can mend, and the exit status of commands."""
+"""Errors that the user can fix, and the exit status of commands."""
 
 import os
 import sys
@@ -8,13 +8,13 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something that the user can mend; its text names the file or value and the way out."""
+    """Something that the user can fix; the text names the file or value and says what to do."""
 
 
 def run(main: Callable[[], int | None], resumes: bool = True) -> NoReturn:
-    """Call `main()` and exit: what the user can mend becomes one line and status 2, Ctrl-C one line and status 130.
+    """Call `main()` and exit. An error that the user can fix prints one line, status 2; Ctrl-C one line, status 130.
 
-    The former are a UserError, an OSError and want of memory. `resumes`: the same command goes on after a stop.
+    The former are UserError, OSError and running out of memory. `resumes`: the same command continues after a stop.
     """
     command = Path(sys.argv[0]).name
     try:
@@ -26,17 +26,17 @@ def run(main: Callable[[], int | None], resumes: bool = True) -> NoReturn:
         same = "the same command, without --restart," if "--restart" in sys.argv else "the same command"
         print(f"\n{command}: stopped{f'; {same} goes on where it stopped' if resumes else ''}", file=sys.stderr)
         status = 130
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+    except BrokenPipeError:  # the reader of the output has ended, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except OSError as error:  # a full disk, a folder that takes no files
+    except OSError as error:  # such as a full disk, or a folder that can't be written
         print(f"{command}: {error}", file=sys.stderr)
         status = 2
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         print(
-            f"{command}: memory ran out; a smaller --image-size or --batch-size, or a larger --stride, takes less",
+            f"{command}: out of memory; a smaller --image-size or --batch-size, or a larger --stride, needs less",
             file=sys.stderr,
         )
         status = 2
@@ -44,7 +44,7 @@ def run(main: Callable[[], int | None], resumes: bool = True) -> NoReturn:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether that is what an error says; PyTorch's come as RuntimeErrors."""
+    """Whether the error means out of memory; PyTorch raises RuntimeErrors for that."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("out of memory", "can't allocate memory")
     )

@@ -1,4 +1,4 @@
-"""Files that appear under their name whole or not at all."""
+"""Files that appear complete or not at all."""
 
 import os
 import tempfile
@@ -7,11 +7,11 @@ from pathlib import Path
 from student_teacher.runtime.errors import UserError
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file by way of a temporary one beside it; what lay there before stays until the new one is complete.
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a temporary file beside `path`, then rename it: an older file stays until the new one is complete.
 
-    Text is written as UTF-8, bytes of names that are no text as question marks. Raises UserError where that can't be
-    done.
+    Text is written as UTF-8; undecodable bytes of file names become question marks. Raises UserError if the file can't
+    be written.
     """
     if isinstance(content, str):
         content = content.encode(errors="replace")
@@ -22,7 +22,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
+            os.fsync(file.fileno())  # else a power cut could leave an empty file under the new name
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
@@ -33,7 +33,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it. Raises UserError where it can't be made or takes no files."""
+    """Make a folder and its parents. Raises UserError if it can't be made, or files can't be written into it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()

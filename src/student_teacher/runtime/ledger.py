@@ -7,7 +7,7 @@ from pathlib import Path
 
 from student_teacher.runtime import distributed
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import make_folder, write_whole
+from student_teacher.runtime.files import make_folder, write_atomically
 
 NAME = ".student_teacher.json"  # in the folder: what its results are of, and the files that were written
 
@@ -63,7 +63,7 @@ class Ledger:
 
     def _write(self, files):
         content = {"source": self._source, "files": sorted(files)}
-        write_whole(self._folder / NAME, json.dumps(content, indent=1) + "\n")
+        write_atomically(self._folder / NAME, json.dumps(content, indent=1) + "\n")
 
 
 def _short(source):

@@ -1,4 +1,4 @@
-"""Where the project lies, and its folders."""
+"""The project's folders."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -6,24 +6,24 @@ from pathlib import Path
 from student_teacher.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-PRETRAINED = "pretrained"  # the folder in model/ of the teachers that ship
+PRETRAINED = "pretrained"  # the folder in model/ with the teachers that ship with the project
 
 
 def category_name(text: str) -> str:
-    """A category as the user names it, without the slash that completion leaves. Raises UserError for a path."""
+    """The category's name, without the slash that shell completion adds. Raises UserError if it is a path."""
     name = text.rstrip("/")
     if not name or name.startswith((".", "-")) or "/" in name:
-        raise UserError(f"'{text}': wants a category's plain name, such as carpet")
+        raise UserError(f"'{text}': give a category's plain name, such as carpet")
     return name
 
 
 def add_folders(options: ArgumentParser, *folders: str) -> None:
-    """Add an option for each of the project's folders named, to take another in its place."""
+    """Add an option for each of the project's folders named, to use another folder instead."""
     for folder in folders:
         options.add_argument(
             f"--{folder}",
             type=Path,
             default=ROOT / folder,
             metavar="DIR",
-            help=f"in place of the project's folder {folder}/",
+            help=f"use this instead of the project's folder {folder}/",
         )

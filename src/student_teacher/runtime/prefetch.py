@@ -1,4 +1,4 @@
-"""Work done ahead by threads, so that loading never keeps the device waiting."""
+"""Work done ahead of time by threads, so that the device doesn't wait for loading."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,9 +10,9 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def prefetched(function: Callable[[Item], Result], items: Iterable[Item], finish: bool = False) -> Iterator[Result]:
-    """function(item) for each item, in order, a few computed ahead. An exception comes up at its item's turn.
+    """function(item) for each item, in order, a few computed ahead. An exception is raised at its item's turn.
 
-    Where reading stops early, those computed ahead are dropped, unless they are to `finish`.
+    If the caller stops early, pending calls are cancelled, or completed first with `finish`.
     """
     threads = cpu_count() or 1
     pool = ThreadPoolExecutor(threads)

@@ -1,4 +1,4 @@
-"""What a long job has done so far, so that it goes on after a stop."""
+"""A log of what a long job has done, so that it can continue after a stop."""
 
 import glob
 import json
@@ -7,19 +7,19 @@ from threading import Lock
 from typing import Any
 
 from student_teacher.runtime import distributed
-from student_teacher.runtime.files import write_whole
+from student_teacher.runtime.files import write_atomically
 
 
-class Progress:
-    """Named numbers, texts or lists of them, kept in a file from one run to the next until `finish`.
+class ResumeLog:
+    """Named results (numbers, texts or lists of them), kept in a file from one run to the next until `finish`.
 
-    `key` says what they hang on: with another key than the file's, the job starts anew. Of several processes each has a
-    file of its own beside `path`, and reads those of all.
+    `key` describes what the results depend on: if the file has another key, its results are dropped. Each of several
+    processes writes its own file beside `path` and reads all of them.
     """
 
     def __init__(self, path: Path, key: str):
         self._path = path
-        self._found: dict[str, Any] = {}
+        self._entries: dict[str, Any] = {}
         for file in self._files():
             lines = file.read_text().splitlines()
             for line in lines[1:] if lines[:1] == [json.dumps(key)] else []:
@@ -27,33 +27,33 @@ class Progress:
                     name, value = json.loads(line)
                 except ValueError:  # the stop came while it was being written
                     continue
-                self._found[name] = value
-        distributed.wait_for_all()  # until they have read, too
+                self._entries[name] = value
+        distributed.wait_for_all()  # until the others have read the files too
         if distributed.is_first():
-            entries = [json.dumps(key), *map(json.dumps, self._found.items())]
-            write_whole(path, "\n".join(entries) + "\n")
-            # Else those of another key would be taken for the truth again when that key comes back.
+            entries = [json.dumps(key), *map(json.dumps, self._entries.items())]
+            write_atomically(path, "\n".join(entries) + "\n")
+            # Else old results of another key would be used when that key comes back.
             for file in set(self._files()) - {path}:
                 file.unlink()
         distributed.wait_for_all()
         if not distributed.is_first():
             path = path.with_name(f"{path.name}.{distributed.rank()}")
-            write_whole(path, json.dumps(key) + "\n")
+            write_atomically(path, json.dumps(key) + "\n")
         self._file = path.open("a")
         self._lock = Lock()
 
     def get(self, name: str) -> Any:
-        """What was put under this name, None if nothing was."""
-        return self._found.get(name)
+        """The result under this name, None if there is none."""
+        return self._entries.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        """Keep it; threads may do so at once."""
+        """Keep a result. Safe to call from several threads."""
         with self._lock:
             self._file.write(json.dumps([name, value]) + "\n")
             self._file.flush()
 
     def finish(self) -> None:
-        """The job is done, in all processes: the next one starts anew."""
+        """Remove the files: the job is done in all processes."""
         self._file.close()
         if distributed.is_first():
             for file in self._files():

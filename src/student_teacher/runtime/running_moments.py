@@ -1,4 +1,4 @@
-"""Mean and deviation of more numbers than fit in memory, in one numerically sound pass."""
+"""Mean and standard deviation of more numbers than fit in memory, in one numerically stable pass."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch import Tensor
 from student_teacher.runtime import distributed
 
 
-class Moments:
+class RunningMoments:
     """Running mean and variance per channel, in float64.
 
-    Batches are merged by the update of Chan, Golub and LeVeque (1979): no difference of large sums, so that
-    descriptors with a large mean and a small deviation lose no digits.
+    Batches are merged by the update of Chan, Golub and LeVeque (1979). It has no difference of large sums, so that a
+    large mean with a small standard deviation causes no cancellation.
     """
 
     def __init__(self):
@@ -19,13 +19,13 @@ class Moments:
         self._squares: Tensor | float = 0.0
 
     def update(self, values: Tensor) -> None:
-        """Take in `values` (N,C): N observations of C channels."""
+        """Add `values` (N,C): N observations of C channels."""
         values = values.detach().double()
         mean = values.mean(0)
         self.merge(len(values), mean, (values - mean).square().sum(0))
 
     def merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
-        """Take in `count` observations of the given mean and sum of squared differences from it."""
+        """Add `count` observations, given their mean and their sum of squared differences from it."""
         total = self.count + count
         difference = mean - self.mean
         self._squares = self._squares + squares + difference.square() * (self.count * count / total)
@@ -33,7 +33,7 @@ class Moments:
         self.count = total
 
     def gather(self) -> None:
-        """Take in what the other processes have taken in; of several, mean and deviation lie on the CPU then."""
+        """Add the other processes' observations. With several processes, mean and std are on the CPU afterwards."""
         if not distributed.active():
             return
         parts = distributed.gathered([torch.as_tensor(value).cpu() for value in (self.count, self.mean, self._squares)])
@@ -43,12 +43,12 @@ class Moments:
                 self.merge(count.item(), mean, squares)
 
     @property
-    def deviation(self) -> Tensor:
-        """Standard deviation per channel (C,), float64; 1 where a channel never varies, as there is nothing to scale.
+    def std(self) -> Tensor:
+        """Standard deviation per channel (C,), float64; 1 for a constant channel.
 
-        Raises ValueError before any observation.
+        Raises ValueError if there are no observations.
         """
         if self.count == 0:
-            raise ValueError("no observation yet")
-        deviation = (self._squares / self.count).sqrt()
-        return torch.where(deviation > 1e-12 * (1 + self.mean.abs()), deviation, torch.ones_like(deviation))
+            raise ValueError("no observations yet")
+        std = (self._squares / self.count).sqrt()
+        return torch.where(std > 1e-12 * (1 + self.mean.abs()), std, torch.ones_like(std))

@@ -7,21 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Components of whole maps that are kept: half as many as images, from 150 to 320. More don't predict better.
+# Number of components of whole maps to keep: half the number of images, within these limits. More don't predict better.
 FEWEST_COMPONENTS, MOST_COMPONENTS = 150, 320
-PENALTY = 0.05  # of ridge regression, beside the mean squared norm of a map
-FOLDS = 5  # to see what is lost by not keeping all
+PENALTY = 0.05  # of ridge regression, times the mean squared norm of a map
+FOLDS = 5  # to estimate the loss from dropping components
 
 
 class GlobalStudent(nn.Module):
     """Predicts the teacher's map of a new image as a linear combination of its maps of good images.
 
-    A linear autoencoder of whole maps, in the place of the convolutional one of EfficientAD (Batzner et al., WACV
-    2024), fitted in closed form: ridge regression on the maps of good images. It knows what goes with what, and where.
+    A linear autoencoder of whole maps, fitted in closed form by ridge regression on the maps of good images; it takes
+    the place of the convolutional autoencoder of EfficientAD (Batzner et al., WACV 2024). It learns which features
+    occur together, and at which places.
 
-    For maps of K components of the descriptor: `mean` (K,h,w) and `basis` (R,K h w), bytes with one scale a row. The
-    prediction is mean + basis' basis (map - mean): the basis holds the root of the ridge's shrinkage. `explained` is
-    the share of the maps' variance that it predicts, 0 to 1, each good image left out of the fit in its turn.
+    For maps with K channels: `mean` (K,h,w), and `basis` (R,K h w) as int8 with one of the `scales` (R,) per row. The
+    prediction is mean + basis' basis (map - mean): the basis includes the root of the ridge's shrinkage. `explained` is
+    the fraction of the maps' variance that is predicted, 0 to 1, each good image left out of the fit in turn.
     """
 
     def __init__(self, mean: Tensor, basis: Tensor, scales: Tensor, explained: float):
@@ -32,7 +33,7 @@ class GlobalStudent(nn.Module):
         self.register_buffer("basis", basis.float() * scales[:, None], persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Squared error of the prediction at each place: maps (N,K,h,w) -> (N,h,w)."""
+        """Squared error of the prediction at each place, summed over channels: maps (N,K,h,w) -> (N,h,w)."""
         centred = (maps.float() - self.mean).flatten(1)
         error = centred - F.linear(centred.to(self.basis.dtype), self.basis) @ self.basis
         return error.square_().view(-1, *self.mean.shape).sum(1)
@@ -42,14 +43,14 @@ class GlobalStudent(nn.Module):
     def fit(cls, maps: Tensor, groups: Sequence[Sequence[int]] | None = None) -> tuple[Self, Tensor]:
         """Fit to the maps (n,K,h,w) of n good images, n >= 2; any floating-point type, computed in float32.
 
-        Returns the student and each image's squared errors (n,h,w) when its group of `groups`, else it alone, is left
-        out of the fit: see `left_out_weights`.
+        Also returns each image's squared errors (n,h,w) with its group of `groups` left out of the fit (without
+        `groups`, with the image alone left out): see `left_out_weights`.
         """
         mean = torch.stack([channel.float().mean(0) for channel in maps.unbind(1)])
         # A channel at a time: the maps of all images in float32 would take gigabytes at once.
         channels = [
-            (channel.float() - usual).flatten(1).to(maps.dtype)
-            for channel, usual in zip(maps.unbind(1), mean, strict=True)
+            (channel.float() - channel_mean).flatten(1).to(maps.dtype)
+            for channel, channel_mean in zip(maps.unbind(1), mean, strict=True)
         ]
         gram = sum(channel.float() @ channel.float().T for channel in channels).double()
         penalty = PENALTY * gram.diagonal().mean() + 1e-12
@@ -67,16 +68,16 @@ class GlobalStudent(nn.Module):
         ), errors
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Keep the basis in this type: autocast would convert it for each image, longer than the product takes."""
+        """Keep the basis in this type: autocast would convert it for each image, which is slower than the product."""
         self.basis = self.basis.to(dtype)
 
     @property
     def codes(self) -> Tensor:
-        """The basis in bytes, int8 (R,K h w), without its scales."""
+        """The basis as int8 (R,K h w), without its scales."""
         return (self.basis.float() / self.scales[:, None]).round().to(torch.int8)
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """What `of_checkpoint` rebuilds it from."""
+        """The student as tensors and numbers, for `of_checkpoint`."""
         return {
             "mean": self.mean.half().cpu(),
             "basis": self.codes.cpu(),
@@ -86,17 +87,17 @@ class GlobalStudent(nn.Module):
 
     @classmethod
     def of_checkpoint(cls, content: dict[str, Any]) -> Self:
-        """The GlobalStudent whose `to_checkpoint` that was."""
+        """The inverse of `to_checkpoint`."""
         return cls(content["mean"].float(), content["basis"], content["scales"], content["explained"])
 
 
 def left_out_weights(gram: Tensor, penalty: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """Weights (n,n) that make of n centred maps the residual of each from a fit without its group.
+    """Weights (n,n): times the n centred maps they give each map's residual from a fit without its group.
 
-    `gram` (n,n) holds the products of the centred maps. The fit is a mean and a ridge regression to the others alone;
-    exact, in closed form: for a group B the residuals are inverse(Q_BB) (Q maps)_B, where Q is the inverse of the
-    penalised Gram matrix with the mean taken out (Allen 1974, PRESS, for one; Dubrule 1983, Cross Validation of
-    Kriging, for groups and with a mean).
+    `gram` (n,n) holds the inner products of the centred maps. The fit is a mean and a ridge regression on the other
+    images. This is exact, in closed form: for a group B the residuals are inverse(Q_BB) (Q maps)_B, where Q is the
+    inverse of the penalised Gram matrix with the mean taken out (Allen 1974, PRESS, for single images; Dubrule 1983,
+    Cross Validation of Kriging, for groups and with a mean).
     """
     number = len(gram)
     inverse = torch.linalg.inv(gram + penalty * torch.eye(number, dtype=gram.dtype, device=gram.device))
@@ -109,21 +110,21 @@ def left_out_weights(gram: Tensor, penalty: Tensor, groups: Sequence[Sequence[in
 
 
 def leading(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues (R,) and their vectors (n,R), as many as are kept; none that is nearly 0."""
+    """The eigenvalues (R,) and eigenvectors (n,R) to keep: the largest ones, without those that are nearly 0."""
     values, vectors = (found.flip(-1) for found in torch.linalg.eigh(gram))
     kept = max(1, min(components_of(len(gram)), int((values > 1e-6 * values[0]).sum())))
     return values[:kept], vectors[:, :kept]
 
 
 def components_of(number: int) -> int:
-    """How many components are kept, at most, of this number of images."""
+    """The largest number of components to keep for this number of images."""
     return min(MOST_COMPONENTS, max(FEWEST_COMPONENTS, number // 2))
 
 
 def lost_by_truncation(gram: Tensor, penalty: Tensor) -> float:
-    """By what factor the components that are kept raise the squared error on images left out, 1 where all are kept.
+    """The factor by which dropping components raises the squared error on left-out images; 1 if all are kept.
 
-    From FOLDS fits each, which the Gram matrix (n,n) of the centred maps is enough for.
+    Estimated by cross-validation in FOLDS folds, from the Gram matrix (n,n) of the centred maps alone.
     """
     number = len(gram)
     kept = components_of(number)

@@ -1,4 +1,4 @@
-"""A student that sees the surroundings of a place, and learns."""
+"""A convolutional student that sees only the surroundings of each place."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 STRIDE = 16  # pixels between places, at least
-REDUCED, WIDTH = 24, 128  # channels of the surroundings, and of the hidden layers
-REACH, HOLE = 3, 1  # places to each side that are seen, and that are not
+REDUCED, WIDTH = 24, 128  # channels of the input after reduction, and of the hidden layers
+REACH, HOLE = 3, 1  # places to each side that are seen, and the inner ones that are not
 LEAKY_SLOPE = 0.05
 
 
 class Neighbourhood(NamedTuple):
-    """Levels that a local student predicts together, averaged down to one stride."""
+    """Levels that a local student predicts together, average-pooled to one stride."""
 
     stride: int
     levels: tuple[int, ...]
-    factors: tuple[int, ...]  # by which each is averaged down
-    global_levels: tuple[int, ...]  # of the global students whose errors it expects
+    factors: tuple[int, ...]  # pooling factor of each level
+    global_levels: tuple[int, ...]  # levels whose global students' errors it predicts too
 
     def of(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """The teacher's maps (N,K,h,w) of all levels -> those of its levels, stacked, and the channels of each."""
+        """The teacher's maps of all levels, (N,K,h,w) each -> its levels stacked, (N,sum K,h,w), and K of each."""
         parts = [
             F.avg_pool2d(maps[level], factor) if factor > 1 else maps[level]
             for level, factor in zip(self.levels, self.factors, strict=True)
@@ -32,7 +32,7 @@ class Neighbourhood(NamedTuple):
 
 
 def neighbourhoods(strides: Sequence[int]) -> list[Neighbourhood]:
-    """Which levels of these strides are predicted together: all but the first, by their stride, STRIDE at least."""
+    """Groups levels with these strides by stride, at least STRIDE. Local students predict all levels but the first."""
     found = []
     for stride in sorted({max(STRIDE, stride) for stride in strides[1:]}):
         there = tuple(level for level in range(len(strides)) if max(STRIDE, strides[level]) == stride)
@@ -42,23 +42,23 @@ def neighbourhoods(strides: Sequence[int]) -> list[Neighbourhood]:
 
 
 class LocalErrors(NamedTuple):
-    """What a local student says of the teacher's maps, for each of its levels: (N,h,w)."""
+    """A local student's errors on the teacher's maps."""
 
-    squared: list[Tensor]  # errors of its predictions
-    expected: Tensor  # (N,E,h,w): logarithms of the errors to expect, of global students and then of itself
+    squared: list[Tensor]  # squared errors of its predictions, (N,h,w) per level
+    expected: Tensor  # (N,E,h,w): expected log errors, of the global students and then of its own levels
 
 
 class LocalStudent(nn.Module):
-    """Predicts the teacher's descriptor of a place from those of its surroundings, and how well students will do there.
+    """Predicts the teacher's descriptor at a place from its surroundings, and how large the students' errors will be.
 
-    It sees 7 x 7 places without the inner 3 x 3: what stands at a place must follow from what stands around it. Unlike
-    a global student it doesn't ask where in the image that is: for parts that lie anyhow, and for textures.
+    It sees 7 x 7 places without the inner 3 x 3, so that it can't copy what it predicts. Unlike a global student it
+    doesn't depend on the position in the image: it suits textures, and parts whose position varies.
 
-    From the same surroundings it tells how large errors are to be expected, with nothing wrong: the logarithm of the
-    distance to the teacher, of `global_levels` global students and of itself at each of its levels. At the edge of a
-    part that lies anyhow a global student errs much on good images, too; where all parts are alike it doesn't.
+    From the same surroundings it predicts which errors to expect without a defect: the logarithm of the distance to the
+    teacher, for `global_levels` global students and for each of its own levels. At the edge of a part whose position
+    varies, a global student's errors are large on good images too; where all parts look the same they are not.
 
-    Maps (N,K,h,w), `channels` a level, give (N,K+E,h,w).
+    Maps (N,K,h,w), K the sum of the levels' `channels`, -> (N,K+E,h,w): descriptors, then E expected log errors.
     """
 
     def __init__(self, channels: Sequence[int], global_levels: int, layers: nn.Sequential | None = None):
@@ -79,13 +79,13 @@ class LocalStudent(nn.Module):
         return self.layers(F.pad(maps, (REACH, REACH, REACH, REACH), mode="reflect"))
 
     def errors(self, maps: Tensor) -> LocalErrors:
-        """Its errors on stacked maps (N,K,h,w), and those to expect."""
+        """Actual and expected errors on stacked maps (N,K,h,w)."""
         return self._errors(self(maps), maps)
 
     def loss(self, crops: Tensor, log_errors: Tensor) -> Tensor:
-        """What training minimises on crops (N,K,h+6,w+6): mean squared errors of descriptors and expectations.
+        """The training loss on crops (N,K,h+6,w+6): mean squared error of descriptors, and of expected log errors.
 
-        `log_errors` (N,G,h,w) are those of the global students; its own are those of this very prediction.
+        `log_errors` (N,G,h,w) are the global students' errors; the student's own are computed from this prediction.
         """
         target = crops[:, :, REACH:-REACH, REACH:-REACH]
         predicted = self.layers(crops)
@@ -100,12 +100,12 @@ class LocalStudent(nn.Module):
 
     @torch.no_grad()
     def expect(self, log_errors: Tensor) -> None:
-        """Start from these mean expectations (E,)."""
+        """Initialise the expected errors with these means (E,)."""
         self.layers[-1].bias[sum(self.channels) :] = log_errors
 
     @torch.no_grad()
     def folded(self) -> Self:
-        """The same, as it predicts in evaluation mode, of plain convolutions."""
+        """The same network in evaluation mode, as plain convolutions without batch normalisation."""
         reduce, ring, norm, *others = self.eval().layers
         plain = nn.Conv2d(ring.in_channels, ring.out_channels, ring.kernel_size, device=ring.weight.device)
         plain.weight.copy_(ring.weight * ring.seen)
@@ -114,25 +114,25 @@ class LocalStudent(nn.Module):
         return type(self)(self.channels, self.global_levels, layers).eval()
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """What `of_checkpoint` rebuilds a folded one from."""
+        """A folded student as tensors and numbers, for `of_checkpoint`."""
         net = {name: value.cpu() for name, value in self.state_dict().items()}
         return {"channels": self.channels, "global_levels": self.global_levels, "net": net}
 
     @classmethod
     def of_checkpoint(cls, content: dict[str, Any]) -> Self:
-        """The LocalStudent whose `to_checkpoint` that was."""
-        found = cls(content["channels"], content["global_levels"]).folded()
-        found.load_state_dict(content["net"])
-        return found
+        """The inverse of `to_checkpoint`."""
+        student = cls(content["channels"], content["global_levels"]).folded()
+        student.load_state_dict(content["net"])
+        return student
 
 
 def log_distance(distances: Tensor) -> Tensor:
-    """The logarithm of distances from 0 on, at least 1e-3."""
+    """The natural logarithm of distances in [0, inf), clamped to 1e-3 from below."""
     return distances.clamp_min(1e-3).log()
 
 
 class _Ring(nn.Conv2d):
-    """A convolution that doesn't see the inner HOLE places to each side."""
+    """A convolution with a hole: it doesn't see the centre and HOLE places to each side of it."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)

@@ -1,1 +1,1 @@
-"""What predicts the teacher."""
+"""Students of a frozen backbone: they predict the teacher's descriptors."""

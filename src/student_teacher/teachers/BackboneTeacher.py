@@ -1,4 +1,4 @@
-"""A frozen backbone as the teacher: what it says of an image at several depths."""
+"""A frozen backbone as the teacher: descriptors of an image at several depths."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -8,21 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student_teacher.images import preprocessing
-from student_teacher.runtime.running_moments import Moments
+from student_teacher.runtime.running_moments import RunningMoments
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.backbones import MULTIPLE, Backbone, averaged
 
 VARIANCE_KEPT = 0.99  # of a level's normalised features, by their principal components
-FINEST_STRIDE = 8  # pixels between places: finer levels are averaged down to it
+FINEST_STRIDE = 8  # pixels between places: finer levels are average-pooled to it
 
 
 class BackboneTeacher(nn.Module):
-    """uint8 images (N,3,H,W) of `size` -> a map of descriptors a level, (N,K,ceil(H/stride),ceil(W/stride)).
+    """uint8 images (N,3,H,W) of `size` -> a map of descriptors per level, (N,K,ceil(H/stride),ceil(W/stride)).
 
-    A level's features are averaged over 3 x 3 places, normalised per channel by mean and deviation on good images, and
-    projected on the principal components that hold VARIANCE_KEPT of what is left. All of that is linear: `weights`
-    (K,C) and `biases` (K,) of each level hold it. `strides` are those of the maps. `size` (height and width) is of
-    multiples of 32.
+    A level's features are averaged over 3 x 3 places, normalised per channel with mean and std of good images, and
+    projected on the principal components that explain VARIANCE_KEPT of the variance. Normalisation and projection
+    together are linear: `weights` (K,C) and `biases` (K,) of each level. `strides` are those of the maps. Height and
+    width of `size` are multiples of 32.
     """
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], weights: list[Tensor], biases: list[Tensor]):
@@ -45,10 +45,10 @@ class BackboneTeacher(nn.Module):
         return found
 
     @classmethod
-    @torch.no_grad()  # parameters made in inference mode could not be moved
+    @torch.no_grad()  # parameters created in inference mode can't be moved to another device
     def fit(cls, backbone: Backbone, size: tuple[int, int], images: Iterable[Tensor]) -> Self:
-        """Take the principal components from good images, uint8 (N,3,H,W) each, on the backbone's device."""
-        moments = [Moments() for _ in backbone.channels]
+        """Compute the principal components from batches of good images, uint8 (N,3,H,W), on the backbone's device."""
+        moments = [RunningMoments() for _ in backbone.channels]
         products = [0.0 for _ in backbone.channels]
         for batch in images:
             for level, features in enumerate(backbone.levels(preprocessing.normalise(batch))):
@@ -60,7 +60,10 @@ class BackboneTeacher(nn.Module):
         return cls(backbone, size, list(weights), list(biases)).to(weights[0].device)
 
     def to_checkpoint(self, backbone: str) -> dict[str, Any]:
-        """What `of_checkpoint` rebuilds it from, but for a ResNet18's weights. `backbone`: its name."""
+        """The teacher as tensors and numbers, for `of_checkpoint`. `backbone` is the backbone's name.
+
+        Of the backbones only a ResNet18's weights are included.
+        """
         return {
             "backbone": backbone,
             "size": list(self.size),
@@ -70,26 +73,26 @@ class BackboneTeacher(nn.Module):
 
     @classmethod
     def of_checkpoint(cls, content: dict[str, Any]) -> Self:
-        """The BackboneTeacher whose `to_checkpoint` that was."""
+        """The inverse of `to_checkpoint`."""
         backbone = backbone_weights.backbone(content["backbone"], "imagenet", content["net"])
         projections = content["projections"]
         return cls(backbone, content["size"], *([p[name] for p in projections] for name in ("weight", "bias")))
 
 
 def shrunk(features: Tensor, stride: int) -> Tensor:
-    """Features of `stride` averaged down to FINEST_STRIDE, where they are finer."""
+    """Features at this `stride`, average-pooled to FINEST_STRIDE if they are finer."""
     return F.avg_pool2d(features, FINEST_STRIDE // stride) if stride < FINEST_STRIDE else features
 
 
 def seen_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The nearest height and width that a backbone takes: multiples of 32, four of them at least."""
+    """The nearest height and width that a backbone accepts: multiples of 32, at least 128."""
     height, width = (max(4, round(length / MULTIPLE)) * MULTIPLE for length in size)
     return height, width
 
 
 def _components(moments, products):
     """Weights (K,C) and biases (K,) that normalise features and project them on their principal components."""
-    std, count = moments.deviation, moments.count
+    std, count = moments.std, moments.count
     covariance = (products - count * moments.mean[:, None] * moments.mean) / count / std / std[:, None]
     values, vectors = (found.flip(-1) for found in torch.linalg.eigh(covariance))
     kept = int((values.cumsum(0) < VARIANCE_KEPT * values.sum()).sum()) + 1

@@ -1,15 +1,15 @@
-"""EfficientNet-Lite0 (Tan and Le, ICML 2019; a variant without squeeze-and-excitation), to its fifteenth block."""
+"""EfficientNet-Lite0 (Tan and Le, ICML 2019; the variant without squeeze-and-excitation), up to its fifteenth block."""
 
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MEAN, STD = 127.0, 128.0  # of grey values 0..255: what the published weights were trained with
+MEAN, STD = 127.0, 128.0  # of pixel values 0..255: the normalisation of the published weights
 
 
 class Stage(NamedTuple):
-    """`blocks` inverted bottlenecks in a row; the first of them has the stride."""
+    """`blocks` inverted bottlenecks in a row; only the first one has the stride."""
 
     blocks: int
     kernel: int
@@ -30,7 +30,7 @@ STAGES = (
 
 
 class Convolution(nn.Conv2d):
-    """A convolution padded as TensorFlow's "SAME" pads images of even size: a stride of 2 adds more below and right."""
+    """A convolution padded like TensorFlow's "SAME" on even sizes: with stride 2, more below and to the right."""
 
     def __init__(self, channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1):
         before = (kernel - stride) // 2
@@ -45,7 +45,7 @@ class Convolution(nn.Conv2d):
 
 
 class InvertedBottleneck(nn.Module):
-    """1 x 1 convolution to more channels, a depthwise one, 1 x 1 back; the input is added where the shapes agree."""
+    """1 x 1 convolution to more channels, depthwise one, 1 x 1 back; the input is added if the shapes agree."""
 
     def __init__(self, channels_in: int, stage: Stage, stride: int):
         super().__init__()
@@ -60,9 +60,9 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The stem and the blocks that come before the last stage, batch normalisation folded into the convolutions.
+    """The stem and the blocks before the last stage, with batch normalisation folded into the convolutions.
 
-    (N,3,H,W), grey values normalised by MEAN and STD, H and W multiples of 32 -> the features behind the last block of
+    (N,3,H,W), pixel values normalised by MEAN and STD, H and W multiples of 32 -> the features after the last block of
     each stage from the second on: (N,24,H/4,W/4), (N,40,H/8,W/8), (N,80,H/16,W/16), (N,112,H/16,W/16) and
     (N,192,H/32,W/32).
     """

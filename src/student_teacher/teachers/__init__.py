@@ -1,1 +1,1 @@
-"""Frozen backbones and what they say of images."""
+"""Frozen backbones as teachers, and their weights."""

@@ -1,4 +1,4 @@
-"""Where the backbones' weights come from."""
+"""The backbones' weights: options, loading, packing."""
 
 import pickle
 from argparse import ArgumentParser, Namespace
@@ -27,16 +27,16 @@ def add_option(options: ArgumentParser) -> None:
         "--backbone-weights",
         default="imagenet",
         metavar="SOURCE",
-        help="imagenet (through torchvision, which downloads them once: best), random (needs nothing, tells defects "
-        "apart less well), or a file with a torchvision resnet18 state dict; where stage 1 has adapted the "
-        "backbone, later stages take that instead (default imagenet)",
+        help="imagenet (best; torchvision downloads them once), random (needs no download, but finds fewer defects), "
+        "or a file with a torchvision resnet18 state dict; if stage 1 has adapted the backbone, later stages take "
+        "that instead (default imagenet)",
     )
 
 
 def load(source: str) -> dict[str, Tensor] | None:
-    """A torchvision resnet18 state dict: for "imagenet" torchvision's, None for "random", else the file's.
+    """A torchvision resnet18 state dict: torchvision's for "imagenet", None for "random", else that of the file.
 
-    Raises UserError, with the ways out, where the weights can't be had.
+    Raises UserError, with the alternatives, if the weights are not available.
     """
     if source == "random":
         return None
@@ -45,9 +45,9 @@ def load(source: str) -> dict[str, Tensor] | None:
             return ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError, HTTPException, pickle.UnpicklingError) as error:
             raise UserError(
-                f"ImageNet's weights can't be had ({getattr(error, 'reason', error)}): give a torchvision resnet18 "
-                "state dict by --backbone-weights FILE, or take --backbone-weights random or --backbone "
-                "efficientnet_lite0, whose weights ship"
+                f"ImageNet's weights are not available ({getattr(error, 'reason', error)}): give a torchvision "
+                "resnet18 state dict with --backbone-weights FILE, or take --backbone-weights random or --backbone "
+                "efficientnet_lite0, which needs no download"
             ) from error
     path = Path(source)
     try:
@@ -56,12 +56,12 @@ def load(source: str) -> dict[str, Tensor] | None:
     except OSError as error:
         raise UserError(f"--backbone-weights {source}: {error.strerror}; give imagenet, random or a file") from error
     except checkpoints.BROKEN:
-        raise UserError(f"--backbone-weights {source} is no state dict of torchvision's resnet18") from None
+        raise UserError(f"--backbone-weights {source} is not a state dict of torchvision's resnet18") from None
     return state
 
 
 def name(source: str) -> str:
-    """What models are told apart by: a file's weights are what is in it, wherever it lies."""
+    """The source as models store it in their settings: a file by a digest of its weights, not by its path."""
     state = None if source in NAMED else load(source)
     return source if state is None else checkpoints.fingerprint(state)
 
@@ -72,37 +72,37 @@ def add_options(options: ArgumentParser, default: str) -> None:
         "--backbone",
         choices=BACKBONES,
         default=default,
-        help="efficientnet_lite0, with ImageNet's weights, which ship with the project, or torchvision's resnet18, "
-        f"adapted to the category where stage 1 did that (default {default})",
+        help="efficientnet_lite0, whose ImageNet weights ship with the project, or torchvision's resnet18, adapted to "
+        f"the category if stage 1 was run (default {default})",
     )
     add_option(options)
 
 
 def backbone(name: str, source: str, adapted: dict[str, Tensor] | None = None) -> Backbone:
-    """The backbone `name` of BACKBONES, not to be trained any more.
+    """The backbone `name`, one of BACKBONES, in evaluation mode and without gradients.
 
-    ResNet18 has the weights `adapted` (of AnomalyResnet18), else those of `source`, as `load` takes it.
-    Raises UserError where weights can't be had.
+    ResNet18 gets the weights `adapted` (of AnomalyResnet18) if given, else those of `source`, as for `load`. Raises
+    UserError if the weights are not available.
     """
     if name == "efficientnet_lite0":
         if source != "imagenet":
-            raise UserError(f"--backbone-weights {source}: efficientnet_lite0 has ImageNet's weights alone")
+            raise UserError(f"--backbone-weights {source}: efficientnet_lite0 has ImageNet's weights only")
         net = EfficientNetLite0()
         state = checkpoints.load(EFFICIENTNET_LITE0, "backbone weights")["net"]
         net.load_state_dict({name: unpacked(value) for name, value in state.items()})
-        found = Lite0(net)
+        model = Lite0(net)
     else:
         net = AnomalyResnet18()
         if adapted is not None:
             net.load_state_dict(adapted)
         elif (state := load(source)) is not None:
             net.load_torchvision(state)
-        found = Resnet18(net)
-    return found.eval().requires_grad_(False)
+        model = Resnet18(net)
+    return model.eval().requires_grad_(False)
 
 
 def adapted_backbone(args: Namespace) -> dict[str, Tensor] | None:
-    """The weights that stage 1 made for the category, None where it made none or another backbone is wanted."""
+    """The weights that stage 1 made for the category; None if there are none, or --backbone names another backbone."""
     path = args.model / args.category / "resnet18.pt"
     if args.backbone != "resnet18" or not path.exists():
         return None
@@ -110,7 +110,7 @@ def adapted_backbone(args: Namespace) -> dict[str, Tensor] | None:
 
 
 def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
-    """Which backbone it is, and whose weights."""
+    """The name of the backbone and its weights, for settings and messages."""
     if adapted is not None:
         return f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}"
     if args.backbone != "resnet18":
@@ -119,11 +119,11 @@ def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
 
 
 def packed(values: Tensor) -> Tensor:
-    """float32 of any shape, rounded to the upper 24 bits: uint8 (...,3). `unpacked` gives them back, to 2e-5."""
+    """float32 of any shape, rounded to its upper 24 bits: uint8 (...,3). `unpacked` restores it, to a relative 2e-5."""
     bits = values.contiguous().view(torch.int32) + 128
     return bits.view(torch.uint8).view(*values.shape, 4)[..., 1:].clone()
 
 
 def unpacked(values: Tensor) -> Tensor:
-    """What `packed` packed: uint8 (...,3) -> float32 (...)."""
+    """The inverse of `packed`: uint8 (...,3) -> float32 (...)."""
     return F.pad(values, (1, 0)).view(torch.float32)[..., 0]

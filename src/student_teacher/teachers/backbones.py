@@ -1,7 +1,7 @@
-"""The backbones that teach: pictures in, features out.
+"""Pretrained backbones: images in, features out.
 
-A backbone gives its features at several depths, the *levels*, for students and for the dense distillation of a patch
-teacher, and pooled features of a patch for the paper's distillation.
+A backbone returns features at several depths, the *levels*, for students and for the dense distillation of a patch
+teacher; and one pooled vector of features per patch, for the paper's distillation.
 """
 
 import torch
@@ -14,14 +14,14 @@ from student_teacher.teachers.EfficientNetLite0 import MEAN, STD, EfficientNetLi
 
 BACKBONES = ("efficientnet_lite0", "resnet18")  # the first is the default
 STRIDE = 8  # pixels between neighbouring dense features
-MULTIPLE = 32  # heights and widths of pictures are multiples of it
+MULTIPLE = 32  # heights and widths of images must be multiples of this
 
 
 class Backbone(nn.Module):
-    """What all backbones share. Pictures (N,3,H,W) come as preprocessing.normalise gives them.
+    """Base class of the backbones. Inputs (N,3,H,W) are normalised by preprocessing.normalise.
 
-    Subclasses give `levels`, their `strides` and `channels`, and say where on the picture features stand: `first_fine`
-    and `first_coarse` are row and column of the pixel under the first feature of stride 8 and of stride 16.
+    Subclasses define `levels`, their `strides` and `channels`, and the position of features in the image: `first_fine`
+    and `first_coarse` are row and column of the pixel at the first feature with stride 8 and with stride 16.
     """
 
     strides: tuple[int, ...]
@@ -30,16 +30,16 @@ class Backbone(nn.Module):
     first_coarse: int
 
     def levels(self, pictures: Tensor) -> list[Tensor]:
-        """Features at each depth: (N,3,H,W) -> a list of (N,C,ceil(H/stride),ceil(W/stride))."""
+        """Features at each depth: (N,3,H,W) -> one (N,C,ceil(H/stride),ceil(W/stride)) per level."""
         raise NotImplementedError
 
     def pooled(self, pictures: Tensor) -> Tensor:
-        """One vector of features a picture, the means of all levels: (N,3,H,W) -> (N,F)."""
+        """One vector of features per image, the means of all levels: (N,3,H,W) -> (N,F)."""
         return torch.cat([features.mean((2, 3)) for features in self.levels(pictures)], 1)
 
     @torch.no_grad()
     def of_patches(self, patches: Tensor, size: int) -> Tensor:
-        """Features (N,F) of patches (N,3,p,p), seen at `size` x `size` pixels."""
+        """Features (N,F) of patches (N,3,p,p), resized to `size` x `size` pixels."""
         if patches.shape[-1] != size:
             patches = F.interpolate(patches, (size, size), mode="bilinear", antialias=True)
         return self.pooled(patches)
@@ -48,8 +48,8 @@ class Backbone(nn.Module):
     def dense(self, pictures: Tensor) -> Tensor:
         """Features of every place, float32: (N,3,H,W) -> (N,C+D,H/8,W/8), H and W multiples of 16.
 
-        The last levels of stride 8 and of stride 16, averaged over 3 x 3 places; those of stride 16 are interpolated to
-        the places of those of stride 8. Number i stands on the pixel `first_fine` + 8 i.
+        These are the last level with stride 8 and the last with stride 16, averaged over 3 x 3 places; the latter is
+        interpolated to the places of the former. Feature i is at the pixel `first_fine` + 8 i.
         """
         found = dict(zip(self.strides, self.levels(pictures), strict=True))  # the last of each stride
         fine, coarse = (averaged(found[stride].float()) for stride in (STRIDE, 2 * STRIDE))
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
 
 
 class Resnet18(Backbone):
-    """torchvision's ResNet18: levels behind its first three groups of layers; pooled are its 512 last features."""
+    """torchvision's ResNet18: levels after its first three groups of layers; `pooled` are its last 512 features."""
 
     strides = (4, 8, 16)
     channels = (64, 128, 256)
@@ -82,18 +82,17 @@ class Resnet18(Backbone):
 
 
 class Lite0(Backbone):
-    """EfficientNet-Lite0: levels behind its blocks 2, 4, 7, 10 and 14, counted from 0."""
+    """EfficientNet-Lite0: levels after its blocks 2, 4, 7, 10 and 14, counted from 0."""
 
     strides = (4, 8, 16, 16, 32)
     channels = (24, 40, 80, 112, 192)
-    first_fine, first_coarse = 7, 15  # it pads below and to the right alone where it strides
+    first_fine, first_coarse = 7, 15  # strided convolutions pad only below and to the right
 
     def __init__(self, net: EfficientNetLite0):
         super().__init__()
         self.net = net
         mean, std = (
-            torch.tensor(values)[:, None, None]
-            for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_DEVIATION)
+            torch.tensor(values)[:, None, None] for values in (preprocessing.IMAGENET_MEAN, preprocessing.IMAGENET_STD)
         )
         self.register_buffer("factor", 255 * std / STD)
         self.register_buffer("shift", (255 * mean - MEAN) / STD)
@@ -103,5 +102,5 @@ class Lite0(Backbone):
 
 
 def averaged(features: Tensor) -> Tensor:
-    """Each feature averaged with its neighbours, over 3 x 3 places: (N,C,h,w)."""
+    """Features averaged over 3 x 3 places: (N,C,h,w) -> (N,C,h,w)."""
     return F.avg_pool2d(features, 3, 1, 1, count_include_pad=False)

@@ -1,1 +1,1 @@
-"""How teachers and students learn."""
+"""Training of teachers and students."""

@@ -1,8 +1,8 @@
-"""Stage 3 with a frozen backbone for teacher: global students in closed form, local ones that learn in a minute.
+"""Stage 3 with a frozen backbone as teacher: global students in closed form, local ones trained in about a minute.
 
-Every good image is learned from. What is usual is taken from errors of students that have not seen the image: global
-ones leave it out exactly (GlobalStudent.fit), local ones are cross-fitted, each on all folds but one. Look-alikes,
-photographs of the same part, are left out together.
+All good images are used for training. The errors that calibrate the detector are still those of students that have not
+seen the image: global students leave it out exactly (GlobalStudent.fit), local ones are cross-fitted, each trained on
+all folds but one. Images that look alike, such as photographs of the same part, are left out together.
 """
 
 from argparse import Namespace
@@ -31,15 +31,15 @@ from student_teacher.students.LocalStudent import (
 )
 from student_teacher.teachers.backbones import Backbone
 from student_teacher.teachers.BackboneTeacher import BackboneTeacher
-from student_teacher.training.loop import learning_rate
+from student_teacher.training.loop import evenly_spread, learning_rate
 from student_teacher.training.optimiser import Optimiser
 
-COMPONENT_IMAGES = 50  # tell the levels' principal components, at most
-MOST_IMAGES = 1_000  # to learn from: of more, as many, evenly spread
-ALIKE = 0.6  # correlation of two images' deviations from the mean image from which on they show the same part
-FOLDS = 3  # local students of a level: each sees all folds but one
-LOCAL_STEPS, COARSE_STEPS = 400, 200  # of local students at STRIDE, and beyond, on a quarter of the places
-CROPS, CROP = 32, 4  # crops a step, and places predicted along each side of one
+COMPONENT_IMAGES = 50  # for the principal components, at most
+MOST_IMAGES = 1_000  # to train on; of more, this many are taken, evenly spread
+ALIKE = 0.6  # two images show the same part if their differences from the mean image correlate by this or more
+FOLDS = 3  # and so many local students per level: each sees all folds but one
+LOCAL_STEPS, COARSE_STEPS = 400, 200  # of local students at STRIDE; at larger strides, with a quarter of the places
+CROPS, CROP = 32, 4  # crops per step, and places predicted along each side of a crop
 LEARNING_RATE = 0.05  # Muon's, at its peak
 BATCH = 8  # images at once
 
@@ -47,20 +47,20 @@ BATCH = 8  # images at once
 def fit(
     backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: list[int], args: Namespace
 ) -> tuple[BackboneDetector, Calibration]:
-    """Fit teacher and students to the good images `indices` of the store, of `size`, and calibrate them."""
+    """Fit teacher and students to the good images `indices` of the store, of this `size`, and calibrate them."""
     where = device.choose(args.device)
     if len(indices) > MOST_IMAGES:
-        print(f"{MOST_IMAGES:,} of {len(indices):,} good images, evenly spread, are learned from")
-        indices = evenly(indices, MOST_IMAGES)
+        print(f"training on {MOST_IMAGES:,} of {len(indices):,} good images, evenly spread")
+        indices = evenly_spread(indices, MOST_IMAGES)
     backbone = backbone.to(where, memory_format=device.memory_format(where))
-    teacher = fit_teacher(backbone, size, store, evenly(indices, COMPONENT_IMAGES), args)
+    teacher = fit_teacher(backbone, size, store, evenly_spread(indices, COMPONENT_IMAGES), args)
     maps = teacher_maps(teacher, store, indices, args)
     groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
-        print(f"{len(indices)} images of {len(groups)} parts: images that look alike are left out together")
+        print(f"{len(indices)} images of {len(groups)} parts: images that look alike are calibrated together")
     detector, calibration = fit_students(teacher, maps, groups, args)
     print(
-        f"global students explain {detector.explained:.0%} of what varies among good images, each left out of the fit"
+        f"global students explain {detector.explained:.0%} of the variance among good images, each left out of the fit"
     )
     return detector, calibration
 
@@ -68,9 +68,9 @@ def fit(
 def fit_students(
     teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], args: Namespace
 ) -> tuple[BackboneDetector, Calibration]:
-    """Fit students to the teacher's maps of good images, (n,K,h,w) a level, and calibrate them.
+    """Fit students to the teacher's maps of good images, (n,K,h,w) per level, and calibrate them.
 
-    Images of one of the `groups` are left out together where errors are to be those on images not seen.
+    For the calibration, images of the same group of `groups` are left out together.
     """
     return calibrated(teacher, *fit_errors(teacher, maps, groups, args))
 
@@ -78,7 +78,7 @@ def fit_students(
 def fit_errors(
     teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], args: Namespace
 ) -> tuple[list[GlobalStudent], list[list[LocalStudent]], Errors]:
-    """Students as BackboneDetector takes them, and the errors on each image of those that have not seen it."""
+    """Students as BackboneDetector takes them, and the errors on each image of students that have not seen it."""
     where = device.choose(args.device)
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
     students, left_out = zip(*(GlobalStudent.fit(level.to(where), groups) for level in bar), strict=True)
@@ -92,25 +92,19 @@ def calibrated(
     local_students: Sequence[Sequence[LocalStudent]],
     errors: Errors,
 ) -> tuple[BackboneDetector, Calibration]:
-    """The detector of these students, and what is usual, by their `errors` on good images that they have not seen."""
+    """The detector of these students, calibrated with their `errors` on good images that they have not seen."""
     detector = (
         BackboneDetector(teacher, global_students, local_students).to(teacher.projections[0].weight.device).eval()
     )
     return detector, Calibration([detector.calibrate(errors)])
 
 
-def evenly(indices: list[int], number: int) -> list[int]:
-    """At most `number` of the indices, evenly spread."""
-    places = np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int)
-    return [indices[place] for place in places]
-
-
 def look_alikes(maps: Sequence[Tensor], strides: Sequence[int]) -> list[list[int]]:
-    """Groups of images that look alike, from the teacher's maps (n,K,h,w) of all levels; most are alone.
+    """Groups of images that look alike, as lists of indices, from the teacher's maps (n,K,h,w) of all levels.
 
-    Two look alike where what their maps have beyond the mean map correlates by ALIKE or more, on average over the
-    levels of stride STRIDE and more; so do all that are linked by such pairs. Groups of more than half of all images
-    would leave too little to fit to: each image is alone then.
+    Two images look alike if the differences of their maps from the mean map correlate by ALIKE or more, on average over
+    the levels with stride STRIDE or more. Groups are the connected components of such pairs; most are a single image.
+    If a group had more than half of all images, too few would be left to fit to: then each image is its own group.
     """
     coarse = [level for level, stride in zip(maps, strides, strict=True) if stride >= STRIDE]
     similarity = sum(map(_correlations, coarse)) / len(coarse)
@@ -122,17 +116,20 @@ def look_alikes(maps: Sequence[Tensor], strides: Sequence[int]) -> list[list[int
 
 
 def folds_of(groups: Sequence[Sequence[int]], number: int) -> list[list[int]]:
-    """The images of all groups in `number` folds of about the same size, groups whole; no fold is empty."""
-    found: list[list[int]] = [[] for _ in range(min(number, len(groups)))]
+    """All images in at most `number` folds of about the same size. No group is split, and no fold is empty."""
+    folds: list[list[int]] = [[] for _ in range(min(number, len(groups)))]
     for group in sorted(groups, key=len, reverse=True):
-        min(found, key=len).extend(group)
-    return found
+        min(folds, key=len).extend(group)
+    return folds
 
 
 def train_local(
     student: LocalStudent, inputs: Tensor, log_errors: Tensor, steps: int, seed: int, description: str
 ) -> LocalStudent:
-    """Train it on crops drawn at random from maps (n,K,h,w) of good images, and global students' errors (n,G,h,w)."""
+    """Train a student on random crops of maps (n,K,h,w) of good images, and global students' log errors (n,G,h,w).
+
+    Returns it with batch normalisation folded.
+    """
     where = inputs.device
     optimiser = Optimiser([student], "muon", LEARNING_RATE)
     random = device.generator(seed)
@@ -148,7 +145,7 @@ def train_local(
         crops = padded[image, row + side[:, None], column + side].permute(0, 3, 1, 2).float()
         targets = log_errors[image, row + side[:CROP, None], column + side[:CROP]].permute(0, 3, 1, 2)
         loss = student.loss(crops, targets)
-        loss = loss / distributed.processes()  # all processes do the same, and the optimiser sums their gradients
+        loss = loss / distributed.processes()  # every process computes the same, and the optimiser sums the gradients
         optimiser.zero_grad()
         loss.backward()
         optimiser.step(learning_rate(step, steps))
@@ -162,7 +159,7 @@ def _batches(indices):
 def fit_teacher(
     backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: Sequence[int], args: Namespace
 ) -> BackboneTeacher:
-    """The backbone as a teacher, with principal components of good images of the store."""
+    """The backbone as a teacher, with principal components from good images of the store."""
     where = device.choose(args.device)
 
     def images() -> Iterator[Tensor]:
@@ -176,7 +173,7 @@ def fit_teacher(
 
 @torch.inference_mode()
 def teacher_maps(teacher: BackboneTeacher, store: ImageStore, indices: Sequence[int], args: Namespace) -> list[Tensor]:
-    """The teacher's maps of images of the store: a tensor (n,K,h,w) in half precision, on the CPU, for each level."""
+    """The teacher's maps of images of the store: per level one float16 tensor (n,K,h,w), on the CPU."""
     where = device.choose(args.device)
     own = distributed.share(indices)
     batches = _batches(own)
@@ -190,7 +187,7 @@ def teacher_maps(teacher: BackboneTeacher, store: ImageStore, indices: Sequence[
 
 
 def _correlations(maps):
-    """Of n images' maps (n,K,h,w), the mean map taken off: (n,n)."""
+    """Correlations (n,n) between n images' maps (n,K,h,w), after the mean map is subtracted."""
     gram = 0.0
     for channel in maps.unbind(1):
         centred = (channel.float() - channel.float().mean(0)).flatten(1)
@@ -200,9 +197,9 @@ def _correlations(maps):
 
 
 def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups, args):
-    """For each neighbourhood its students, one a fold, and the errors of all students on images not seen.
+    """For each neighbourhood its students, one per fold, and the errors of all students on images not seen.
 
-    `global_errors` (n,h,w) a level are those of global students.
+    `global_errors`, (n,h,w) per level, are those of the global students.
     """
     where = device.choose(args.device)
     students, found, expected = [], [], {GLOBAL: [None] * len(maps), LOCAL: []}
@@ -224,9 +221,9 @@ def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups
 
 
 def _cross_fitted(around, inputs, channels, log_errors, groups, args):
-    """A neighbourhood's students, one a fold, and what each image's own says of it, that has not seen it.
+    """A neighbourhood's students, one per fold, and the errors on each image of the student that has not seen it.
 
-    That is as LocalErrors holds it: (levels,n,h,w) and (n,E,h,w), on the CPU.
+    The errors are squared ones (levels,n,h,w) and expected log errors (n,E,h,w), as in LocalErrors, on the CPU.
     """
     number, size = len(inputs), inputs.shape[2:]
     folds = folds_of(groups, FOLDS)
@@ -248,7 +245,7 @@ def _cross_fitted(around, inputs, channels, log_errors, groups, args):
 
 @torch.inference_mode()
 def _errors(student, inputs):
-    """What LocalErrors holds, for maps (n,K,h,w): (levels,n,h,w) and (n,E,h,w), on the CPU."""
+    """LocalErrors for maps (n,K,h,w), as tensors (levels,n,h,w) and (n,E,h,w) on the CPU."""
     found = [student.errors(part.float()) for part in inputs.split(BATCH)]
     squared = torch.cat([torch.stack(errors.squared) for errors in found], 1)
     return squared.cpu(), torch.cat([errors.expected for errors in found]).cpu()

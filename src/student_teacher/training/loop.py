@@ -1,9 +1,10 @@
-"""The loop that all trainings share: progress bar, checkpoints, a stop at any moment, going on."""
+"""The training loop that all stages share: progress bar, checkpoints, interruption and resuming."""
 
 import math
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from student_teacher.images.folders import changes
+from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.errors import UserError
 
@@ -19,16 +21,16 @@ SECONDS_BETWEEN_CHECKPOINTS = 60
 
 
 class Training:
-    """Counts the steps of a training, shows its loss, saves it each minute and at Ctrl-C, and goes on from there.
+    """Counts the steps of a training and shows its loss. Saves a checkpoint each minute and at Ctrl-C, to resume from.
 
         training = Training(path, "students' training", category, settings, {"students": net, "adam": adam}, steps)
         for step in training:
             ...
             training.report(loss)
 
-    `path` is the model's; the checkpoint lies beside it. `parts` are what `state_dict` and `load_state_dict` save and
-    restore. A checkpoint made with other `settings` is refused by a UserError that names them. `history` holds (step,
-    loss) for the picture of the training.
+    `path` is the model's; the checkpoint lies beside it. `parts` are saved and restored by their `state_dict` and
+    `load_state_dict`. Raises UserError if there is a checkpoint with other `settings`, and names them. `history` is a
+    list of (step, loss), for the training curve.
     """
 
     def __init__(
@@ -49,8 +51,11 @@ class Training:
         if self._path.exists():
             content = checkpoints.load(self._path, kind, category=category)
             require_same_settings(self._path, content["settings"], self._settings)
-            for name, part in parts.items():
-                part.load_state_dict(content["parts"][name])
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(content["parts"][name])
+            except checkpoints.BROKEN as error:
+                raise UserError(f"{self._path} was written by another version: add --restart to train again") from error
             self.step = content["step"]
             self.history = [tuple(entry) for entry in content["history"]]
         if len(set(distributed.gathered(self.step))) > 1:
@@ -60,7 +65,7 @@ class Training:
         stopped: list[int] = []
 
         def stop(number, _):
-            # Asked twice: at once, from the checkpoint of the last minute. torchrun asks twice each time.
+            # The second Ctrl-C stops at once; the last checkpoint stays. torchrun always sends two signals.
             if stopped and not distributed.active():
                 raise KeyboardInterrupt
             stopped.append(number)
@@ -86,7 +91,7 @@ class Training:
                 signal.signal(number, handler)
 
     def note(self, **figures: float) -> None:
-        """Show figures beside the loss until newer ones come."""
+        """Show figures beside the loss until they are replaced."""
         self._notes |= {name: f"{value:.4g}" for name, value in figures.items()}
 
     def report(self, loss: float, **parts: float) -> None:
@@ -99,7 +104,7 @@ class Training:
         self.history.append((self.step + 1, loss))
 
     def save(self) -> None:
-        """Write the checkpoint from which the same command goes on."""
+        """Write the checkpoint from which the same command resumes."""
         parts = {name: part.state_dict() for name, part in self._parts.items()}
         content = {"settings": self._settings, "parts": parts, "step": self.step, "history": self.history}
         checkpoints.save(self._path, self._kind, self._category, content)
@@ -109,17 +114,56 @@ class Training:
         return [step for step, _ in self.history], {name: [loss for _, loss in self.history]}
 
     def finish(self) -> None:
-        """Remove the checkpoint: what was trained has been saved as a model."""
+        """Remove the checkpoint, once the model is saved."""
         self._path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Model:
+    """The file of a model that is trained step by step, and the settings of its training.
+
+    Attributes:
+        path: the file; its checkpoint and its training curve lie beside it.
+        kind: the kind of checkpoint.
+        category: the category that the model is for.
+        settings: everything that the training depends on; a file with other settings is refused.
+    """
+
+    path: Path
+    kind: str
+    category: str
+    settings: Mapping[str, Any]
+
+    def is_trained(self) -> bool:
+        """Whether the finished model exists; if so, prints a line. Raises UserError if it has other settings."""
+        if not self.path.exists():
+            return False
+        content = checkpoints.load(self.path, self.kind, category=self.category)
+        require_same_settings(self.path, content["settings"], self.settings)
+        print(f"{self.path} is trained already; --restart trains it again")
+        return True
+
+    def training(self, title: str, parts: Mapping[str, Any], steps: int) -> Training:
+        """Its training, from the start or from its checkpoint."""
+        return Training(self.path, title, self.category, self.settings, parts, steps)
+
+    def save(self, content: Mapping[str, Any], training: Training, loss: str = "loss") -> None:
+        """Write the model and its training curve, labelled `loss`; remove the checkpoint."""
+        checkpoints.save(self.path, self.kind, self.category, {"settings": self.settings, **content})
+        if distributed.is_first():
+            picture = self.path.with_name(f"{self.path.stem}_training.png")
+            figures.save_training_curve(picture, *training.curve(loss))
+        training.finish()
+        print(f"saved {self.path}")
+
+
 def checkpoint_of(path: Path) -> Path:
-    """Where the training of a model keeps its checkpoint."""
+    """The path of a model's checkpoint during training."""
     return path.with_suffix(".checkpoint.pt")
 
 
 def require_same_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise UserError, naming the first that differs, unless `path` was made with the settings that are wanted."""
+    """Raise UserError, naming the first setting that differs, unless `found`, those of `path`, equal `wanted`."""
     for name in sorted((found.keys() | wanted.keys()) - {"image_files"}):  # those say which images differ
         if found.get(name) != wanted.get(name) and name == "images":
             files = found.get("image_files"), wanted.get("image_files")
@@ -128,28 +172,19 @@ def require_same_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[
         if found.get(name) != wanted.get(name):
             raise UserError(
                 f"{path} was trained with {name.replace('_', ' ')} {found.get(name)}, not {wanted.get(name)}: "
-                "repeat the command as it was, or add --restart to train anew"
+                "repeat the original command, or add --restart to train again"
             )
 
 
 def forget(paths: Iterable[Path]) -> None:
-    """Remove models and their checkpoints, all that are to be trained anew: so a stop between them loses none."""
+    """Remove models and their checkpoints: all that will be trained again, so that after a stop none is left out."""
     for path in paths:
         for file in (path, checkpoint_of(path)):
             file.unlink(missing_ok=True)
 
 
-def already_trained(path: Path, kind: str, category: str, settings: Mapping[str, Any]) -> bool:
-    """Whether `path` holds the finished model of these settings; says so. Raises UserError if of others."""
-    if not path.exists():
-        return False
-    require_same_settings(path, checkpoints.load(path, kind, category=category)["settings"], settings)
-    print(f"{path} is trained already; --restart trains it anew")
-    return True
-
-
 def learning_rate(step: int, steps: int, peak: float = 1.0, warm_up: float = 0.05) -> float:
-    """Learning rate of a step: linear rise to `peak` over a share `warm_up` of all steps, then half a cosine to 0."""
+    """Learning rate of a step: linear rise to `peak` over a fraction `warm_up` of the steps, then a cosine to 0."""
     rise = max(1.0, warm_up * steps)
     if step < rise:
         return peak * (step + 1) / (rise + 1)
@@ -157,21 +192,27 @@ def learning_rate(step: int, steps: int, peak: float = 1.0, warm_up: float = 0.0
 
 
 def constant(step: int, steps: int) -> float:
-    """The share of the learning rate in each step: all of it."""
+    """The fraction of the learning rate in each step: 1."""
     return 1.0
 
 
-SCHEDULES = {"cosine": learning_rate, "constant": constant}  # step and steps -> share of the learning rate
+SCHEDULES = {"cosine": learning_rate, "constant": constant}  # (step, steps) -> fraction of the learning rate
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
-    """Let all of an optimiser's groups go on with this learning rate."""
+    """Set the learning rate of all of an optimiser's parameter groups."""
     for group in optimiser.param_groups:
         group["lr"] = value
 
 
+def evenly_spread(indices: list[int], number: int) -> list[int]:
+    """At most `number` of the indices, evenly spread."""
+    places = np.linspace(0, len(indices) - 1, min(number, len(indices))).round().astype(int)
+    return [indices[place] for place in places]
+
+
 def shuffled_batches(indices: list[int], batch_size: int, epochs: float, seed: int) -> list[list[int]]:
-    """The batches of all passes over `indices`, each pass in an order of its own; one batch at least."""
+    """The batches of all epochs, each in its own random order; at least one batch. `epochs` may be fractional."""
     batches = []
     for epoch in range(math.ceil(epochs)):
         order = np.random.default_rng(device.seed_of(seed, "order", epoch)).permutation(indices).tolist()

@@ -1,4 +1,4 @@
-"""What moves the weights of teachers and students in training."""
+"""The optimisers of teachers and students."""
 
 from argparse import ArgumentParser
 from collections.abc import Iterable
@@ -12,19 +12,19 @@ from student_teacher.runtime import distributed
 OPTIMISERS = ("muon", "adam")
 WEIGHT_DECAY = 1e-5  # the paper, section 4
 MUON_WEIGHT_DECAY = 1e-2
-ADAM_SHARE = 0.05  # of Muon's learning rate, for what Muon leaves to Adam
+ADAM_FRACTION = 0.05  # of Muon's learning rate, for the parameters that Adam updates beside Muon
 
 
 class Optimiser:
-    """Adam, or Muon for the kernels and Adam for the rest.
+    """Adam for all parameters, or Muon for the convolution kernels and Adam for the rest.
 
-    Muon (Jordan et al. 2024) turns each step of a weight matrix into the nearest orthogonal one, so that directions in
-    which the gradient is small are learned as fast as others: a student learns in 300 steps more than by Adam in 1,000.
-    A kernel (out,in,h,w) is a matrix of `out` rows to it. The first layer, with its three colours, biases and
-    normalisation are Adam's, at a fixed share of the learning rate.
+    Muon (Jordan et al. 2024) replaces each update of a weight matrix by the nearest orthogonal matrix, so that
+    directions with small gradients are learned as fast as others: students learn more in 300 steps than with Adam in
+    1,000. A kernel (out,in,h,w) is treated as a matrix with `out` rows. Adam updates the first layer (3 input
+    channels), biases and normalisation, with a fixed fraction of the learning rate.
 
-    `kind` is one of OPTIMISERS; `learning_rate` is the one at the peak of the schedule; `weight_decay` is Adam's.
-    Raises ValueError for another `kind`.
+    `kind` is one of OPTIMISERS, `learning_rate` the peak of the schedule, `weight_decay` that of Adam. Raises
+    ValueError for another `kind`.
     """
 
     def __init__(
@@ -37,27 +37,25 @@ class Optimiser:
         self._parameters = parameters
         taken = {id(parameter) for parameter in self._kernels}
         rest = [parameter for parameter in parameters if id(parameter) not in taken]
-        share = ADAM_SHARE if kind == "muon" else 1
-        self._optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(rest, learning_rate * share, weight_decay=weight_decay)
-        ]
-        # torch's Muon takes matrices alone, so it moves copies of that shape.
+        rest_rate = learning_rate * (ADAM_FRACTION if kind == "muon" else 1)
+        self._optimisers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, rest_rate, weight_decay=weight_decay)]
+        # torch's Muon accepts only matrices, so it updates copies with that shape.
         self._matrices = [nn.Parameter(kernel.detach().flatten(1).clone()) for kernel in self._kernels]
         if self._matrices:
             self._optimisers.append(torch.optim.Muon(self._matrices, learning_rate, weight_decay=MUON_WEIGHT_DECAY))
         self._peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in self._optimisers]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         self._optimisers[0].zero_grad()
         for kernel in self._kernels:
             kernel.grad = None
 
     @torch.no_grad()
-    def step(self, share: float) -> None:
-        """Move the weights along their gradients, at `share` of the peak's learning rate.
+    def step(self, fraction: float) -> None:
+        """Update the weights with this `fraction` of the peak learning rate.
 
-        Gradients of several processes are summed: each has the gradient of its part of the loss.
+        Gradients are summed over all processes: each process has the gradient of its part of the loss.
         """
         distributed.sum_gradients(self._parameters)
         for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
@@ -65,26 +63,26 @@ class Optimiser:
             matrix.grad = kernel.grad.flatten(1)
         for optimiser, peaks in zip(self._optimisers, self._peaks, strict=True):
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                group["lr"] = peak * share
+                group["lr"] = peak * fraction
             optimiser.step()
         for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
             kernel.copy_(matrix.view_as(kernel))
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """What `load_state_dict` goes on from; the weights are their modules'."""
+        """The optimisers' state, without the weights, which belong to the modules."""
         return [optimiser.state_dict() for optimiser in self._optimisers]
 
     def load_state_dict(self, state: list[dict[str, Tensor]]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         for optimiser, part in zip(self._optimisers, state, strict=True):
             optimiser.load_state_dict(part)
 
 
-def add_option(options: ArgumentParser, default: str | None = OPTIMISERS[0]) -> None:
+def add_optimiser(options: ArgumentParser, default: str | None = OPTIMISERS[0]) -> None:
     """Add --optimiser."""
     options.add_argument(
         "--optimiser",
         choices=OPTIMISERS,
         default=default,
-        help="adam, the paper's, takes many times as long to learn as much (default muon)",
+        help="muon learns several times faster; adam is the paper's (default muon)",
     )

@@ -1,6 +1,6 @@
-"""What --paper sets: "Uninformed Students" (Bergmann et al., CVPR 2020) as published in arXiv 1911.02357v2.
+"""The settings of --paper: "Uninformed Students" (Bergmann et al., CVPR 2020) as published in arXiv 1911.02357v2.
 
-The one list, a part for each stage that has the option. The sections are the paper's.
+One table per stage that has the option. Section numbers are the paper's.
 """
 
 import textwrap
@@ -23,13 +23,13 @@ WIDTH = 120  # of a printed line
 
 @dataclass(frozen=True)
 class Published:
-    """The settings of a stage, by the names that they have among its arguments.
+    """The published settings of a stage, by the names of its arguments.
 
     Attributes:
         said: what the paper says.
-        read: the plainest reading where it says nothing.
-        ours: what this project takes for those of them that have no option.
-        fixed: options of which another value contradicts --paper.
+        read: our reading where the paper says nothing.
+        ours: this project's own values of settings that have no option.
+        fixed: options that must not be given with another value beside --paper.
     """
 
     said: Mapping[str, Any]
@@ -43,14 +43,14 @@ class Published:
         return {**self.said, **self.read}
 
     def parse(self, options: ArgumentParser, arguments: list[str] | None) -> Namespace:
-        """Read the command line, with --paper among the options. What is given explicitly stands.
+        """Add --paper and parse the command line. Options that are given override the published settings.
 
-        Raises UserError where an option contradicts --paper.
+        Raises UserError if one of the `fixed` options contradicts --paper.
         """
         options.add_argument(
             "--paper",
             action="store_true",
-            help=f"set everything as published in {SOURCE}, and print what that is; options given beside it stand",
+            help=f"use the settings published in {SOURCE}, and print them; other options override them",
         )
         options.set_defaults(**self.ours)
         args = options.parse_args(arguments)
@@ -63,7 +63,7 @@ class Published:
         return args
 
     def changed(self, args: Namespace) -> list[str]:
-        """The settings that an option has changed, each as a text. Every patch size is the paper's."""
+        """The settings that an option has changed, each as a text. All patch sizes count as published."""
         return [
             f"{_shown(name, getattr(args, name))} (published: {_value(value)})"
             for name, value in self.values.items()
@@ -71,14 +71,14 @@ class Published:
         ]
 
     def identity(self, args: Namespace) -> dict[str, Any]:
-        """What a model's settings say more with --paper, so that it is not mistaken for another."""
+        """Additional entries for a model's settings with --paper, so that it differs from models without it."""
         if not args.paper:
             return {}
-        # The name sorts first, so that it is the one that training.require_same_settings tells of.
+        # The name sorts first, so that loop.require_same_settings reports it before others.
         return {"--paper": True} | {name: getattr(args, name) for name in self.ours}
 
     def show(self, args: Namespace) -> None:
-        """With --paper, print what it set."""
+        """With --paper, print the settings."""
         if not args.paper:
             return
         for title, settings in ((f"as published in {SOURCE}", self.said), ("where the paper says nothing", self.read)):
@@ -89,7 +89,7 @@ class Published:
 
 
 def say(title: str, texts: Sequence[str]) -> None:
-    """Print texts under a title, where there are any."""
+    """Print a title and the texts, if there are any."""
     if texts:
         print(textwrap.fill(f"{title}: {', '.join(texts)}", WIDTH, subsequent_indent="  "))
 
@@ -112,7 +112,7 @@ TEACHER = Published(
     said={
         "distillation": "patches",  # 3.1
         "patch_size": [65],  # 4.2, table 2: one scale; 17 33 65 are those of table 3
-        "descriptor_size": 128,  # 4; the layer that decodes them to the backbone's 512 features is training's alone
+        "descriptor_size": 128,  # 4; the layer that decodes them to the backbone's 512 features is for training only
         "backbone": "resnet18",  # 4: its 512 features before the classifier
         "backbone_weights": "imagenet",  # 4
         "square_zoom": True,  # 4: pictures are zoomed to equal width and height, from 4p to 16p
@@ -127,7 +127,7 @@ TEACHER = Published(
         "steps": 50_000,  # 4
     },
     read={
-        "schedule": "constant",  # the learning rate is called the initial one, and no other is named
+        "schedule": "constant",  # the paper calls it the initial learning rate, but names no other
         "backbone_size": None,  # the backbone sees the patch's own pixels
         "image_size": [None],
         "precision": "float32",
@@ -159,12 +159,12 @@ STUDENTS = Published(
         "weight_decay": WEIGHT_DECAY,  # 4.2
         "batch_size": 1,  # 4.2
         "epochs": 100,  # 4.2
-        "all_descriptors": True,  # 3.2: mean and deviation of the teacher's are over all training images
-        "validation": True,  # 3.2: those of error and variance are over good images that were not learned from
-        "normalisation": "image",  # 3.2, equation (11): one mean and one deviation
+        "all_descriptors": True,  # 3.2: mean and std of the teacher's descriptors are over all training images
+        "validation": True,  # 3.2: mean and std of error and variance are over good images not used for training
+        "normalisation": "image",  # 3.2, equation (11): one mean and one std
     },
     read={
-        "padding": "zeros",  # round the image, after its colours are normalised
+        "padding": "zeros",  # around the image, after its colours are normalised
         "schedule": "constant",
         "image_score": "maximum",  # sections 3.2 and 4.2 score pixels
         "precision": "float32",

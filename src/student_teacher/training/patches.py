@@ -1,4 +1,4 @@
-"""Patches of everyday pictures, for teaching the teacher (section 4 of "Uninformed Students")."""
+"""Patches of everyday pictures, to train the teacher on (section 4 of "Uninformed Students")."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,27 +11,27 @@ from student_teacher.images import preprocessing
 from student_teacher.runtime import device, distributed
 from student_teacher.runtime.prefetch import prefetched
 
-ZOOM = (4, 16)  # the picture's shorter side, in patch sizes
-GREY_SHARE = 0.1
-NOISE_DEVIATION = 0.1  # of pixels in [0, 1]
+ZOOM = (4, 16)  # the shorter side of the zoomed picture, in patch sizes
+GREY_PROBABILITY = 0.1
+NOISE_STD = 0.1  # of pixels in [0, 1]
 
 
 class PatchSampler:
-    """Draws triplet partners: a patch, and the same one shifted and with noise.
+    """Draws pairs for triplets: a patch, and the same patch shifted and with noise.
 
-    As in the paper: a picture is zoomed so that its shorter side measures between 4 and 16 patches, a patch is cropped
-    at random, the partner is shifted by up to a quarter of the patch, both are made grey with probability 0.1. In the
-    paper both sides of the picture are made to measure the same: `square`. Section 3.1 speaks of changes in luminance,
-    too; section 4 names none but that to grey.
+    As in section 4 of the paper: a picture is zoomed so that its shorter side is between 4 and 16 patches long, a patch
+    is cropped at random, its partner is shifted by up to a quarter of the patch, and both are made grey with
+    probability 0.1. With `square`, as in the paper, both sides of the picture become equally long. Section 3.1 also
+    mentions changes in luminance, but section 4 only the conversion to grey.
     """
 
     def __init__(self, pictures: Sequence[Image.Image], patch_size: int, seed: int, *, square: bool = False):
         self._pictures, self._patch_size, self._seed, self._square = pictures, patch_size, seed, square
 
     def batches(self, steps: range, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each step, patches and partners: two of (size,3,p,p), as preprocessing.normalise gives them.
+        """For each step, patches and partners: (size,3,p,p) each, normalised by preprocessing.normalise.
 
-        Seed and step alone decide what is drawn. Each of several processes draws its share of them.
+        The result depends on seed and step only. Each of several processes draws its share of a batch.
         """
         return prefetched(lambda step: self._batch(step, size), steps)
 
@@ -48,7 +48,7 @@ class PatchSampler:
         size = self._patch_size
         shift = (size - 1) // 4
         zoomed = random.uniform(ZOOM[0] * size, ZOOM[1] * size)
-        # Of the picture as it is: what the patch and its surroundings show of it.
+        # The region of the original picture that becomes the patch and its surroundings.
         width, height = (
             (size + 2 * shift) / (zoomed / length)
             for length in (picture.size if self._square else (min(picture.size),) * 2)
@@ -58,13 +58,13 @@ class PatchSampler:
         around = picture.resize(
             (size + 2 * shift,) * 2, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
         )
-        if random.random() < GREY_SHARE:
+        if random.random() < GREY_PROBABILITY:
             around = around.convert("L").convert("RGB")
         pixels = np.asarray(around)
         down, right = random.integers(0, 2 * shift + 1, 2)
         patch = pixels[shift : shift + size, shift : shift + size]
         partner = pixels[down : down + size, right : right + size]
-        noisy = partner + random.normal(0, 255 * NOISE_DEVIATION, partner.shape)
+        noisy = partner + random.normal(0, 255 * NOISE_STD, partner.shape)
         return tuple(
             torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))) for values in (patch, noisy.clip(0, 255))
         )

@@ -1,13 +1,13 @@
-"""Defects made from good images: CutPaste (Li, Sohn, Yoon, Pfister, CVPR 2021, section 2.1)."""
+"""Synthetic defects in good images: CutPaste (Li, Sohn, Yoon, Pfister, CVPR 2021, section 2.1)."""
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 
 def cut_paste(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """CutPaste: a rectangle of the RGB picture, its colours jittered, pasted elsewhere in it. Returns a new picture.
+    """CutPaste: paste a rectangle of the RGB picture, with jittered colours, elsewhere in it. Returns a new picture.
 
-    Area 2 to 15 % of the image, aspect ratio 0.3 to 3.3, both as in the paper.
+    Its area is 2 to 15 % of the image, its aspect ratio 0.3 to 3.3, as in the paper.
     """
     area = random.uniform(0.02, 0.15) * image.width * image.height
     aspect = random.choice((random.uniform(0.3, 1), random.uniform(1, 3.3)))
@@ -19,9 +19,10 @@ def cut_paste(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def cut_paste_scar(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """CutPaste-scar: a long thin rectangle of the RGB picture, jittered and turned. Returns a new picture.
+    """CutPaste-scar: paste a long thin rectangle, with jittered colours, rotated. Returns a new picture.
 
-    Width 2 to 16, length 10 to 25 pixels of an image of 256, turned by up to 45 degrees, as in the paper.
+    Its width is 2 to 16 and its length 10 to 25 pixels, for an image 256 pixels wide; it is rotated by up to 45
+    degrees, as in the paper.
     """
     unit = max(image.size) / 256
     sides = (random.uniform(2, 16), random.uniform(10, 25))

@@ -1,4 +1,4 @@
-"""Views of everyday pictures, for teaching the teacher on all positions at once (dense distillation)."""
+"""Views of everyday pictures, to train the teacher at all positions at once (dense distillation)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,22 +12,22 @@ from student_teacher.images import preprocessing
 from student_teacher.runtime import device, distributed
 from student_teacher.runtime.prefetch import prefetched
 
-SHORTER_SIDE = (256, 384)  # of the whole picture, at the scale of a view: detail as in images of the default size
-FLIP_SHARE = 0.5
-GREY_SHARE = 0.25  # inspection images are often grey
-CONTRAST = (0.6, 1.35)  # factors, drawn evenly in their logarithm
-BRIGHTNESS = 0.15  # of the range, added or taken away at most
-STRETCH = 1.5  # of one side against the other, at most: inspection images are often squeezed into a square
-NOISE_SHARE = 0.5  # everyday pictures, made smaller, have lost the noise that a camera on the line shows
-NOISE = 12.0  # its largest deviation, in grey levels
+SHORTER_SIDE = (256, 384)  # of the whole picture, in pixels at the teacher's scale: detail as at the default image size
+FLIP_PROBABILITY = 0.5
+GREY_PROBABILITY = 0.25  # inspection images are often grey
+CONTRAST = (0.6, 1.35)  # limits of the factor, drawn uniformly in its logarithm
+BRIGHTNESS = 0.15  # of the range, the largest change
+STRETCH = 1.5  # the largest ratio between the sides' scales: inspection images are often squeezed into a square
+NOISE_PROBABILITY = 0.5  # downscaled everyday pictures lack the noise of a production camera
+NOISE = 12.0  # the largest standard deviation of the noise, in grey levels
 
 
 class ViewSampler:
-    """Draws views: a square part of a picture, in twice the `side` that the teacher will see of it.
+    """Draws views: square crops of pictures, with twice the `side` that the teacher sees.
 
-    A picture is scaled so that its shorter side measures 256 to 384 pixels at the teacher's scale; the view is cropped
-    at random, stretched, mirrored with probability 0.5, made grey with probability 0.25, and its exposure changed. Half
-    of the views get noise, as fine as the teacher sees. Threads cut the parts out; the device `where` does the rest.
+    A picture is scaled so that its shorter side has 256 to 384 pixels at the teacher's scale. The view is cropped at
+    random, stretched, mirrored with probability 0.5, made grey with probability 0.25, and changed in contrast and
+    brightness. Half of the views get noise at the teacher's resolution. Threads crop; the device `where` does the rest.
     """
 
     def __init__(self, pictures: Sequence[Image.Image], side: int, seed: int, where: torch.device):
@@ -36,13 +36,13 @@ class ViewSampler:
     def batches(self, steps: range, size: int) -> Iterator[Tensor]:
         """For each step, views on the device: uint8 (size,3,2*side,2*side).
 
-        Seed and step alone decide what is drawn. Each of several processes draws its share of them.
+        The result depends on seed and step only. Each of several processes draws its share of a batch.
         """
         for parts in prefetched(lambda step: self._parts(step, size), steps):
             yield torch.stack([self._view(*part) for part in parts])
 
     def _parts(self, step: int, size: int) -> list[tuple[Tensor, np.random.Generator]]:
-        """What each view shows, uint8 (3,h,w), and the random numbers that the rest of it will take."""
+        """For each view its crop, uint8 (3,h,w), and the random generator for its augmentation."""
         seeds = (device.seed_of(self._seed, "view", step, number) for number in distributed.share(range(size)))
         return [(self._part(random), random) for random in map(np.random.default_rng, seeds)]
 
@@ -60,15 +60,15 @@ class ViewSampler:
     def _view(self, part: Tensor, random: np.random.Generator) -> Tensor:
         pixels = part.to(self._where)[None].float()
         view = F.interpolate(pixels, (2 * self._side,) * 2, mode="bilinear", antialias=True)[0]
-        if random.random() < FLIP_SHARE:
+        if random.random() < FLIP_PROBABILITY:
             view = view.flip(2)
-        if random.random() < GREY_SHARE:
+        if random.random() < GREY_PROBABILITY:
             view = grey(view).expand(3, -1, -1)
         contrast = np.exp(random.uniform(*np.log(CONTRAST)))
         brightness = 255 * random.uniform(-BRIGHTNESS, BRIGHTNESS)
         mean = grey(view).mean()
         view = ((view - mean) * contrast + mean + brightness).clamp(0, 255)
-        if random.random() < NOISE_SHARE:
+        if random.random() < NOISE_PROBABILITY:
             grain = random.normal(0, random.uniform(0, NOISE), (1, 1, self._side, self._side)).astype(np.float32)
             grain = torch.from_numpy(grain).to(self._where)
             view = (view + F.interpolate(grain, view.shape[1:], mode="bilinear")[0]).clamp(0, 255)

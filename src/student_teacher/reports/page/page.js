@@ -112,7 +112,7 @@ function showKinds() {
     }))));
 }
 
-// ---- The axis of scores: logarithmic where they span much
+// ---- The axis of scores: logarithmic if they span a large range
 
 const scores = images.map((image) => image.score);
 const highest = scores[0] ?? 1;
@@ -137,7 +137,7 @@ function showStrip() {
   const order = [...lanes.values()].sort((a, b) =>
     (a.image.label ?? 2) - (b.image.label ?? 2) || a.image.kind.localeCompare(b.image.kind));
   for (const { image, places } of order) {
-    // Spread by a sequence that fills the lane evenly, not at random: the same picture each time.
+    // Spread by a sequence that fills the lane evenly, instead of at random: the same picture each time.
     const dots = places.map((place, index) => `M${(1000 * place).toFixed(1)} ${(20 + 60 * ((index * 0.618034) % 1)).toFixed(0)}h.01`);
     const lane = drawing("svg", { class: "lane", viewBox: "0 0 1000 100", preserveAspectRatio: "none", "aria-hidden": "true" });
     lane.append(drawing("path", { class: `dots ${TRUTHS[image.label]}`, d: dots.join("") }));
