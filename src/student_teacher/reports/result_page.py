@@ -38,7 +38,7 @@ def page_files(folder: Path, numbers: Iterable[int]) -> list[Path]:
 
 
 def _picture(folder, number, kind):
-    # A number: an image's own name may hold what a file system or a URL may not.
+    # By number: an image's name may have characters that are not allowed in a file system or URL.
     return folder / "page" / f"{number:04d}{kind}.{'png' if kind == '_map' else 'jpg'}"
 
 
