@@ -5,7 +5,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 usage() {
     cat <<'TEXT'
-usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--check-leaks]
+usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH] [--mask-threshold X]
+                          [--check-leaks]
 
 Prepares DIR/CATEGORY for training: checks every image and writes the index CATEGORY.csv.
 The images come from the first of these that exists:
@@ -16,6 +17,9 @@ The images come from the first of these that exists:
   --url ADDRESS   fetch such an archive into DIR first, unless the images are there already;
                   an interrupted download goes on where it stopped
   --data DIR      folder of the categories (data, beside this script)
+  --value-range LOW HIGH   the values that become black and white in images of more than 8 bits; --value-range auto:
+                  those found on the training images, as without it
+  --mask-threshold X       pixels of masks brighter than X, 0 to 255, are defects; auto: all that are not black
   --check-leaks   also tell how many test images show a part that is in training: photographs of the same part
                   on both sides make image measures look better than they are
 TEXT
@@ -55,7 +59,8 @@ curl_to() {
     curl --location --fail --show-error "$progress" --continue-at - --write-out '%{http_code}' --output "$1" "$2"
 }
 
-category='' url='' data=$root/data check=''
+category='' url='' data=$root/data
+options=()
 while (($#)); do
     case $1 in
         -h | --help)
@@ -71,12 +76,27 @@ while (($#)); do
             url=${1#*=}
             shift
             ;;
+        --mask-threshold)
+            (($# > 1)) || fail "$1 takes a value; see --help"
+            options+=(--mask-threshold "$2")
+            shift 2
+            ;;
+        --value-range)
+            if [[ ${2:-} == auto ]]; then
+                options+=(--value-range auto)
+                shift 2
+            else
+                (($# > 2)) || fail "$1 takes two numbers; see --help"
+                options+=(--value-range "$2" "$3")
+                shift 3
+            fi
+            ;;
         --data=*)
             data=${1#*=}
             shift
             ;;
         --check-leaks)
-            check=$1
+            options+=("$1")
             shift
             ;;
         -*)
@@ -123,4 +143,4 @@ fi
 # shellcheck source=environment.sh
 source "$root/environment.sh"
 prepare_environment
-exec "$PYTHON" "$root/mvtec_dataset.py" "$category" --data "$data" ${check:+"$check"}
+exec "$PYTHON" "$root/mvtec_dataset.py" "$category" --data "$data" "${options[@]}"

@@ -28,7 +28,7 @@ import measuring
 from AnomalyDataset import AnomalyDataset
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.metrics import Maps, Masks
-from student_teacher.images.reading import load_mask
+from student_teacher.images.reading import stem_of
 from student_teacher.runtime import command_line
 from student_teacher.runtime.errors import run
 from student_teacher.runtime.paths import add_folders
@@ -111,11 +111,17 @@ def plain(maps: Maps, masks: Masks, au_pro_alone: bool = False) -> dict[str, flo
 def read_result(category: str, data: Path, results: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Read the maps that src/anomaly_detection.py wrote, and the masks, each at its image's own size."""
     maps, masks = [], []
-    for row in AnomalyDataset(data / category, type="test").rows:
-        tiff = results / category / "anomaly_maps" / category / Path(row["image_name"]).with_suffix(".tiff")
+    dataset = AnomalyDataset(data / category, type="test")
+    for number, row in enumerate(dataset.rows):
+        tiff = (
+            results
+            / category
+            / "anomaly_maps"
+            / category
+            / Path(row["image_name"]).with_name(f"{stem_of(row['image_name'])}.tiff")
+        )
         maps.append(np.asarray(Image.open(tiff)))
-        mask = np.asarray(load_mask(data / category / row["gt_name"])) if row["gt_name"] else np.zeros(maps[-1].shape)
-        masks.append(mask != 0)
+        masks.append(np.asarray(dataset[number]["mask"]) != 0)
     return maps, masks
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
-from student_teacher.images.index import COLUMNS, read_index
+from student_teacher.images.index import COLUMNS, read_index, read_settings
+from student_teacher.images.indexing import renew_index
 from student_teacher.images.reading import load_mask, load_reduced
+from student_teacher.runtime import distributed
 from student_teacher.runtime.errors import UserError
 
 
@@ -22,7 +24,8 @@ class AnomalyDataset(Dataset):
         size: the height and width of the image's file.
 
     Args:
-        root_dir: the category's folder, which holds the index that mvtec_dataset.sh writes, NAME/NAME.csv.
+        root_dir: the category's folder, which holds the index that mvtec_dataset.sh writes, NAME/NAME.csv. Where
+            images have come, gone or changed since, it is written again.
         transform: from a PIL image to what the network takes, such as a tensor (3,H,W); None leaves the image.
         gt_transform: the same for the mask, such as to (1,H,W); None leaves the mask.
         least: large JPEGs may be read at a reduced size, both sides at least this long: see `reading.load_reduced`.
@@ -31,6 +34,9 @@ class AnomalyDataset(Dataset):
     Attributes:
         rows: the index's rows that meet the constraint, in its order; each a dict of COLUMNS, `label` an int.
             `gt_name` is empty for good images, and for defects that have no mask.
+        value_range: of images of more than 8 bits, the values that become black and white: those that
+            mvtec_dataset.sh found, or was given. None if it found only images of 8 bits.
+        mask_threshold: how bright masks mark a defect, from 0 to 255; None: see `reading.load_mask`.
 
     Raises:
         UserError: the index is missing or broken; on access, if an image is missing or broken, or its mask has another
@@ -53,6 +59,13 @@ class AnomalyDataset(Dataset):
         self.transform = transform
         self.gt_transform = gt_transform
         self.least = least
+        distributed.wait_for_all()
+        if distributed.is_first():
+            renew_index(self.root_dir)
+        distributed.wait_for_all()
+        settings = read_settings(self.root_dir)
+        self.value_range = settings["value_range"] and tuple(settings["value_range"])
+        self.mask_threshold = settings["mask_threshold"]
         rows = read_index(self.root_dir / f"{self.root_dir.name}.csv")
         self.rows = [row for row in rows if all(row[column] == value for column, value in constraint.items())]
 
@@ -61,8 +74,8 @@ class AnomalyDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
-        image, (height, width) = load_reduced(self.root_dir / row["image_name"], self.least)
-        mask = load_mask(self.root_dir / row["gt_name"]) if row["gt_name"] else Image.new("L", (width, height))
+        image, (height, width) = load_reduced(self.root_dir / row["image_name"], self.least, self.value_range)
+        mask = self._mask_of(row) if row["gt_name"] else Image.new("L", (width, height))
         if mask.size != (width, height):
             raise UserError(
                 f"{self.root_dir / row['gt_name']} has {mask.width} x {mask.height} pixels, its image {width} x "
@@ -75,3 +88,6 @@ class AnomalyDataset(Dataset):
             "path": row["image_name"],
             "size": (height, width),
         }
+
+    def _mask_of(self, row):
+        return load_mask(self.root_dir / row["gt_name"], self.mask_threshold)

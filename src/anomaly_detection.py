@@ -33,14 +33,15 @@ from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.regions import Region
 from student_teacher.images import category
 from student_teacher.images.defect_regions import load_regions, read_saturations
-from student_teacher.images.reading import encoded
+from student_teacher.images.reading import encoded, stem_of
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import inspect, shown_side
-from student_teacher.reports.result_page import ResultPage
+from student_teacher.reports.result_page import ResultPage, page_files
 from student_teacher.runtime import command_line, distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import make_folder, write_atomically
+from student_teacher.runtime.files import write_atomically
+from student_teacher.runtime.ledger import Ledger
 from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 from student_teacher.training import paper
@@ -87,6 +88,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         type=Path,
         metavar="DIR",
         help="folder for the results of --input (default results/CATEGORY/inspection)",
+    )
+    options.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in the folder for results that were not written by this command, and results of another "
+        "--input",
     )
     options.add_argument(
         "--false-alarm-rate",
@@ -148,8 +155,7 @@ def detect(
     numbers = distributed.share(range(len(dataset)))
 
     def path_of(number: int) -> Path:
-        name = Path(dataset.rows[number]["image_name"]).with_suffix(".tiff")
-        return page.path.parent / "anomaly_maps" / args.category / name
+        return pictures_of(page.path.parent, args.category, dataset.rows[number])[0]
 
     def predict(number: int, sample: dict) -> tuple:
         score = log.get(sample["path"])
@@ -206,7 +212,10 @@ def regions_of(dataset: AnomalyDataset) -> list[list[Region]] | None:
     if saturations is None:
         return None
     paths = [dataset.root_dir / row["gt_name"] if row["gt_name"] else None for row in dataset.rows]
-    return [[Region(*region) for region in load_regions(path, saturations)] if path else [] for path in paths]
+    return [
+        [Region(*region) for region in load_regions(path, saturations, dataset.mask_threshold)] if path else []
+        for path in paths
+    ]
 
 
 def thresholds_of(detector: Detector, args: Namespace) -> dict[str, float | None]:
@@ -223,6 +232,20 @@ def thresholds_of(detector: Detector, args: Namespace) -> dict[str, float | None
 def kind_of(row: dict) -> str:
     """The kind of defect: the name of the image's folder."""
     return Path(row["image_name"]).parent.name
+
+
+def pictures_of(results: Path, category: str, row: dict) -> tuple[Path, Path]:
+    """Where map and figure of an image go."""
+    name = Path(row["image_name"])
+    anomaly_map = results / "anomaly_maps" / category / name.with_name(f"{stem_of(name)}.tiff")
+    return anomaly_map, results / "figures" / kind_of(row) / f"{stem_of(name)}.jpg"
+
+
+def files_written(results: Path, category: str, dataset: AnomalyDataset) -> list[Path]:
+    """All files that are written of a category's test images."""
+    names = "scores.csv", "metrics.json", "curves.png", "curves.svg", "examples.png", "detection.unfinished"
+    pictures = [path for row in dataset.rows for path in pictures_of(results, category, row)]
+    return [*(results / name for name in names), *pictures, *page_files(results, range(len(dataset)))]
 
 
 def measures_of(evaluation: Evaluation, dataset: AnomalyDataset, maps, labels) -> dict:
@@ -244,6 +267,10 @@ def summary_of(measures: dict) -> list[str]:
         for name in SUMMARY
         if name in measures or name in missing
     ]
+    if unmasked := measures.get("anomalous_images_without_mask"):
+        lines.append(
+            f"{unmasked} images with defects have no mask: they count for image figures, not for pixel figures"
+        )
     return lines + [f"{name} {value:.4f}" for name, value in measures.get("decisions", {}).items()]
 
 
@@ -262,9 +289,9 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
         row, picture = dataset.rows[number], Image.open(page.picture_of(number))
         name, kind = Path(row["image_name"]), kind_of(row)
         example = figures.Example(
-            np.asarray(picture), masks[number], maps[number], scores[number], f"{kind}/{name.stem}"
+            np.asarray(picture), masks[number], maps[number], scores[number], f"{kind}/{stem_of(name)}"
         )
-        path = results / "figures" / kind / f"{name.stem}.jpg"
+        path = pictures_of(results, page.category, row)[1]
         figures.save_picture(figures.result_figure(example, *scale), path, figures.DPI)
         page.save_map(number, maps[number], *scale)
         page.add(number, name.name, kind, label=row["label"], score=scores[number], mask=masks[number])
@@ -288,17 +315,19 @@ def main(arguments: list[str] | None = None) -> int:
         output = args.output or args.results / args.category / "inspection"
         rates = args.false_alarm_rate, args.pixel_false_alarm_rate
         detector = detector_of(args)
-        broken = inspect(detector, args.input, output, args.category, args.image_score, *rates)
+        broken = inspect(
+            detector, args.input, output, args.category, args.image_score, *rates, overwrite=args.overwrite
+        )
         return BROKEN_IMAGES if broken else 0
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, or give --input")
     regions = regions_of(dataset)  # first, so that what is wrong with them is known at once
     detector = detector_of(args)
-    dataset.least = shown_side(detector)
+    dataset.least, dataset.value_range = shown_side(detector), detector.value_range
     results = args.results / args.category
-    make_folder(results)
-    images = category.digest_of(category.image_paths(dataset))
+    ledger = Ledger(results, "test images", files_written(results, args.category, dataset), overwrite=args.overwrite)
+    images = category.identity_of(dataset)["images"]
     log = ResumeLog(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
     page = ResultPage(results, args.category)
     maps, scores, masks = detect(detector, dataset, args, page, log)
@@ -322,6 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
     page.finish(measures, *curves)
     write_atomically(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
     log.finish()
+    ledger.finish(files_written(results, args.category, dataset))
 
     for line in summary_of(measures):
         print(line)

@@ -90,7 +90,7 @@ def model_of(args: Namespace, dataset: AnomalyDataset) -> Model:
         "epochs": args.epochs,
         "learning_rate": args.learning_rate,
         "backbone_weights": backbone_weights.name(args.backbone_weights),
-        "images": category.digest_of(category.image_paths(dataset)),
+        **category.identity_of(dataset),
     }
     return Model(args.model / args.category / "resnet18.pt", KIND, args.category, settings)
 

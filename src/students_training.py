@@ -11,6 +11,7 @@ from argparse import Namespace
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES
 from student_teacher.detection.Detector import VERSION, Calibration
 from student_teacher.images import category
+from student_teacher.images.index import read_settings
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import checkpoints, command_line, distributed
 from student_teacher.runtime.errors import UserError
@@ -109,7 +110,7 @@ def train_backbone_students(args: Namespace) -> None:
         "seed": args.seed,
         "image_size": command_line.sides(args),
         "precision": args.precision,
-        "images": category.digest_of(category.image_paths(dataset)),
+        **category.identity_of(dataset),
     }
     path = args.model / args.category / "detector.pt"
     if is_made(path, settings, args):
@@ -165,12 +166,18 @@ def is_made(path, settings, args: Namespace) -> bool:
         return False
     if isinstance(settings, dict) and isinstance(there["made_from"], dict):
         require_same_settings(path, there["made_from"], settings)
+        return True
     return there["made_from"] == settings
 
 
 def save(path, args: Namespace, settings, calibration: Calibration, content: dict) -> None:
     """Write detector.pt and print the guaranteed false-alarm rate."""
-    content = {"detector_version": VERSION, "made_from": settings, "calibration": calibration.state_dict()} | content
+    content = {
+        "detector_version": VERSION,
+        "made_from": settings,
+        "calibration": calibration.state_dict(),
+        "value_range": read_settings(args.data / args.category)["value_range"],
+    } | content
     checkpoints.save(path, "detector", args.category, content)
     print(calibration.promise())
     print(f"saved {path}: everything that detection needs")

@@ -20,6 +20,7 @@ from torch import Tensor
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES, AnomalyNet
 from student_teacher.images import category
 from student_teacher.images.pictures import Pictures
+from student_teacher.images.reading import ValueRange
 from student_teacher.runtime import checkpoints, command_line, device, distributed
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
@@ -151,7 +152,7 @@ def train(args: Namespace, patch_size: int) -> None:
     distillation = distillation_of(args, patch_size, pictures.adapted, where)
     size = command_line.image_size(args)
     learned, validation = (
-        Pictures([pictures.paths[index] for index in part], size)
+        Pictures([pictures.paths[index] for index in part], size, value_range=pictures.value_range)
         for part in category.validation_split(len(pictures.paths), args.seed)
     )
     with device.autocast(where, args.precision):
@@ -182,6 +183,8 @@ class Source(NamedTuple):
     """The pictures and weights that a teacher is trained from."""
 
     paths: list[Path]  # of the pictures
+    identity: dict  # of the pictures, for the settings
+    value_range: ValueRange | None  # of pictures of more than 8 bits
     adapted: dict[str, Tensor] | None  # the backbone's weights from stage 1
     start: dict[str, Tensor] | None  # the teacher's weights to start from
 
@@ -189,12 +192,15 @@ class Source(NamedTuple):
     def of(cls, args: Namespace, patch_size: int) -> Self:
         """From the command line. Raises UserError if something is missing."""
         if args.images:
-            paths = category.pictures_in(args.images)
+            paths, value_range = category.pictures_in(args.images), None
+            identity = {"images": category.digest_of(paths, contents=False)}
         else:
-            paths = category.image_paths(category.good_images(args, None))
+            dataset = category.good_images(args, None)
+            paths, value_range = category.image_paths(dataset), dataset.value_range
+            identity = category.identity_of(dataset)
         adapted = None if args.paper else backbone_weights.adapted_backbone(args)
         start = args.start_from and checkpoints.load(args.start_from, KIND, patch_size=patch_size)["net"]
-        return cls(paths, adapted, start)
+        return cls(paths, identity, value_range, adapted, start)
 
 
 def model_of(args: Namespace, patch_size: int, source: Source) -> Model:
@@ -206,7 +212,7 @@ def model_of(args: Namespace, patch_size: int, source: Source) -> Model:
         "steps": args.steps,
         "optimiser": args.optimiser,
         "learning_rate": args.learning_rate,
-        "images": category.digest_of(source.paths, contents=args.images is None),
+        **source.identity,
         "precision": args.precision,
         "image_size": command_line.sides(args),
         "backbone": backbone_weights.backbone_name(args, source.adapted),

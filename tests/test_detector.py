@@ -172,6 +172,7 @@ def test_new_images_get_decisions_maps_and_overlays(folder, pictures, tmp_path, 
     assert run(folder, tmp_path / "results", "--input", pictures / "line", pictures / "other" / "line") == 3
     captured = capsys.readouterr()
     assert "broken.png" in captured.err
+    assert f"{pictures / 'line'}: passed over 1 file, hidden or not images by name: notes.txt" in captured.err
     output = tmp_path / "results" / CATEGORY / "inspection"
     with (output / "decisions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -257,6 +258,79 @@ def test_its_own_output_and_hidden_files_are_skipped(folder, pictures, tmp_path)
     assert len((pictures / "decisions.csv").read_text().splitlines()) > 1 + 2
 
 
+def test_each_page_is_looked_at(folder, tmp_path):
+    random = np.random.default_rng(0)
+    pages = [Image.fromarray(random.integers(0, 256, (30, 22), dtype=np.uint8)) for _ in range(3)]
+    path = tmp_path / "stack.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    assert run(folder, tmp_path, "--input", path, "--output", tmp_path / "out") == 0
+    with (tmp_path / "out" / "decisions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"{path}#{number}" for number in (1, 2, 3)]
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    for row, page in zip(rows, pages, strict=True):
+        assert float(row["image_score"]) == pytest.approx(detector(page).score, rel=1e-4)
+    assert run(folder, tmp_path, "--input", f"{path}#2", "--output", tmp_path / "one") == 0
+    assert len((tmp_path / "one" / "decisions.csv").read_text().splitlines()) == 1 + 1
+    with pytest.raises(UserError, match=r"stack\.tif: has 3 pages; name one"):
+        detector(path)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["index.html", "page/0001.jpg", "decisions.csv", "overlays/line/a.png.jpg"])
+def test_what_others_have_put_there_is_neither_replaced_nor_removed(folder, pictures, tmp_path, name):
+    line = pictures / "line"
+    (line / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(line / "a.png", line / name)
+    before = contents(pictures)
+    told = "(.*: there already, and not written by| would be replaced)"
+    with pytest.raises(UserError, match=re.escape(str(line / name)) + told):
+        run(folder, tmp_path, "--input", line, "--output", line)
+    assert contents(pictures) == before
+    (line / name).unlink()
+    (line / "page").mkdir(exist_ok=True)
+    shutil.copy(line / "a.png", line / "page" / "0700.jpg")  # a name like ours, in a folder like ours
+    for _ in range(2):
+        assert run(folder, tmp_path, "--input", line, "--output", line) == 3
+        assert len((line / "decisions.csv").read_text().splitlines()) == 1 + 3  # it is looked at, and stays
+        assert (line / "page" / "0700.jpg").read_bytes() == (line / "a.png").read_bytes()
+
+
+def test_results_of_another_input_are_replaced_when_asked_alone(folder, pictures, tmp_path):
+    line, other, out = pictures / "line", pictures / "other", tmp_path / "out"
+    run(folder, tmp_path, "--input", line, "--output", out)
+    before = contents(out)
+    with pytest.raises(UserError, match=rf"holds the results of --input {line}: .*--overwrite"):
+        run(folder, tmp_path, "--input", other, "--output", out)
+    assert contents(out) == before
+    run(folder, tmp_path, "--input", other, "--output", out, "--overwrite")
+    run(folder, tmp_path, "--input", other, "--output", tmp_path / "fresh")
+    assert {path.relative_to(out) for path in contents(out)} == {
+        path.relative_to(tmp_path / "fresh") for path in contents(tmp_path / "fresh")
+    }
+
+
+def test_an_input_is_never_replaced(folder, pictures, tmp_path):
+    name = pictures / "page" / "0000.jpg"
+    name.parent.mkdir()
+    shutil.copy(pictures / "line" / "a.png", name)
+    with pytest.raises(UserError, match=r"0000\.jpg would be replaced by a result of it"):
+        run(folder, tmp_path, "--input", pictures, "--output", pictures, "--overwrite")
+
+
+def test_results_of_images_that_have_gone_are_removed(folder, pictures, tmp_path):
+    run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
+    (pictures / "line" / "deep" / "b.jpg").unlink()
+    run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in contents(tmp_path / "out")}
+    page = {"index.html", "page/cover.jpg", "page/0000.jpg", "page/0000_small.jpg", "page/0000_map.png"}
+    ours = {"anomaly_maps/line/a.png.tiff", "overlays/line/a.png.jpg", "decisions.csv", ".student_teacher.json"}
+    assert names == page | ours
+
+
 def test_inspected_images_have_a_page_that_starts_from_the_decisions(folder, pictures, tmp_path):
     run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out", "--false-alarm-rate", "0.9")
     page = (tmp_path / "out" / "index.html").read_text()
@@ -285,5 +359,6 @@ def test_a_picture_is_seen_as_its_file_is(folder, tmp_path, mode):
     }[mode]()
     picture.save(tmp_path / "picture.tiff")
     detector = load_detector(folder / CATEGORY / "detector.pt")
+    detector.value_range = (0, 1) if mode == "F" else None
     assert np.array_equal(detector(picture).anomaly_map, detector(tmp_path / "picture.tiff").anomaly_map)
     assert np.array_equal(detector(Image.open(tmp_path / "picture.tiff")).anomaly_map, detector(picture).anomaly_map)

@@ -154,10 +154,35 @@ def test_a_good_image_needs_no_mask(test_set):
     assert Evaluation(maps, without, *rest).measures() == Evaluation(*test_set).measures()
 
 
+def test_defects_without_a_mask_count_as_images_alone(test_set):
+    maps, masks, scores, labels, kinds = test_set
+    unknown = int(np.flatnonzero(np.asarray(kinds) == "crack")[0])
+    some = [None if index == unknown else mask for index, mask in enumerate(masks)]
+    regions = regions_of(masks)
+    thresholds = {"image_threshold": 35.5, "pixel_threshold": 25.0}
+    evaluation = Evaluation(maps, some, scores, labels, kinds, regions=regions, **thresholds)
+    found, whole = evaluation.measures(), Evaluation(*test_set, regions=regions, **thresholds).measures()
+    left = [index for index in range(len(maps)) if index != unknown]
+    rest, regions_left = [[values[i] for i in left] for values in test_set], [regions[i] for i in left]
+    without = Evaluation(*rest, regions=regions_left, **thresholds)
+    for name in IMAGE_MEASURES:
+        assert found[name] == whole[name]
+    for name in PIXEL_MEASURES + SATURATED_MEASURES:
+        assert found[name] == without.measures()[name]
+    of_images = evaluation.aupimo_of_images()
+    assert of_images[unknown] is None
+    assert [of_images[index] for index in left] == without.aupimo_of_images()
+    assert found["au_pro"] != whole["au_pro"]
+    assert found["anomalous_images_without_mask"] == 1 == found["kinds"]["crack"]["anomalous_images_without_mask"]
+    assert "anomalous_images_without_mask" not in found["kinds"]["hole"]
+    cracks = [None if kind == "crack" else mask for kind, mask in zip(kinds, masks, strict=True)]
+    found = Evaluation(maps, cracks, scores, labels, kinds, **thresholds).measures()
+    assert found["kinds"]["crack"]["missing"]["au_pro"] == "there are no ground truth masks"
+    assert found["kinds"]["stain"] == Evaluation(*test_set, **thresholds).measures()["kinds"]["stain"]
+
+
 def test_evaluation_refuses_what_contradicts_itself(test_set):
     maps, masks, scores, labels, kinds = test_set
-    with pytest.raises(ValueError, match=r"image 1 \(crack\) is anomalous and has no mask"):
-        Evaluation(maps, [None, None, *masks[2:]], scores, labels, kinds).measures()
     with pytest.raises(ValueError, match="image 0 is labelled good and has a mask"):
         Evaluation(maps, [np.ones_like(masks[0]), *masks[1:]], scores, labels, kinds).measures()
     with pytest.raises(ValueError, match="the regions of 3 images"):

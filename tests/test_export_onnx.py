@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from student_teacher.detection.score_statistics import ScoreStatistics
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
+from tests.tiff import tiff_of
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="optional: requirements-onnx.txt")
 import onnx_runtime  # noqa: E402
@@ -128,6 +130,46 @@ def test_what_a_decision_needs_is_in_the_file(tmp_path, size):
     assert metadata["calibration_scores"] == good_scores.tolist()
 
 
+def example_images():
+    """By name, pictures of all depths and kinds, in 12 bits where they are deep, and files that are not read alike."""
+    noise = np.random.default_rng(0)
+    deep = noise.integers(0, 4096, (30, 44), np.uint16)
+    colours = noise.integers(0, 256, (30, 44, 4), np.uint8)
+    return {
+        "deep.png": Image.fromarray(deep),
+        "dark.tif": Image.fromarray(deep // 8),
+        "clear.png": Image.fromarray(colours),
+        "float.tif": Image.fromarray(deep.astype(np.float32)),
+        "photograph.webp": Image.fromarray(colours[..., :3]),
+    }
+
+
+@pytest.mark.parametrize("value_range", ([0, 4095], None))
+def test_the_example_sees_images_as_the_detector_does_or_names_them(tmp_path, value_range):
+    path = save_detector(tmp_path / "model", [scale_of(17)], value_range=value_range)
+    exported(path)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, picture in example_images().items():
+        picture.save(folder / name)
+    (folder / "inverted.tif").write_bytes(tiff_of(np.zeros((5, 5), np.uint16), white_is_zero=True))
+    (folder / "colours.tif").write_bytes(tiff_of(np.zeros((5, 5, 3), np.uint16)))
+    (folder / "notes.txt").write_text("no image")
+    Image.new("L", (5, 5)).save(folder / "pages.tif", save_all=True, append_images=[Image.new("L", (5, 5))])
+    command = [sys.executable, ROOT / "examples" / "inspect_folder.py", path.with_suffix(".onnx"), folder]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=False)
+    assert done.returncode == 3, done.stderr
+    lines = done.stdout.splitlines()
+    missed = [Path(line.split(": ")[1]).name for line in lines if line.startswith("not inspected: ")]
+    expected = ["notes.txt", "inverted.tif", "pages.tif", "colours.tif" if value_range else "float.tif"]
+    assert sorted(missed) == sorted(expected)
+    scores = {line.split()[0]: float(line.split()[2]) for line in lines if not line.startswith("not inspected")}
+    assert len(scores) == 9 - len(missed)
+    detector = load_detector(path, device_name="cpu", precision="float32")
+    for name, score in scores.items():
+        assert score == pytest.approx(detector(folder / name).score, rel=1e-4, abs=2e-3)
+
+
 @pytest.mark.parametrize("size", ((48, 40), None))
 def test_the_example_gives_the_detector_s_results(tmp_path, size):
     path = save_detector(tmp_path / "model", [scale_of(17)], size=size)
@@ -139,9 +181,10 @@ def test_the_example_gives_the_detector_s_results(tmp_path, size):
     (folder / "broken.png").write_bytes(b"no image")
     command = [sys.executable, ROOT / "examples" / "inspect_folder.py", path.with_suffix(".onnx"), folder]
     command += ["--false-alarm-rate", "0.3"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=os.environ).stdout
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=os.environ)
+    assert done.returncode == 3
     detector = load_detector(path, device_name="cpu", precision="float32")
-    broken, *lines = printed.splitlines()
+    *lines, broken = done.stdout.splitlines()
     assert broken.startswith(f"not inspected: {folder / 'broken.png'}")
     lines = dict(line.split(maxsplit=1) for line in lines)
     assert list(lines) == ["noise.png", "plain.jpg"]

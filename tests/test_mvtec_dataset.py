@@ -11,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import mvtec_dataset
+from AnomalyDataset import AnomalyDataset
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
 
@@ -110,11 +111,29 @@ def test_any_accepted_suffix_and_masks_without_an_ending(tmp_path):
     ]
 
 
-def test_files_that_are_no_images_are_passed_over(category):
+def test_files_that_are_no_images_are_counted_and_named(category, capsys):
     for name in ("readme.txt", "license.txt", "train/good/Thumbs.db", "train/good/.DS_Store", "test/cut/._000.png"):
         (category / name).write_text("no image")
     (category / "test/.ipynb_checkpoints").mkdir()
+    picture(category / "ground_truth/cut/009_mask.png")
     assert len(mvtec_dataset.prepare(category)) == 6
+    told = capsys.readouterr().err
+    assert "passed over 5 files" in told
+    for name in ("train/good/.DS_Store", "train/good/Thumbs.db", "test/cut/._000.png", "cut/009_mask.png"):
+        assert name in told
+
+
+def test_every_format_that_pillow_reads_is_trained_on(category):
+    for name in ("a.webp", "b.jfif", "c.GIF"):
+        picture(category / "train/good" / name)
+    (category / "train/good/000.png").rename(category / "train/good/000")
+    names = [row["image_name"] for row in mvtec_dataset.prepare(category) if row["type"] == "train"]
+    assert [name[11:] for name in names] == ["000", "001.png", "002.png", "a.webp", "b.jfif", "c.GIF"]
+
+
+def test_a_photograph_that_can_t_be_read_is_named_in_train_too(category):
+    (category / "train/good/a.heic").write_bytes(b"no HEIF")
+    assert "train/good/a.heic: " in refused(category)
 
 
 def test_defects_without_any_ground_truth_are_told(category):
@@ -122,7 +141,130 @@ def test_defects_without_any_ground_truth_are_told(category):
     rows = mvtec_dataset.prepare(category)
     assert [row["label"] for row in rows if row["type"] == "test"] == [1, 1, 0]
     assert {row["gt_name"] for row in rows} == {""}
-    assert "no ground_truth folder" in mvtec_dataset.summary(category, rows)
+    assert "No defect has a mask" in mvtec_dataset.summary(category, rows)
+
+
+def drawn_mask(path, kind):
+    """A mask with two defects: clean, with JPEG's traces in a PNG, with soft edges, or black on white."""
+    mask = np.zeros((80, 80), np.uint8)
+    mask[10:30, 10:30] = mask[50:70, 40:60] = 255
+    picture = Image.fromarray(255 - mask if kind == "inverted" else mask)
+    if kind == "jpeg":
+        traces = io.BytesIO()
+        picture.save(traces, "JPEG", quality=75)
+        picture = Image.open(traces)
+    elif kind == "soft":
+        picture = picture.filter(ImageFilter.GaussianBlur(2))
+    picture.save(path)
+
+
+@pytest.mark.parametrize("kind", ["clean", "jpeg", "soft", "inverted"])
+def test_odd_masks_are_told_with_numbers(tmp_path, capsys, kind):
+    category = tmp_path / "data" / "odd"
+    picture(category / "train/good/0.png")
+    picture(category / "test/cut/0.png", size=(80, 80))
+    (category / "ground_truth/cut").mkdir(parents=True)
+    drawn_mask(category / "ground_truth/cut/0_mask.png", kind)
+    mvtec_dataset.prepare(category)
+    told = capsys.readouterr().err
+    clean = np.zeros((80, 80), bool)
+    clean[10:30, 10:30] = clean[50:70, 40:60] = True
+    assert ("grey values in 1 of 1 masks" in told) == (kind in ("jpeg", "soft"))
+    assert ("more than half of the image marked" in told) == (kind == "inverted")
+    assert ("regions of fewer than 4 pixels" in told) == (kind == "jpeg")
+    if kind == "inverted":
+        assert "0_mask.png (88%)" in told
+        return
+    if kind != "clean":
+        regions, left = map(
+            int, re.search(r"--mask-threshold 127 would leave (\d+) of (\d+) regions", told).groups()[::-1]
+        )
+        assert left == 2 and (regions > 2 if kind == "jpeg" else regions == 2)
+        assert int(re.search(r"regions and (\d+)% of the area", told)[1]) < 90
+    mvtec_dataset.main(["odd", "--data", str(category.parent), "--mask-threshold", "127"])
+    assert "grey values" not in capsys.readouterr().err
+    mvtec_dataset.prepare(category)  # it stays
+    marked = np.asarray(AnomalyDataset(category, type="test")[0]["mask"]) > 0
+    assert (marked != clean).sum() <= (24 if kind == "soft" else 0)  # at the corners
+
+
+def test_a_mask_threshold_that_is_none_is_refused(category):
+    for value in ("255", "-1", "x"):
+        result = script("tiny", "--mask-threshold", value, data=category.parent)
+        assert result.returncode == 2
+        assert "takes a number from 0 to below 255, or auto" in result.stderr
+
+
+def test_each_page_of_a_file_is_an_image_with_its_own_mask(category):
+    def stack(name, *values):
+        pages = [Image.new("L", (12, 10), value) for value in values]
+        pages[0].save(category / name, save_all=True, append_images=pages[1:])
+
+    stack("train/good/003.tif", 10, 20)
+    stack("test/cut/005.tif", 30, 40)
+    stack("ground_truth/cut/005_mask.tif", 255, 0)
+    stack("test/cut/006.tif", 50, 60)
+    picture(category / "ground_truth/cut/006#2_mask.png", value=255)
+    rows = mvtec_dataset.prepare(category)
+    assert [row["image_name"] for row in rows][3:5] == ["train/good/003.tif#1", "train/good/003.tif#2"]
+    assert [(row["image_name"][9:], row["gt_name"][17:]) for row in rows if row["label"]][2:] == [
+        ("005.tif#1", "005_mask.tif#1"),
+        ("005.tif#2", "005_mask.tif#2"),
+        ("006.tif#1", ""),
+        ("006.tif#2", "006#2_mask.png"),
+    ]
+    dataset = AnomalyDataset(category, label=1)
+    assert [sample["image"].getpixel((0, 0))[0] for sample in dataset] == [90, 90, 30, 40, 50, 60]
+    assert [sample["mask"].getpixel((0, 0)) for sample in dataset] == [255, 255, 255, 0, 0, 255]
+
+
+def deep(path, *values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array([values], np.uint16)).save(path)
+
+
+@pytest.fixture
+def cameras(tmp_path):
+    """A category of 12-bit images, and one of 8 bits among them."""
+    category = tmp_path / "data" / "cameras"
+    for number in range(3):
+        deep(category / f"train/good/{number}.png", 0, 2048, 3900 + number)
+    picture(category / "train/good/3.png", size=(3, 1), value=90)
+    deep(category / "test/good/0.png", 0, 2048, 9000)
+    return category
+
+
+def test_a_camera_s_value_range_is_found_shown_kept_and_used(cameras):
+    result = script("cameras", data=cameras.parent)
+    assert result.returncode == 0, result.stderr
+    assert "values 0 to 4095 become black to white (found; " in result.stdout
+    assert "3 training images have 0 to 3902" in result.stdout
+    assert "values beyond 0 to 4095 are cut, in 1 image: test/good/0.png" in result.stderr
+    dataset = AnomalyDataset(cameras)
+    assert dataset.value_range == (0, 4095)
+    assert [sample["image"].getpixel((1, 0))[0] for sample in dataset] == [128, 128, 128, 90, 128]
+
+
+def test_a_value_range_that_was_given_stays(cameras):
+    first = script("cameras", "--value-range", "-100", "1e4", data=cameras.parent)
+    assert "values -100 to 10000 become black to white (given)" in first.stdout, first.stderr
+    mvtec_dataset.prepare(cameras)
+    assert AnomalyDataset(cameras).value_range == (-100, 10000)
+    mvtec_dataset.prepare(cameras, value_range="auto")
+    assert AnomalyDataset(cameras).value_range == (0, 4095)
+
+
+@pytest.mark.parametrize("words", [("3",), ("5", "5"), ("a", "b"), ("1", "nan"), ("1", "2", "3")])
+def test_a_value_range_that_is_none_is_refused(cameras, words):
+    with pytest.raises(UserError, match="takes two numbers, LOW below HIGH"):
+        mvtec_dataset.main(["cameras", "--data", str(cameras.parent), "--value-range", *words])
+    assert not (cameras / "cameras.csv").exists()
+
+
+def test_integers_and_floating_point_have_no_common_range(cameras):
+    Image.fromarray(np.ones((1, 3), np.float32)).save(cameras / "train/good/4.tif")
+    assert "train/good/4.tif: train/good/0.png holds integers, this one floating point" in refused(cameras)
+    mvtec_dataset.prepare(cameras, value_range=(0, 1))
 
 
 def test_a_mask_that_marks_nothing_is_told(category, capsys):
@@ -161,14 +303,13 @@ def test_every_problem_is_named_at_once(category):
     assert named == {
         "train/good/003.png",
         "test/good/000.png",
-        "test/hole/000.png",
         "ground_truth/cut/000_mask.png",
         "ground_truth/cut/001_mask.png",
         "test/loose.png",
         "test/cut/more",
         "train/cut",
     }
-    assert "8 problems" in result.stderr
+    assert "7 problems" in result.stderr
     assert files(category) == before
 
 
@@ -177,9 +318,11 @@ def test_a_mask_of_another_size_says_both_sizes(category):
     assert re.search(r"000_mask\.png: 10x12, but test/cut/000\.png is 12x10", refused(category))
 
 
-def test_a_defect_without_mask_says_which_is_missing(category):
+def test_defects_without_a_mask_are_taken_and_named(category):
     (category / "ground_truth/cut/001_mask.png").unlink()
-    assert "test/cut/001.png: a defect without a mask; add ground_truth/cut/001_mask.png" in refused(category)
+    rows = mvtec_dataset.prepare(category)
+    assert [row["gt_name"] for row in rows if row["label"]] == ["ground_truth/cut/000_mask.png", ""]
+    assert "Without a mask, and so not in figures of pixels: test/cut/001.png;" in mvtec_dataset.summary(category, rows)
 
 
 @pytest.mark.parametrize("emptied", ["train/good", "train"])

@@ -117,7 +117,7 @@ def test_with_square_both_sides_are_zoomed_to_between_4_and_16_patches(tmp_path,
 
 def test_the_budget_only_changes_how_often_files_are_read(pictures, monkeypatch):
     read = []
-    monkeypatch.setattr(reading, "load_rgb", lambda path: read.append(path) or Image.open(path).convert("RGB"))
+    monkeypatch.setattr(reading, "load_rgb", lambda path, _: read.append(path) or Image.open(path).convert("RGB"))
     numbers = {}
     for budget in (0, 2**20):
         read.clear()

@@ -12,7 +12,14 @@ from PIL import Image
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.reports import figures
 from student_teacher.reports.published import BESIDE
-from student_teacher.reports.result_page import MAP_SIDE, ResultPage, curve_path, outline_path, write_summary_page
+from student_teacher.reports.result_page import (
+    MAP_SIDE,
+    ResultPage,
+    curve_path,
+    outline_path,
+    page_files,
+    write_summary_page,
+)
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 OUTCOMES = ("hit", "miss", "alarm", "pass")
@@ -104,18 +111,17 @@ def test_pages_name_nothing_outside_their_folder(tmp_path):
         assert not re.search(r'(src|href)="(/|file:)', path.read_text())
 
 
-def test_an_older_page_leaves_no_pictures_behind(tmp_path):
+def test_a_page_s_files_are_known_and_those_of_others_stay(tmp_path):
     page, _ = make_page(tmp_path / "tile", [1, 0, 0], [3, 1, 2], ["crack", "good", "good"])
-    own = page.parent / "page" / "notes.txt"
+    assert sorted(page_files(page.parent, range(3))) == sorted(path for path in page.parent.rglob("*.*"))
+    own = page.parent / "page" / "0004.jpg"
     own.write_text("mine")
-    (own.parent / "2024.jpg.txt").write_text("mine")
     started = ResultPage(page.parent, "tile")
     assert not page.exists()
     save_pictures(started, 5, (4, 4))
     started.add(5, "a.png", "good", label=0, score=1.0)
     started.finish({})
-    files = sorted(path.name for path in own.parent.iterdir())
-    assert files == ["0005.jpg", "0005_map.png", "0005_small.jpg", "2024.jpg.txt", "cover.jpg", "notes.txt"]
+    assert own.read_text() == "mine"
 
 
 def test_large_images_are_made_smaller_and_maps_stretch(tmp_path):

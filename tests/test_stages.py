@@ -264,6 +264,29 @@ def test_a_detection_stopped_at_its_pictures_does_not_ask_the_networks_again(don
     assert not (tmp_path / CATEGORY / "detection.unfinished").exists()
 
 
+def test_maps_and_figures_of_test_images_that_have_gone_go_and_files_of_others_stay(done, tmp_path):
+    data, results = tmp_path / "data", tmp_path / "results"
+    shutil.copytree(done.data, data)
+    shutil.copytree(done.results, results)
+    others = results / CATEGORY / "figures" / "spot" / "mine.jpg"
+    others.write_text("mine")
+    for name in ("test/spot/003.png", "ground_truth/spot/003_mask.png"):
+        (data / CATEGORY / name).unlink()
+    mvtec_dataset.main([CATEGORY, "--data", str(data)])
+    options = [CATEGORY, "--data", str(data), "--model", str(done.model), "--results", str(results)]
+    anomaly_detection.main(options)
+    gone = {path.relative_to(done.results) for path in done.results.rglob("*")}
+    gone -= {path.relative_to(results) for path in results.rglob("*")}
+    pictures = {f"page/0007{end}" for end in (".jpg", "_small.jpg", "_map.png")}
+    pictures |= {f"anomaly_maps/{CATEGORY}/test/spot/003.tiff", "figures/spot/003.jpg"}
+    assert {path.relative_to(CATEGORY).as_posix() for path in gone} == pictures
+    assert others.read_text() == "mine"
+    (results / CATEGORY / ".student_teacher.json").unlink()
+    with pytest.raises(UserError, match=r"there already, and not written by"):
+        anomaly_detection.main(options)
+    anomaly_detection.main([*options, "--overwrite"])
+
+
 def interrupted(*_):
     raise KeyboardInterrupt
 

@@ -267,6 +267,16 @@ def test_the_digest_tells_other_images_apart_wherever_they_lie(tmp_path):
     assert len({digest, files("c", one=3, two=5), files("d", one=3, zwei=4), files("e", one=3)}) == 4
 
 
+def test_other_images_are_told_by_what_came_and_went(tmp_path):
+    files = {"a.png": "1", "b.png": "2"}
+    settings = {"images": "x", "image_files": files, "seed": 0}
+    loop.require_same_settings(tmp_path, {"images": "x", "seed": 0}, settings)  # an older model names no files
+    with pytest.raises(UserError, match=r"other images \(1 came: b\.png; 1 changed: a\.png\): add --restart"):
+        loop.require_same_settings(tmp_path, settings | {"image_files": {"a.png": "3"}, "images": "y"}, settings)
+    with pytest.raises(UserError, match="other images or another value range: add --restart"):
+        loop.require_same_settings(tmp_path, settings | {"images": "x (0, 4095)"}, settings)
+
+
 def test_pictures_in_a_folder_and_below_are_found_sorted(tmp_path):
     for name in ("b.PNG", "a/c.jpg", "a/.hidden.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

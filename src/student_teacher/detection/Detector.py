@@ -14,7 +14,8 @@ from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
 from student_teacher.images import preprocessing
-from student_teacher.images.reading import as_rgb, load_reduced
+from student_teacher.images.arrays import picture_of
+from student_teacher.images.reading import ValueRange, load_reduced
 from student_teacher.runtime import checkpoints, device
 from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
@@ -121,7 +122,8 @@ class Detector:
     """Networks, sizes and calibration together. `load_detector` makes one.
 
     `image_score`, one of scoring.IMAGE_SCORES, is its default. `paper` is None unless the students were trained with
-    --paper: then it lists their settings that differ from the published ones.
+    --paper: then it lists their settings that differ from the published ones. `value_range` holds the values that
+    become black and white in images of more than 8 bits.
 
     detector = load_detector("model/magnetic_tile/detector.pt")
     found = detector("tile.png")
@@ -139,8 +141,9 @@ class Detector:
         *,
         image_score: str = scoring.IMAGE_SCORES[0],
         paper: Sequence[str] | None = None,
+        value_range: ValueRange | None = None,
     ):
-        self.image_score, self.paper = image_score, paper
+        self.image_score, self.paper, self.value_range = image_score, paper, value_range
         self.networks = networks.to(where, memory_format=device.memory_format(where)).eval()
         for student in getattr(networks, "global_students", ()):
             student.compute_in(device.dtype_of(where, precision))
@@ -160,7 +163,7 @@ class Detector:
         nets = self.networks
         form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._precision}"
         padded = [scale.padding for scale in getattr(nets, "scales", ())]
-        return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded}"
+        return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded} {self.value_range}"
 
     def predict(self, picture: Image.Image, image_score: str | None = None) -> tuple[Tensor, float]:
         """Anomaly map (h,w) of an RGB picture, at the networks' own resolution, on the CPU; and its image score."""
@@ -178,19 +181,22 @@ class Detector:
 
     def __call__(
         self,
-        image: Image.Image | np.ndarray | str | Path,
+        image: Image.Image | np.ndarray | Tensor | str | Path,
         image_score: str | None = None,
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> Detection:
-        """Predict one image: a picture or a file of any size and mode, or a uint8 array (H,W,3) or (H,W).
+        """Predict one image: a picture or a file of any size and mode, or an array or tensor as `picture_of` takes it.
+
+        Arrays are RGB. OpenCV's are BGR: give `cv2.cvtColor(image, cv2.COLOR_BGR2RGB)`.
 
         `image_score` is one of scoring.IMAGE_SCORES; None takes the detector's own. The image is anomalous if its
-        p-value is at most `false_alarm_rate`, 0 to 1. Raises UserError if the file is missing or not an image.
+        p-value is at most `false_alarm_rate`, 0 to 1. Raises UserError if the file is missing or not an image, and for
+        an array of another shape or type.
         """
         if isinstance(image, str | Path):
-            picture, size = load_reduced(image, self.least_side)
+            picture, size = load_reduced(image, self.least_side, self.value_range)
         else:
-            picture = as_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
+            picture = picture_of(image, self.value_range)
             size = picture.size[::-1]
         anomaly_map, score = self.predict(picture, image_score)
         p_value = self.p_value_of(score, image_score)
@@ -249,6 +255,7 @@ def load_detector(
         same = same and len(networks.scales) == len(content["scales"])
     calibration = Calibration.of_state(content["calibration"]) if same else None
     remembered = {"image_score": content.get("image_score", scoring.IMAGE_SCORES[0]), "paper": content.get("paper")}
+    remembered["value_range"] = content.get("value_range") and tuple(content["value_range"])
     where = device.choose(device_name)
     return Detector(networks, size, calibration, content["stride"], where, precision, **remembered)
 

@@ -53,7 +53,8 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     Input: "images", uint8 (batch,3,height,width), RGB, already at the networks' size. Outputs: "maps", float32
     (batch,rows,columns), over the whole image, and "scores", float32 (batch,): the detector's own image score. The
     batch size is free; with patch students so are height and width, and maps have a value for each pixel. The metadata
-    are JSON: `image_size` to resize to (height and width, null for none) and `calibration_scores`, for p-values as in
+    are JSON: `image_size` to resize to (height and width, null for none), `value_range`, the values that become black
+    and white in images of more than 8 bits (null: 0 to 65535), and `calibration_scores`, for p-values as in
     Calibration.p_value. Raises ValueError for a detector without calibration, or a backbone other than
     EfficientNet-Lite0.
     """
@@ -81,7 +82,11 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     )
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(content, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
-    metadata = {"image_size": detector.size, "calibration_scores": calibration.scores(detector.image_score).tolist()}
+    metadata = {
+        "image_size": detector.size,
+        "calibration_scores": calibration.scores(detector.image_score).tolist(),
+        "value_range": detector.value_range,
+    }
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -78,6 +78,7 @@ class Evaluation:
             anomaly_maps: (N, H, W), or N maps (H, W) of any sizes.
             ground_truth: masks of the same sizes, nonzero on defects; None for a good image, or None for a category
                 without masks. A defective image's mask may be empty: the image counts as anomalous, its pixels as good.
+                None for a defective image: where the defect lies is not known, so its pixels do not count.
             image_scores: (N,) finite.
             labels: (N,) zero for good, anything else for anomalous.
             kinds: (N,) the kind of defect; not looked at for good images.
@@ -88,7 +89,7 @@ class Evaluation:
 
         Raises:
             ValueError: lengths or sizes that differ, a score that is not finite, a good image with a mask that is not
-                empty, a defective image without a mask where others have one, or regions that are not the mask.
+                empty, or regions that are not the mask.
         """
         self._scores = np.asarray(image_scores, dtype=np.float64)
         self._anomalous = np.asarray(labels) != 0
@@ -97,6 +98,7 @@ class Evaluation:
         self._check_lengths(len(anomaly_maps), regions)
         self.kinds: list[str] = [str(kind) for kind in np.unique(self._kinds[self._anomalous])]
         self._pixel_measures = PIXEL_MEASURES if regions is None else (*PIXEL_MEASURES, *SATURATED_MEASURES)
+        self._unmasked = np.zeros(len(self._anomalous), dtype=bool)
         groups = None if ground_truth is None else self._gather(anomaly_maps, ground_truth, regions)
         self._of_each = self._aupimo(anomaly_maps, groups)
         # The counts of the whole set are kept for its curves.
@@ -115,9 +117,9 @@ class Evaluation:
             A dict that `json` can write: `IMAGE_MEASURES` and `PIXEL_MEASURES` as floats, and where regions are known
             `SATURATED_MEASURES` (AU-PRO up to a false positive rate of 0.3 as `au_pro` and of 0.05 as `au_pro_0.05`;
             F1 at the thresholds that good images set as `image_f1` and `pixel_f1`), `au_pro_limit`, the counts
-            `good_images` and `anomalous_images`, `missing` with a reason for each measure that does not exist and is
-            left out, and `kinds`: for each kind the same measures, counts and `missing`, over that kind's images and
-            the good ones.
+            `good_images`, `anomalous_images` and, if some have none, `anomalous_images_without_mask`, `missing` with a
+            reason for each measure that does not exist and is left out, and `kinds`: for each kind the same measures,
+            counts and `missing`, over that kind's images and the good ones.
         """
         return dict(self._measures)
 
@@ -155,13 +157,12 @@ class Evaluation:
     def _gather(self, anomaly_maps: Maps, ground_truth: Masks, regions: Regions | None) -> Groups:
         anomaly_maps, masks = pixels.check(anomaly_maps, ground_truth)
         for index, mask in enumerate(masks):
-            if self._anomalous[index] and mask is None:
-                raise ValueError(f"image {index} ({self._kinds[index]}) is anomalous and has no mask")
             if not self._anomalous[index] and mask is not None and mask.any():
                 raise ValueError(f"image {index} is labelled good and has a mask that is not empty")
+        self._unmasked = self._anomalous & np.array([mask is None for mask in masks], dtype=bool)
 
         def of(members):
-            chosen = np.flatnonzero(members)
+            chosen = np.flatnonzero(members & ~self._unmasked)
             of_group = None if regions is None else [regions[index] for index in chosen]
             return pixels.gather([anomaly_maps[i] for i in chosen], [masks[i] for i in chosen], of_group)
 
@@ -172,7 +173,7 @@ class Evaluation:
         values = np.full(len(self._scores), np.nan)
         if groups is not None and self._anomalous.any() and not self._anomalous.all():
             good = [np.asarray(anomaly_maps[index]) for index in np.flatnonzero(~self._anomalous)]
-            indices = np.concatenate([np.flatnonzero(self._members(kind)) for kind in self.kinds])
+            indices = np.concatenate([np.flatnonzero(self._members(kind) & ~self._unmasked) for kind in self.kinds])
             values[indices] = aupimo(good, [scores for kind in self.kinds for scores in groups.kinds[kind].defects])
         return values
 
@@ -188,7 +189,7 @@ class Evaluation:
     def _count_pixels(self, groups: Groups | None, kind: str | None) -> ThresholdCounts | str:
         if not self._anomalous.any():
             return NO_ANOMALOUS_IMAGES
-        if groups is None:
+        if groups is None or self._unmasked[self._members(kind)].all():
             return "there are no ground truth masks"
         chosen = groups.against_good(kind)
         if not any(group.overlap.regions for group in chosen):
@@ -202,9 +203,11 @@ class Evaluation:
     ) -> dict:
         members = self._members(kind)
         measures = self._of_images(members, images) | self._of_pixels(members, groups, kind, counts)
+        unmasked = int(self._unmasked[members].sum())
         return {
             "good_images": int(np.sum(~self._anomalous)),
             "anomalous_images": int(members.sum()),
+            **({"anomalous_images_without_mask": unmasked} if unmasked else {}),
             **{name: value for name, value in measures.items() if not isinstance(value, str)},
             "missing": {name: reason for name, reason in measures.items() if isinstance(reason, str)},
         }

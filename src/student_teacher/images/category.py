@@ -1,14 +1,17 @@
 """The images of a category: which they are, what tells them apart, how they are split."""
 
 import hashlib
+import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from AnomalyDataset import AnomalyDataset
 from student_teacher.images import preprocessing, reading
+from student_teacher.images.folders import images_below, told
 from student_teacher.runtime import device
 from student_teacher.runtime.errors import UserError
 
@@ -27,7 +30,7 @@ def size_of_all(dataset: AnomalyDataset) -> tuple[int, int]:
     first = None
     for row in dataset.rows:
         path = dataset.root_dir / row["image_name"]
-        width, height = reading.load_rgb(path).size
+        (height, width) = reading.load_deep(path)[1]
         first = first or (path, height, width)
         if (height, width) != first[1:]:
             raise UserError(
@@ -45,13 +48,26 @@ def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
-            part = path.read_bytes() if contents else str(path.stat().st_size).encode()
+            file = reading.file_and_page(path)[0]
+            part = file.read_bytes() if contents else str(file.stat().st_size).encode()
         except OSError as error:
             raise UserError(
                 f"{path}: {error.strerror}; run ./mvtec_dataset.sh again if images have gone or come"
             ) from None
         digest.update(repr((path.name, len(part))).encode() + part)
     return digest.hexdigest()[:16]
+
+
+def identity_of(dataset: AnomalyDataset) -> dict[str, Any]:
+    """What tells a dataset's images, and how they are read, from others: for the settings that a model is made with.
+
+    `images` is a digest; `image_files`, each file's own by its name, says which ones differ. Raises UserError where a
+    file is missing.
+    """
+    paths = image_paths(dataset)
+    digest = digest_of(paths)
+    files = {row["image_name"]: digest_of([path]) for row, path in zip(dataset.rows, paths, strict=True)}
+    return {"images": f"{digest} {dataset.value_range}" if dataset.value_range else digest, "image_files": files}
 
 
 def image_paths(dataset: AnomalyDataset) -> list[Path]:
@@ -67,11 +83,12 @@ def validation_split(number: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """All pictures in a folder and below, sorted. Raises UserError if there are fewer than 2."""
+    """All pictures in a folder and below, sorted; says what it passes over. Raises UserError for fewer than 2."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: --images takes one with pictures in it or below")
-    found = sorted(path for path in folder.rglob("*") if reading.is_image(path))
+    found, others = images_below(folder)
+    if others:
+        print(told(others, folder), file=sys.stderr)
     if len(found) < 2:
-        suffixes = ", ".join(reading.IMAGE_SUFFIXES)
-        raise UserError(f"{folder} holds {len(found)} pictures, two are the least ({suffixes})")
+        raise UserError(f"{folder} holds {len(found)} pictures, two are the least (PNG, JPEG, TIFF and others)")
     return found

@@ -51,17 +51,19 @@ def _saturation(entry):
     return Saturation(threshold, relative)
 
 
-def load_regions(mask: Path, saturations: dict[int, Saturation]) -> list[tuple[np.ndarray, float, bool]]:
+def load_regions(
+    mask: Path, saturations: dict[int, Saturation], threshold: float | None = None
+) -> list[tuple[np.ndarray, float, bool]]:
     """The regions of a mask, a file or a folder of files: of each its pixels' numbers, row by row, and `Saturation`.
 
-    Files without a defect in them are left out.
+    `threshold` is that of `load_mask`. Files without a defect in them are left out.
 
     Raises:
         UserError: a file is missing or broken, has several grey values, or one that defects_config.json does not name.
     """
     regions = []
     for path in mask_files(mask):
-        pixels = np.flatnonzero(load_mask(path))
+        pixels = np.flatnonzero(load_mask(path, threshold))
         values = np.unique(np.asarray(load_grey(path)).ravel()[pixels]).tolist()
         if not values:
             continue

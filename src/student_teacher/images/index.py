@@ -1,14 +1,19 @@
-"""The index of a category: a row for each image, in data/CATEGORY/CATEGORY.csv."""
+"""The index of a category: a row for each image in data/CATEGORY/CATEGORY.csv; CATEGORY.json says how they are read."""
 
 import csv
+import hashlib
 import io
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.files import write_atomically
 
 COLUMNS = ("image_name", "gt_name", "label", "type")
+NO_SETTINGS = {"value_range": None, "given": False, "mask_threshold": None, "index": None, "files": None}
 
 
 def read_index(path: Path) -> list[dict[str, str | int]]:
@@ -41,7 +46,38 @@ def write_index(path: Path, rows: list[dict[str, str | int]]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    content = os.fsencode(text.getvalue())
+    _write(path, os.fsencode(text.getvalue()))
+
+
+def digest_of_index(path: Path) -> str:
+    """Digest of the index's content: whether it is as it was written."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def read_settings(category: Path) -> dict[str, Any]:
+    """How a category's images are read: `value_range`, None where all have 8 bits, and whether it was `given`.
+
+    `mask_threshold` is that of `load_mask`. `index` and `files` say what the index was made of: see
+    indexing.renew_index.
+
+    Raises UserError where the file is there, but can't be read.
+    """
+    category = Path(category)
+    path = category / f"{category.name}.json"
+    try:
+        return NO_SETTINGS | json.loads(path.read_text())
+    except FileNotFoundError:
+        return NO_SETTINGS
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run ./mvtec_dataset.sh {category.name}") from None
+
+
+def write_settings(category: Path, settings: Mapping[str, Any]) -> None:
+    """Write what `read_settings` reads; leave it alone where it says the same already. Raises UserError as above."""
+    _write(category / f"{category.name}.json", (json.dumps(settings, indent=1) + "\n").encode())
+
+
+def _write(path, content):
     if path.is_file() and path.read_bytes() == content:
         return
     try:

@@ -19,9 +19,14 @@ class Pictures:
     """
 
     def __init__(
-        self, paths: Sequence[Path], image_size: preprocessing.Size = None, budget: int = preprocessing.BUDGET
+        self,
+        paths: Sequence[Path],
+        image_size: preprocessing.Size = None,
+        budget: int = preprocessing.BUDGET,
+        *,
+        value_range: reading.ValueRange | None = None,
     ):
-        self._paths, self._image_size, self._budget = paths, image_size, budget
+        self._paths, self._image_size, self._budget, self._value_range = paths, image_size, budget, value_range
         self._kept: dict[int, Image.Image] = {}
         self._broken: set[int] = set()
 
@@ -40,7 +45,7 @@ class Pictures:
         if index in self._kept:
             return self._kept[index]
         try:
-            picture = preprocessing.resize(reading.load_rgb(self._paths[index]), self._image_size)
+            picture = preprocessing.resize(reading.load_rgb(self._paths[index], self._value_range), self._image_size)
         except UserError as error:
             if index not in self._broken:
                 self._broken.add(index)

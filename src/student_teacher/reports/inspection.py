@@ -13,41 +13,48 @@ from PIL import Image
 from torch import Tensor
 
 from student_teacher.detection.Detector import Detector, at_own_size
-from student_teacher.images.reading import at_most, encoded, is_image, load_reduced
+from student_teacher.images.folders import images_below, told
+from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, pages_of
 from student_teacher.reports import figures
-from student_teacher.reports.result_page import LARGE_SIDE, ResultPage
+from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
 from student_teacher.runtime import distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import make_folder, write_atomically
+from student_teacher.runtime.files import write_atomically
+from student_teacher.runtime.ledger import Ledger, own_files
 from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 
-OURS = ("anomaly_maps", "overlays", "page")  # the folders under the output
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
 
 
-def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
+def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
     """The images in `paths` and their subfolders, each with the name under which its results are written.
 
-    In folders, hidden files, files without an image suffix, and the results of an earlier run in `output` are skipped.
-    A file that is given itself is always taken. Raises UserError if a path does not exist, or if there are no images.
+    In folders, hidden files, files that are not images, and the results of an earlier run in `output` are skipped: the
+    second result counts and names these, a line for each of `paths`. A file that is given itself is always taken. Each
+    page of a file is an image, `name.tif#2`. Raises UserError if a path does not exist, or if there are no images.
     """
-    own = [(output / folder).resolve() for folder in OURS]
+    own = own_files(output)
     found: dict[Path, Path] = {}
+    passed_over = []
     for path in paths:
         if path.is_dir():
-            for file in sorted(file for file in path.rglob("*") if is_image(file)):
-                inside = file.relative_to(path)
-                hidden = any(part.startswith(".") for part in inside.parts)
-                if not hidden and file.is_file() and not any(map(file.resolve().is_relative_to, own)):
-                    found[file] = Path(path.resolve().name) / inside
+            images, others = images_below(path)
+            theirs = [image for image in images if file_and_page(image)[0].resolve() not in own]
+            found |= {file: Path(path.resolve().name) / file.relative_to(path) for file in theirs}
+            if others := [file for file in others if file.resolve() not in own]:
+                passed_over.append(told(others, path))
+            if len(theirs) < len(images):
+                passed_over.append(f"{output}: passed over {len(images) - len(theirs)} pictures of earlier results")
         elif path.exists():
+            found |= {page: Path(page.name) for page in pages_of(path)}
+        elif file_and_page(path)[1]:
             found[path] = Path(path.name)
         else:
             raise UserError(f"{path}: no such file or folder; --input takes images, or folders with images in them")
     if not found:
-        raise UserError(f"{', '.join(map(str, paths))}: no images in there")
+        raise UserError("; ".join([f"{', '.join(map(str, paths))}: no images in there", *passed_over]))
     taken: set[Path] = set()
     for path, name in found.items():  # two folders of the same name would overwrite each other
         number = 1
@@ -55,7 +62,7 @@ def files_in(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
             number += 1
             found[path] = name.with_stem(f"{name.stem}-{number}")
         taken.add(found[path])
-    return list(found.items())
+    return list(found.items()), passed_over
 
 
 class Prediction(NamedTuple):
@@ -97,7 +104,7 @@ class Inspector:
 
     def _load(self, file):
         try:
-            return load_reduced(file[1], shown_side(self.detector))
+            return load_reduced(file[1], shown_side(self.detector), self.detector.value_range)
         except UserError as error:
             return str(error)
 
@@ -111,8 +118,8 @@ class Inspector:
         if prediction.error:
             return prediction.name, prediction.error
         anomaly_map = at_own_size(prediction.anomaly_map, prediction.size)
-        name = prediction.name.with_name(f"{prediction.name.name}.tiff")
-        write_atomically(self.output / "anomaly_maps" / name, encoded(Image.fromarray(anomaly_map), "TIFF"))
+        map_path, overlay_path = pictures_of(self.output, prediction.name)
+        write_atomically(map_path, encoded(Image.fromarray(anomaly_map), "TIFF"))
         picture = at_most(prediction.picture, LARGE_SIDE)
         shown_map = at_own_size(prediction.anomaly_map, picture.size[::-1])
         self.page.save_image(prediction.number, picture)
@@ -126,10 +133,17 @@ class Inspector:
             shown = figures.outline(shown, shown_map >= self.pixel_threshold, max(1, max(picture.size) // 200))
             above = (anomaly_map >= self.pixel_threshold).sum()
             row += [f"{p_value:.6g}", str(int(p_value <= self.rate)), str(int(above))]
-        path = self.output / "overlays" / name.with_suffix(".jpg")
-        write_atomically(path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
+        write_atomically(overlay_path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
         self.log.put(str(prediction.name), row)
         return prediction.name, row
+
+
+def pictures_of(output: Path, name: Path) -> tuple[Path, Path]:
+    """Where map and overlay of an image go."""
+    return tuple(
+        output / folder / name.with_name(f"{name.name}.{suffix}")
+        for folder, suffix in (("anomaly_maps", "tiff"), ("overlays", "jpg"))
+    )
 
 
 def inspect(
@@ -140,22 +154,28 @@ def inspect(
     image_score: str,
     false_alarm_rate: float,
     pixel_false_alarm_rate: float,
+    *,
+    overwrite: bool = False,
 ) -> int:
     """Predict all images of `paths`, write the results under `output`, and return the number that could not be read.
 
     decisions.csv has a line for each image; anomaly_maps/ has float32 TIFFs at the images' own size; overlays/ has the
     maps over the images, at most LARGE_SIDE long, on one colour scale, with pixels above the pixel threshold outlined;
     index.html shows all images, the most anomalous first. Resumes after a stop. Each of several processes takes its
-    share of the images, and the first writes table and page.
+    share of the images, and the first writes table and page. Raises UserError if files that are not ours, or the
+    results of other `paths`, would be replaced, unless told to `overwrite`.
     """
     calibration = detector.calibration
-    files = files_in(paths, output)
-    make_folder(output)
+    files, passed_over = files_in(paths, output)
+    source = " ".join(["--input", *(str(path.absolute()) for path in paths)])
+    unfinished, table_path = output / "inspection.unfinished", output / "decisions.csv"
+    written = [unfinished, *_written(output, enumerate(name for _, name in files))]
+    ledger = Ledger(output, source, written, overwrite=overwrite, inputs=[file_and_page(path)[0] for path, _ in files])
     # Not from the files' contents: a file that can't be read should not stop the others.
-    stamps = [(str(name), (found := path.stat()).st_size, found.st_mtime_ns) for path, name in files]
+    stamps = [(str(name), (found := file_and_page(path)[0].stat()).st_size, found.st_mtime_ns) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
     options = f"{detector.fingerprint} {image_score} {false_alarm_rate} {pixel_false_alarm_rate}"
-    log = ResumeLog(output / "inspection.unfinished", f"{options} {digest}")
+    log = ResumeLog(unfinished, f"{options} {digest}")
     page = ResultPage(output, category)
     numbered = [(number, *file) for number, file in enumerate(files)]
     rows = {
@@ -172,7 +192,7 @@ def inspect(
             found |= theirs
     if distributed.is_first():
         table = _table([[str(path), *rows[name]] for path, name in files if name in rows])
-        write_atomically(output / "decisions.csv", table)
+        write_atomically(table_path, table)
         least = calibration.threshold(false_alarm_rate, image_score) if calibration else None
         from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=least)
         for number, path, name in numbered:
@@ -180,15 +200,25 @@ def inspect(
                 folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
                 page.add(number, name.name, str(folder), label=None, score=float(rows[name][0]))
         page_path = page.finish({}, threshold=from_score)
-        print(f"{len(rows)} images, {output / 'decisions.csv'}; result page: {page_path}")
+        print(f"{len(rows)} images, {table_path}; result page: {page_path}")
         if calibration:
             flagged = sum(row[2] == "1" for row in rows.values())
             print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
+        for line in passed_over:
+            print(line, file=sys.stderr)
         for _, name in files:
             if name in broken:
                 print(f"not inspected: {broken[name]}", file=sys.stderr)
     log.finish()
+    ledger.finish(_written(output, ((number, name) for number, _, name in numbered if name in rows)))
     return len(broken)
+
+
+def _written(output, numbered):
+    """All files that are written of images with these numbers and names."""
+    numbered = list(numbered)
+    pictures = [path for _, name in numbered for path in pictures_of(output, name)]
+    return [output / "decisions.csv", *pictures, *page_files(output, (number for number, _ in numbered))]
 
 
 def shown_side(detector: Detector) -> int | None:

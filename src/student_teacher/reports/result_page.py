@@ -7,8 +7,7 @@ without a server or network. The templates are in the folder page/.
 import html
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
@@ -27,10 +26,20 @@ TEMPLATES = Path(__file__).resolve().parent / "page"
 # The longest side in pixels of the picture on a card, of the one that opens from it, and of map and mask. Maps are
 # smooth: stretched over a larger picture, they look the same.
 CARD_SIDE, LARGE_SIDE, MAP_SIDE = 320, 1024, 512
-OURS = re.compile(r"\d{4,}(_small|_map)?\.(jpg|png)|cover\.jpg")  # the pictures' names
 CURVE_UNITS = 1000  # width and height of a curve's drawing
 
 Curve = tuple[np.ndarray, np.ndarray]
+
+
+def page_files(folder: Path, numbers: Iterable[int]) -> list[Path]:
+    """All files of the page in `folder` that shows images of these numbers."""
+    pictures = [_picture(folder, number, kind) for number in numbers for kind in ("", "_small", "_map")]
+    return [folder / "index.html", folder / "page" / "cover.jpg", *pictures]
+
+
+def _picture(folder, number, kind):
+    # By number: an image's name may have characters that are not allowed in a file system or URL.
+    return folder / "page" / f"{number:04d}{kind}.{'png' if kind == '_map' else 'jpg'}"
 
 
 class ResultPage:
@@ -56,9 +65,7 @@ class ResultPage:
 
     def picture_of(self, number: int, kind: str = "") -> Path:
         """The path of an image's picture: large (""), small ("_small") or its map ("_map")."""
-        # By number: an image's name may have characters that are not allowed in a file system or URL.
-        suffix = "png" if kind == "_map" else "jpg"
-        return self.path.with_name("page") / f"{number:04d}{kind}.{suffix}"
+        return _picture(self.path.parent, number, kind)
 
     def save_image(self, number: int, picture: Image.Image) -> None:
         """Write the RGB picture of an image, at most LARGE_SIDE long, and a small one."""
@@ -150,10 +157,6 @@ class ResultPage:
             },
             "images": sorted(images, key=lambda image: -image["score"]),
         }
-        kept = {self.picture_of(number, kind) for number in self._images for kind in ("", "_small", "_map")}
-        for old in self.path.with_name("page").iterdir():
-            if OURS.fullmatch(old.name) and old not in kept:
-                old.unlink()
         self._save_cover()
         # A "<" in a name must not end the script element with the data.
         data = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from student_teacher.images.folders import changes
 from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.errors import UserError
@@ -163,7 +164,11 @@ def checkpoint_of(path: Path) -> Path:
 
 def require_same_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise UserError, naming the first setting that differs, unless `found`, those of `path`, equal `wanted`."""
-    for name in sorted(found.keys() | wanted.keys()):
+    for name in sorted((found.keys() | wanted.keys()) - {"image_files"}):  # those say which images differ
+        if found.get(name) != wanted.get(name) and name == "images":
+            files = found.get("image_files"), wanted.get("image_files")
+            change = f" ({changes(*files)})" if all(files) and files[0] != files[1] else " or another value range"
+            raise UserError(f"{path} was trained with other images{change}: add --restart to train again")
         if found.get(name) != wanted.get(name):
             raise UserError(
                 f"{path} was trained with {name.replace('_', ' ')} {found.get(name)}, not {wanted.get(name)}: "

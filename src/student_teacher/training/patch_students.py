@@ -253,7 +253,7 @@ def model_of(args: Namespace, dataset: AnomalyDataset, teacher: AnomalyNet, epoc
         "students": args.students,
         "stride": args.stride,
         "teacher": checkpoints.fingerprint(teacher.state_dict()),
-        "images": category.digest_of(category.image_paths(dataset)),
+        **category.identity_of(dataset),
     }
     path = args.model / args.category / f"students_{patch_size}.pt"
     return Model(path, KIND, args.category, settings | paper.STUDENTS.identity(args))

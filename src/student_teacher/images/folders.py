@@ -1,0 +1,60 @@
+"""What lies in folders of images: links are followed, and nothing is passed over without a word."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from student_teacher.images.reading import is_image, pages_of
+from student_teacher.runtime.errors import UserError
+
+NAMED = 5  # of the files that are passed over; the others are counted
+
+
+def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """All images in a folder and below it, sorted, each page of a file, and the other files that lie there.
+
+    Linked folders are followed, each folder once, so that loops end. Hidden files and folders are not looked into and
+    are among the others. Raises UserError where a folder can't be read.
+    """
+    images, others, seen, waiting = [], [], set(), [folder]
+
+    def refuse(error):
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it away")
+
+    while waiting:
+        for place, folders, files in os.walk(waiting.pop(0), onerror=refuse):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            root = Path(place)
+            others += [root / name for name in folders if name.startswith(".")]
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [root / name for name in folders if (root / name).is_symlink()]
+            for path in (root / name for name in files):
+                (images if is_image(path) else others).append(path)
+    return [page for path in sorted(images) for page in pages_of(path)], sorted(others)
+
+
+def told(others: Sequence[Path], root: Path) -> str:
+    """One line that counts and names files that are passed over, relative to `root` where they lie below it."""
+    names = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in others]
+    files = "1 file" if len(names) == 1 else f"{len(names)} files"
+    return f"{root}: passed over {files}, hidden or not images by name: {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How many files came, went and changed, and which, from two mappings of names; nothing where they agree."""
+    groups = {
+        "came": now.keys() - before.keys(),
+        "went": before.keys() - now.keys(),
+        "changed": {name for name in now.keys() & before.keys() if now[name] != before[name]},
+    }
+    return "; ".join(f"{len(names)} {what}: {listed(sorted(names))}" for what, names in groups.items() if names)

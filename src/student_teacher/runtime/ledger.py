@@ -1,0 +1,85 @@
+"""Which files in a folder of results are ours: what others have put there is neither overwritten nor removed."""
+
+import json
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+from student_teacher.runtime import distributed
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import make_folder, write_atomically
+
+NAME = ".student_teacher.json"  # in the folder: what its results are of, and the files that were written
+
+
+class Ledger:
+    """The files that a command writes in a folder, kept there from one run to the next."""
+
+    def __init__(
+        self, folder: Path, source: str, files: Iterable[Path], *, overwrite: bool, inputs: Iterable[Path] = ()
+    ):
+        """Take over the folder, or refuse. Makes it where it is not there.
+
+        `source` says what the results are of, such as "--input scans"; `files` are all that may be written, below the
+        folder; `inputs` are those that are read. Raises UserError where one of the files is there and not ours, or
+        where the folder holds results of another source, unless to `overwrite`; and where an input would be replaced.
+        """
+        self._folder, self._source = folder, source
+        self._files = {file.relative_to(folder).as_posix() for file in files}
+        there = _read(folder)
+        self._before = set(there["files"])
+        replaced = {file.resolve() for file in inputs} & {(folder / name).resolve() for name in self._files}
+        if replaced:
+            raise UserError(f"{min(replaced)} would be replaced by a result of it: give another --output")
+        if not overwrite and there["source"] not in (None, source):
+            raise UserError(
+                f"{folder} holds the results of {_short(there['source'])}: give another folder for those of "
+                f"{_short(source)}, or add --overwrite to replace them"
+            )
+        taken = [name for name in sorted(self._files - self._before) if (folder / name).exists()]
+        if taken and not overwrite:
+            more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+            raise UserError(
+                f"{folder / taken[0]}{more}: there already, and not written by this command or by an older version: "
+                "move it away, give another folder for results, or add --overwrite to replace it"
+            )
+        distributed.wait_for_all()  # until all have looked
+        if distributed.is_first():
+            make_folder(folder)
+            self._write(self._files | self._before)
+        distributed.wait_for_all()
+
+    def finish(self, kept: Iterable[Path]) -> None:
+        """Remove files of ours that are not among those to be kept: of images that have gone, or can't be read now."""
+        if not distributed.is_first():
+            return
+        kept = {file.relative_to(self._folder).as_posix() for file in kept}
+        for name in (self._before | self._files) - kept:
+            path = self._folder / name
+            path.unlink(missing_ok=True)
+            while (path := path.parent) != self._folder and path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        self._write(kept)
+
+    def _write(self, files):
+        content = {"source": self._source, "files": sorted(files)}
+        write_atomically(self._folder / NAME, json.dumps(content, indent=1) + "\n")
+
+
+def _short(source):
+    return textwrap.shorten(source, 200, placeholder=" ...")
+
+
+def own_files(folder: Path) -> set[Path]:
+    """The files in a folder that earlier runs have written, with every link in their paths resolved."""
+    names = _read(folder)["files"]
+    return {(folder / name).resolve() for name in names} | {(folder / NAME).resolve()}
+
+
+def _read(folder):
+    try:
+        return json.loads((folder / NAME).read_text())
+    except FileNotFoundError:
+        return {"source": None, "files": []}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / NAME}: cannot be read ({error}); give another folder for results") from None
