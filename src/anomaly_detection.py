@@ -18,7 +18,7 @@ Written under results/CATEGORY/:
 import csv
 import io
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,28 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         help="for patch students: standardise errors with mean and std of good images at each place, or of the whole "
         "image, as in the paper (default place; image if the students were trained with --paper)",
     )
+    add_input(options)
+    options.add_argument(
+        "--false-alarm-rate",
+        type=command_line.fraction,
+        default=FALSE_ALARM_RATE,
+        metavar="X",
+        help="fraction of good images that may be called anomalous: lower misses more defects (default "
+        f"{FALSE_ALARM_RATE})",
+    )
+    options.add_argument(
+        "--pixel-false-alarm-rate",
+        type=command_line.fraction,
+        default=0.01,
+        metavar="X",
+        help="fraction of good images' pixels that may be outlined and count as found in pixel_f1 (default 0.01)",
+    )
+    options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
+    return paper.DETECTION.parse(options, arguments)
+
+
+def add_input(options: ArgumentParser) -> None:
+    """Add what goes with --input."""
     options.add_argument(
         "--input",
         type=Path,
@@ -95,23 +117,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         help="replace files in the folder for results that were not written by this command, and results of another "
         "--input",
     )
-    options.add_argument(
-        "--false-alarm-rate",
-        type=command_line.fraction,
-        default=FALSE_ALARM_RATE,
-        metavar="X",
-        help="fraction of good images that may be called anomalous: lower misses more defects (default "
-        f"{FALSE_ALARM_RATE})",
-    )
-    options.add_argument(
-        "--pixel-false-alarm-rate",
-        type=command_line.fraction,
-        default=0.01,
-        metavar="X",
-        help="fraction of good images' pixels that may be outlined and count as found in pixel_f1 (default 0.01)",
-    )
-    options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
-    return paper.DETECTION.parse(options, arguments)
 
 
 def detector_of(args: Namespace) -> Detector:

@@ -191,27 +191,28 @@ def inspect(
         for found, theirs in zip((rows, broken), others, strict=True):
             found |= theirs
     if distributed.is_first():
-        table = _table([[str(path), *rows[name]] for path, name in files if name in rows])
-        write_atomically(table_path, table)
+        write_atomically(table_path, _table([[str(path), *rows[name]] for path, name in files if name in rows]))
         least = calibration.threshold(false_alarm_rate, image_score) if calibration else None
         from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=least)
-        for number, path, name in numbered:
-            if name in rows:
-                folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
-                page.add(number, name.name, str(folder), label=None, score=float(rows[name][0]))
-        page_path = page.finish({}, threshold=from_score)
+        page_path = _finished(page, numbered, rows, from_score)
         print(f"{len(rows)} images, {table_path}; result page: {page_path}")
         if calibration:
             flagged = sum(row[2] == "1" for row in rows.values())
             print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
-        for line in passed_over:
+        for line in (*passed_over, *(f"not inspected: {broken[name]}" for _, name in files if name in broken)):
             print(line, file=sys.stderr)
-        for _, name in files:
-            if name in broken:
-                print(f"not inspected: {broken[name]}", file=sys.stderr)
     log.finish()
     ledger.finish(_written(output, ((number, name) for number, _, name in numbered if name in rows)))
     return len(broken)
+
+
+def _finished(page, numbered, rows, threshold):
+    """Write the page of all images that have a row."""
+    for number, path, name in numbered:
+        if name in rows:
+            folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
+            page.add(number, name.name, str(folder), label=None, score=float(rows[name][0]))
+    return page.finish({}, threshold=threshold)
 
 
 def _written(output, numbered):
