@@ -1,9 +1,10 @@
-"""Time src/metrics.py beside a plain implementation that walks over every threshold.
+"""Time src/student_teacher/evaluation beside a plain implementation that walks over every threshold.
 
 All compute pixel AU-ROC, average precision, best F1 and AU-PRO at the limits 0.3 and 0.05 of the same seeded synthetic
 maps, taking turns, and must agree to 1e-6. The plain one follows the formulas of MVTec AD's evaluation code (Bergmann
 et al., IJCV 2021): it sorts all pixels by score and adds up, pixel by pixel, their contributions to the false positive
 rate and to the overlap with the regions. It is also timed for AU-PRO alone, which is all that MVTec's code computes.
+What AUPIMO and F1 at a threshold add is timed apart: a plain AUPIMO goes through every threshold of the good images.
 
 --check CATEGORY compares the metrics.json of a category that has been tested to what the plain way makes of its maps.
 
@@ -26,15 +27,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import measuring
 
 from AnomalyDataset import AnomalyDataset
-from student_teacher.evaluation import metrics
-from student_teacher.evaluation.metrics import Maps, Masks
-from student_teacher.images.reading import stem_of
+from student_teacher.evaluation.aupimo import FPR_LIMITS
+from student_teacher.evaluation.Evaluation import Evaluation
+from student_teacher.evaluation.metrics import AU_PRO_LIMIT, AU_PRO_STRICT_LIMIT, area_under_curve, count_pixels
+from student_teacher.evaluation.pixels import Maps, Masks
 from student_teacher.runtime import command_line
 from student_teacher.runtime.errors import run
 from student_teacher.runtime.paths import add_folders
 
-LIMITS = (0.3, 0.05)
+LIMITS = {"au_pro": AU_PRO_LIMIT, "au_pro_0.05": AU_PRO_STRICT_LIMIT}
+MEASURES = (*LIMITS, "pixel_au_roc", "pixel_average_precision", "pixel_best_f1", "aupimo", "pixel_f1")
+THRESHOLD = 2.0  # of pixels, for F1
 TOLERANCE = 1e-6
+OURS = "ours, all measures"
 
 
 def synthetic_maps(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,15 +64,23 @@ def synthetic_maps(count: int, size: int, seed: int) -> tuple[np.ndarray, np.nda
     return maps, masks
 
 
-def ours(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    """Compute the measures with src/metrics.py."""
-    counts = metrics.count_pixels(maps, masks)
+def curves(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Compute what follows from curves over all thresholds, with the project's code."""
+    counts = count_pixels(maps, masks)
     curve = counts.pro_curve()
-    result = {f"au_pro_{limit}": metrics.area_under_curve(*curve, limit) for limit in LIMITS}
-    result["au_roc"] = counts.au_roc()
-    result["average_precision"] = counts.average_precision()
-    result["best_f1"] = counts.best_f1()[0]
-    return result
+    return {name: area_under_curve(*curve, limit) for name, limit in LIMITS.items()} | {
+        "pixel_au_roc": counts.au_roc(),
+        "pixel_average_precision": counts.average_precision(),
+        "pixel_best_f1": counts.best_f1()[0],
+    }
+
+
+def ours(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Compute all measures with the project's code."""
+    labels = masks.any((1, 2))
+    kinds = ["defect" if label else "good" for label in labels]
+    found = Evaluation(maps, masks, maps.max((1, 2)), labels, kinds, pixel_threshold=THRESHOLD).measures()
+    return {name: found[name] for name in MEASURES}
 
 
 def plain(maps: Maps, masks: Masks, au_pro_alone: bool = False) -> dict[str, float]:
@@ -92,20 +105,41 @@ def plain(maps: Maps, masks: Masks, au_pro_alone: bool = False) -> dict[str, flo
     fpr = np.concatenate(([0], false_positives / np.count_nonzero(~defective), [1]))
     pro = np.concatenate(([0], np.cumsum(overlap[order])[last_of_ties] / regions, [1]))
     result = {}
-    for limit in LIMITS:
+    for name, limit in LIMITS.items():
         within = fpr <= limit
         x, y = np.append(fpr[within], limit), np.append(pro[within], np.interp(limit, fpr, pro))
-        result[f"au_pro_{limit}"] = float(np.trapezoid(y, x) / limit)
+        result[name] = float(np.trapezoid(y, x) / limit)
     if au_pro_alone:
         return result
     positives = np.count_nonzero(defective)
     true_positives = np.cumsum(defective[order], dtype=np.int64)[last_of_ties]
     tpr = np.concatenate(([0], true_positives / positives, [1]))
     precision = true_positives / (true_positives + false_positives)
-    result["au_roc"] = float(np.trapezoid(tpr, fpr))
-    result["average_precision"] = float(np.sum(np.diff(tpr[:-1]) * precision))
-    result["best_f1"] = float(np.max(2 * true_positives / (positives + true_positives + false_positives)))
+    result["pixel_au_roc"] = float(np.trapezoid(tpr, fpr))
+    result["pixel_average_precision"] = float(np.sum(np.diff(tpr[:-1]) * precision))
+    result["pixel_best_f1"] = float(np.max(2 * true_positives / (positives + true_positives + false_positives)))
     return result
+
+
+def plain_at_good_thresholds(
+    maps: Maps, masks: Masks, labels: np.ndarray | None = None, threshold: float = THRESHOLD
+) -> dict[str, float]:
+    """AUPIMO by every threshold that a good image sets, and F1 of the pixels at `threshold`."""
+    labels = np.array([mask.any() for mask in masks]) if labels is None else labels
+    good = [scores for scores, label in zip(maps, labels, strict=True) if not label]
+    lower, upper = np.log(FPR_LIMITS)
+    defects = [scores[mask != 0] for scores, mask in zip(maps, masks, strict=True) if mask.any()]
+    areas, rate = np.zeros(len(defects)), 0.0
+    for level in np.unique(np.concatenate([np.ravel(scores) for scores in good]))[::-1]:
+        begin, rate = rate, np.mean([np.mean(scores >= level) for scores in good])
+        width = np.diff(np.clip(np.log([max(begin, 1e-300), rate]), lower, upper))[0]
+        areas += [width * np.mean(scores > level) for scores in defects]
+        if np.log(rate) >= upper:
+            break
+    found, positives = (np.concatenate([np.ravel(part) for part in parts]) for parts in (maps, masks))
+    found, positives = found >= threshold, positives != 0
+    f1 = 2 * np.count_nonzero(found & positives) / (np.count_nonzero(found) + np.count_nonzero(positives))
+    return {"aupimo": float(areas.mean() / (upper - lower)), "pixel_f1": f1}
 
 
 def read_result(category: str, data: Path, results: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -129,16 +163,14 @@ def check_result(category: str, data: Path, results: Path) -> float:
     """Print metrics.json of a category beside the plain figures of the same maps; return the largest difference."""
     maps, masks = read_result(category, data, results)
     found = json.loads((results / category / "metrics.json").read_text())
-    expected = plain(maps, masks)
-    maxima = np.array([values.max() for values in maps])
     anomalous = np.array([row["label"] for row in AnomalyDataset(data / category, type="test").rows]) != 0
+    expected = plain(maps, masks) | plain_at_good_thresholds(maps, masks, anomalous, found["pixel_f1_threshold"])
+    maxima = np.array([values.max() for values in maps])
     higher = np.sign(maxima[anomalous][:, None] - maxima[~anomalous]) / 2 + 0.5  # a tie counts half
-    names = {"au_pro_0.3": "au_pro", "au_pro_0.05": "au_pro_0.05", "au_roc": "pixel_au_roc"}
-    names |= {"average_precision": "pixel_average_precision", "best_f1": "pixel_best_f1"}
-    lines = [(name, found[name], expected[plain_name]) for plain_name, name in names.items()]
-    lines.append(("image_au_roc_of_maxima", found["image_au_roc_of_maxima"], float(higher.mean())))
-    print(measuring.table((category, "metrics.json", "plain"), [(n, f"{a:.8f}", f"{b:.8f}") for n, a, b in lines]))
-    return max(abs(a - b) for _, a, b in lines)
+    expected["image_au_roc_of_maxima"] = float(higher.mean())
+    lines = [(name, f"{found[name]:.8f}", f"{value:.8f}") for name, value in expected.items()]
+    print(measuring.table((category, "metrics.json", "plain"), lines))
+    return max(abs(found[name] - value) for name, value in expected.items())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,9 +199,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     maps, masks = synthetic_maps(args.maps, args.size, args.seed)
     contenders = {
-        "src/metrics.py, all measures": ours,
+        OURS: ours,
+        "ours, without AUPIMO and F1": curves,
         "plain, AU-PRO alone": functools.partial(plain, au_pro_alone=True),
-        "plain, all measures": plain,
+        "plain, without AUPIMO and F1": plain,
+        "plain, AUPIMO and F1 alone": plain_at_good_thresholds,
     }
     measures = {}
 
@@ -182,10 +216,10 @@ def main(arguments: list[str] | None = None) -> int:
     machine = measuring.machine() | {"numpy": np.__version__, "scipy": scipy.__version__}
     print(f"{args.maps} maps of {args.size} x {args.size}, {args.repeats} turns each")
     print(f"{machine['cpu']}, {machine['cores']} cores, numpy {np.__version__}, scipy {scipy.__version__}\n")
-    ours_median = timings["src/metrics.py, all measures"].median
+    ours_median = timings[OURS].median
     lines = [(name, timing.rounded, measuring.ratio(timing.median / ours_median)) for name, timing in timings.items()]
     print(measuring.table(("", "ms: median (spread)", "median to ours"), lines))
-    first = measures["src/metrics.py, all measures"]
+    first = measures[OURS]
     difference = max(abs(first[name] - value) for others in measures.values() for name, value in others.items())
     print(f"\nmeasures: {', '.join(f'{name} {value:.6f}' for name, value in first.items())}")
     print(f"largest difference: {difference:.1e} (at most {TOLERANCE:.0e})")

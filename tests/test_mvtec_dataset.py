@@ -57,6 +57,12 @@ def files(folder):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*"))}
 
 
+def test_options_of_the_script_reach_the_check_for_leaks(category):
+    plain, checked = (script("tiny", *options, data=category.parent) for options in ((), ("--check-leaks",)))
+    assert plain.returncode == checked.returncode == 0, checked.stderr
+    assert checked.stdout.startswith(plain.stdout) and "of 3 test images are likely to show a part" in checked.stdout
+
+
 def refused(category):
     """What `prepare` says of a category that it must refuse, and that it leaves everything as it was."""
     before = files(category)

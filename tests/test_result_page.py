@@ -43,16 +43,20 @@ def make_page(folder, labels, scores, kinds, names=None, side=24, masked=True):
     maps = [rng.random((side, side)).astype(np.float32) + bool(label) * mask for label in labels]
     masks = [mask if label else None for label in labels] if masked else None
     page = ResultPage(folder, folder.name)
+    names = names or [f"{index:03d}.png" for index in range(len(labels))]
     for index, label in enumerate(labels):
         image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
         page.save_image(index, Image.fromarray(image))
         page.save_map(index, maps[index], 0.5, 2)
-        name, mask = names[index] if names else f"{index:03d}.png", masks[index] if masks else None
-        page.add(index, name, kinds[index], label=label, score=scores[index], mask=mask)
+        mask = masks[index] if masks else None
+        page.add(index, names[index], kinds[index], label=label, score=scores[index], mask=mask)
     known = np.array([bool(label) for label in labels])
     evaluation = Evaluation(maps, masks, scores, known, kinds)
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
-    return page.finish(evaluation.measures(), *curves), evaluation.measures()
+    each = zip(kinds, names, evaluation.aupimo_of_images(), strict=True)
+    of_images = {f"test/{kind}/{name}": value for kind, name, value in each if value is not None}
+    measures = evaluation.measures() | {"aupimo_of_images": of_images}
+    return page.finish(measures, *curves), measures
 
 
 def save_pictures(page, number, size, anomaly_map=None):
@@ -297,9 +301,23 @@ def test_starts_at_the_best_f1(browser, tiles):
     f1 = 2 * counts["hit"] / (2 * counts["hit"] + counts["miss"] + counts["alarm"])
     assert f1 == pytest.approx(measures["image_best_f1"])
     text = browser.find_element("id", "measures").text
-    for name in ("image_au_roc", "au_pro", "pixel_au_roc", "image_average_precision", "image_best_f1"):
+    for name in ("image_au_roc", "au_pro", "aupimo", "pixel_au_roc", "image_average_precision", "image_best_f1"):
         assert f"{measures[name]:.3f}" in text
+    assert text.count("good images set no threshold") == 2  # of F1 for images and for pixels
+    assert "AU-sPRO" not in text
     assert len(browser.find_elements("css selector", ".curve")) == 3
+
+
+def test_shows_the_aupimo_of_an_image_with_a_defect_alone(browser, tiles):
+    page, measures, labels, _, kinds = tiles
+    visit(browser, page)
+    for label in (0, 1):
+        index = int(np.flatnonzero(np.asarray(labels) == label)[0])
+        of_image = measures["aupimo_of_images"].get(f"test/{kinds[index]}/{index:03d}.png")
+        browser.execute_script("view(images.findIndex(({name}) => name === arguments[0]))", f"{index:03d}.png")
+        facts = browser.find_element("id", "viewer-facts").text
+        assert (f"AUPIMO {of_image:.3f}" in facts) if label else ("AUPIMO" not in facts)
+        press(browser, "\ue00c")  # Escape
 
 
 def test_slider_recounts(browser, tiles):

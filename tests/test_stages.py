@@ -22,6 +22,9 @@ import resnet18_training
 import students_training
 import teacher_training
 from student_teacher.detection.AnomalyDetector import AnomalyDetector
+from student_teacher.detection.Detector import load_detector
+from student_teacher.evaluation import metrics
+from student_teacher.evaluation.regions import Region
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import ROOT
@@ -136,6 +139,64 @@ def test_the_measures_are_those_of_the_maps_that_were_written(done, capsys):
     metrics_file.write_text(json.dumps(changed))
     assert benchmark.main(["--check", CATEGORY, *folders]) == 1
     metrics_file.write_text(content)
+
+
+def test_measures_at_thresholds_that_good_images_set(done, tmp_path, capsys):
+    missing = json.loads((done.results / CATEGORY / "metrics.json").read_text())["missing"]
+    assert set(missing) == {"image_f1", "image_f1_threshold"}  # too few for a false-alarm rate of 0.05
+    other = Place(tmp_path, done.data)
+    other.folders[-1] = str(done.model)
+    other.detection("--false-alarm-rate", "0.4", "--pixel-false-alarm-rate", "0.1")
+    assert "\npixel_f1 " in capsys.readouterr().out
+    measures = json.loads((other.results / CATEGORY / "metrics.json").read_text())
+    assert measures["missing"] == {} and "au_spro" not in measures
+    threshold = load_detector(done.model / CATEGORY / "detector.pt").calibration.pixel_threshold(0.1)
+    assert measures["pixel_f1_threshold"] == threshold and 0 < measures["pixel_f1"] <= measures["pixel_best_f1"]
+    with (other.results / CATEGORY / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    called = np.array([float(row["p_value"]) <= measures["decisions"]["false_alarm_rate"] for row in rows])
+    scores = np.array([float(row["image_score"]) for row in rows])
+    assert np.array_equal(scores >= measures["image_f1_threshold"], called)
+    labels = np.array([row["label"] == "1" for row in rows])
+    assert measures["image_f1"] == pytest.approx(2 * (called & labels).sum() / (called.sum() + labels.sum()))
+    assert measures["aupimo"] == pytest.approx(np.mean(list(measures["aupimo_of_images"].values())))
+    assert set(measures["aupimo_of_images"]) == {row["path"] for row in rows if row["label"] == "1"}
+
+
+def test_masks_of_several_regions_give_the_saturated_overlap(done, tmp_path, capsys):
+    """MVTec LOCO: a spot's left half and the whole of it are two regions; the first saturates at a quarter of it."""
+    shutil.copytree(done.data / CATEGORY, tmp_path / CATEGORY)
+    regions = []
+    for file in sorted((tmp_path / CATEGORY / "ground_truth" / "spot").iterdir()):
+        mask = np.asarray(Image.open(file))
+        left = mask * (np.cumsum(mask > 0, axis=1) <= 4)
+        folder = file.with_name(file.stem.removesuffix("_mask"))
+        file.unlink()
+        folder.mkdir()
+        for number, (region, value) in enumerate(((left, 254), (mask, 255))):
+            Image.fromarray(np.where(region > 0, value, 0).astype(np.uint8)).save(folder / f"{number:03}.png")
+        regions.append([Region(np.flatnonzero(left), 16, relative=False), Region(np.flatnonzero(mask), 0.5)])
+    config = [
+        {"defect_name": "half", "pixel_value": 254, "saturation_threshold": 16, "relative_saturation": False},
+        {"defect_name": "spot", "pixel_value": 255, "saturation_threshold": 0.5, "relative_saturation": True},
+    ]
+    (tmp_path / CATEGORY / "defects_config.json").write_text(json.dumps(config))
+    mvtec_dataset.main([CATEGORY, "--data", str(tmp_path)])
+    other = Place(tmp_path, tmp_path)
+    other.folders[-1] = str(done.model)
+    other.detection()
+    assert "au_spro_0.05 " in capsys.readouterr().out
+    found, before = (json.loads((place.results / CATEGORY / "metrics.json").read_text()) for place in (other, done))
+    files = sorted((other.results / CATEGORY / "anomaly_maps" / CATEGORY / "test").rglob("*.tiff"))
+    maps = [np.asarray(Image.open(file)) for file in files]  # 4 good ones, then 4 with spots
+    assert found["au_spro"] == pytest.approx(metrics.au_spro(maps, [[]] * 4 + regions, 0.3))
+    assert found["au_spro_0.05"] == found["kinds"]["spot"]["au_spro_0.05"]
+    assert found["au_pro"] == pytest.approx(before["au_pro"]) and found["aupimo"] == pytest.approx(before["aupimo"])
+
+    config.pop()
+    (tmp_path / CATEGORY / "defects_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="no kind of defect with the grey value 255"):
+        other.detection()
 
 
 def test_settings_of_detection_are_compared_on_the_same_images(done, tmp_path):

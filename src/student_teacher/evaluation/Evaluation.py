@@ -43,7 +43,7 @@ ALL = None  # the kind that stands for all of them
 
 NO_ANOMALOUS_IMAGES = "there are no anomalous test images"
 NO_GOOD_IMAGES = "there are no good test images"
-NO_THRESHOLD = "no threshold was set by good images"
+NO_THRESHOLD = "good images set no threshold"
 
 
 class Groups(NamedTuple):
