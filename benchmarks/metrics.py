@@ -31,6 +31,7 @@ from student_teacher.evaluation.aupimo import FPR_LIMITS
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.metrics import AU_PRO_LIMIT, AU_PRO_STRICT_LIMIT, area_under_curve, count_pixels
 from student_teacher.evaluation.pixels import Maps, Masks
+from student_teacher.images.reading import stem_of
 from student_teacher.runtime import command_line
 from student_teacher.runtime.errors import run
 from student_teacher.runtime.paths import add_folders
