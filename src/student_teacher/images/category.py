@@ -85,7 +85,7 @@ def validation_split(number: int, seed: int) -> tuple[list[int], list[int]]:
 def pictures_in(folder: Path) -> list[Path]:
     """All pictures in a folder and below, sorted; says what it passes over. Raises UserError for fewer than 2."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: --images takes one with pictures in it or below")
+        raise UserError(f"{folder} is not a folder: --images takes one with pictures in it or below")
     found, others = images_below(folder)
     if others:
         print(told(others, folder), file=sys.stderr)

@@ -20,7 +20,7 @@ def read_index(path: Path) -> list[dict[str, str | int]]:
     """Read a category's index: a dict of COLUMNS for each image, `label` an int.
 
     Raises:
-        UserError: the file is missing, or is no index.
+        UserError: the file is missing, or is not an index.
     """
     command = f"run ./mvtec_dataset.sh {path.parent.name}"
     try:

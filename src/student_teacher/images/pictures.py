@@ -14,7 +14,7 @@ class Pictures:
     """The pictures of files, RGB, as a sequence: read when asked for, kept in memory until `budget` bytes are full.
 
     Resized to `image_size` (None leaves them as they are). Several threads may ask at once. In place of a file that is
-    broken stands the next one, with a word on stderr: among a million pictures one shall not end a training.
+    broken stands the next one, with a line on stderr: among a million pictures one should not end a training.
     Raises UserError where all are broken.
     """
 

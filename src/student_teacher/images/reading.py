@@ -287,7 +287,7 @@ def _unidentified(path):
 
 
 def _tiff_form(path):
-    """What a TIFF holds that Pillow does not read, in words; None for what is no TIFF."""
+    """What a TIFF holds that Pillow does not read, in words; None for what is not a TIFF."""
     try:
         with path.open("rb") as file:
             tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
