@@ -125,8 +125,8 @@ def test_two_processes_inspect_as_one(trained, tmp_path):
     folders = tmp_path / "1", tmp_path / "2"
     one, two = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*.*")} for root in folders)
     assert one == two
-    # Table, page and its cover; for each image a map, an overlay and three pictures.
-    assert len(one) == 3 + 5 * len(images)
+    # Table, page, its cover and the ledger; for each image a map, an overlay and three pictures.
+    assert len(one) == 4 + 5 * len(images)
 
 
 def test_a_killed_process_ends_all_and_the_same_command_goes_on(tmp_path):
