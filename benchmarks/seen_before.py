@@ -22,7 +22,7 @@ from student_teacher.runtime.paths import add_folders
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("category", help="a folder in data/, made ready by ./mvtec_dataset.sh CATEGORY")
+    options.add_argument("category", help="a folder in data/, prepared by ./mvtec_dataset.sh CATEGORY")
     add_folders(options, "data")
     options.add_argument("--output", type=Path, help="write the figures here, as JSON")
     return options.parse_args(arguments)

@@ -13,8 +13,8 @@ from student_teacher.runtime.errors import UserError
 class Pictures:
     """The pictures of files, RGB, as a sequence: read when asked for, kept in memory until `budget` bytes are full.
 
-    Resized to `image_size` (None leaves them as they are). Several threads may ask at once. In place of a file that is
-    broken stands the next one, with a line on stderr: among a million pictures one should not end a training.
+    Resized to `image_size` (None keeps their size). Several threads may read at once. A broken file is replaced by the
+    next one, with a line on stderr: among a million pictures, one should not end a training.
     Raises UserError where all are broken.
     """
 
