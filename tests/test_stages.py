@@ -459,7 +459,7 @@ def test_missing_files_are_named_in_one_line(tmp_path, data, monkeypatch):
     with pytest.raises(UserError, match="is not a state dict of torchvision's resnet18"):
         torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pth")
         place.backbone("--backbone-weights", str(tmp_path / "weights.pth"))
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         place.teacher("--images", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds 0 pictures"):
