@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import described
 import measuring
-import numpy as np
 from torch import Tensor
 
 from AnomalyDataset import AnomalyDataset
@@ -33,8 +32,6 @@ from student_teacher.detection.BackboneDetector import (
     counts,
     mean_of_levels,
 )
-from student_teacher.detection.Detector import at_own_size
-from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import run
@@ -70,7 +67,7 @@ def combined(networks: BackboneDetector, scores: dict[str, list[Tensor]], use: s
 
     All levels that count for the `use`, or `only` the one with this index.
     """
-    size, means = [length // networks.stride for length in networks.teacher.size], {}
+    size, means = networks.grid(networks.stride), {}
     for kind in KINDS:
         levels = [
             level
@@ -115,16 +112,6 @@ def without_expectations(errors: Errors) -> Errors:
     return errors._replace(expected={kind: [level * 0 for level in levels] for kind, levels in errors.actual.items()})
 
 
-def evaluated(maps: Tensor, scored: Tensor, samples: list[dict]) -> tuple[float, float]:
-    """Image AU-ROC and AU-PRO."""
-    own = [at_own_size(one.cpu(), sample["size"]) for one, sample in zip(maps, samples, strict=True)]
-    labels = np.array([sample["label"] for sample in samples])
-    masks = [np.asarray(sample["mask"]) > 0 if sample["label"] else None for sample in samples]
-    scores = scoring.image_scores(scored).cpu().numpy()
-    measures = Evaluation(own, masks, scores, labels, [str(label) for label in labels]).measures()
-    return measures["image_au_roc"], measures["au_pro"]
-
-
 def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
     """Image AU-ROC and AU-PRO of each variant."""
     sets = [
@@ -152,7 +139,9 @@ def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
             for way, work in ways(networks, errors, plain).items():
                 if first or way == "default":
                     label = way if first else ", ".join(filter(None, (name, f"at {side} x {side}")))
-                    found[label] = evaluated(*work(), samples)
+                    maps_of, scored = work()
+                    measures = described.measures(maps_of.cpu(), scoring.image_scores(scored).tolist(), samples)
+                    found[label] = measures["image_au_roc"], measures["au_pro"]
     return found
 
 

@@ -20,14 +20,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+import described
 import measuring
 import numpy as np
 import torch
 
 from AnomalyDataset import AnomalyDataset
 from student_teacher.detection import scoring
-from student_teacher.detection.Detector import Detector, at_own_size, load_detector
-from student_teacher.evaluation.Evaluation import Evaluation
+from student_teacher.detection.Detector import Detector, load_detector
 from student_teacher.images import preprocessing
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError, run
@@ -91,25 +91,22 @@ def neighbours(detector: Detector, category: str, args: Namespace) -> dict:
     teacher = detector.networks.teacher
     around = neighbourhoods(teacher.strides)[0]
 
-    def described(dataset):
+    def descriptors_of(dataset):
         for sample in prefetched(dataset.__getitem__, range(len(dataset))):
-            seen = preprocessing.to_tensor(preprocessing.resize(sample["image"], detector.size))[None]
+            seen = preprocessing.to_tensor(preprocessing.resize(sample.pop("image"), detector.size))[None]
             stacked, _ = around.of([level.float() for level in teacher(seen)])
             yield sample, stacked[0].flatten(1).T, stacked.shape[2:]
 
     good = AnomalyDataset(args.data / category, type="train", label=0)
     random = device.generator(args.seed, "bank")
     each = -(-BANK // len(good))
-    bank = torch.cat([d[torch.randperm(len(d), generator=random)[:each]] for _, d, _ in described(good)])
-    maps, masks, scores, labels = [], [], [], []
-    for sample, descriptors, size in described(AnomalyDataset(args.data / category, type="test")):
-        nearest = torch.cat([torch.cdist(part, bank).amin(1) for part in descriptors.split(QUERIES)]).view(1, *size)
-        maps.append(at_own_size(nearest[0], sample["size"]))
-        scores.append(scoring.image_scores(nearest).item())
-        labels.append(sample["label"])
-        masks.append(np.asarray(sample["mask"]) > 0 if sample["label"] else None)
-    labels = np.array(labels)
-    found = Evaluation(maps, masks, np.array(scores), labels, [str(label) for label in labels]).measures()
+    bank = torch.cat([d[torch.randperm(len(d), generator=random)[:each]] for _, d, _ in descriptors_of(good)])
+    samples, maps = [], []
+    for sample, descriptors, size in descriptors_of(AnomalyDataset(args.data / category, type="test")):
+        samples.append(sample)
+        maps.append(torch.cat([torch.cdist(part, bank).amin(1) for part in descriptors.split(QUERIES)]).view(size))
+    scores = [scoring.image_scores(nearest[None]).item() for nearest in maps]
+    found = described.measures(maps, scores, samples)
     return {"neighbours_image_au_roc": found["image_au_roc"], "neighbours_au_pro": found["au_pro"]}
 
 

@@ -1,13 +1,16 @@
-"""Shared by the benchmarks of the default detector: the teacher's maps of whole data sets, computed once."""
+"""Shared by the benchmarks of the default detector: the teacher's maps of whole data sets, and what maps are worth."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from AnomalyDataset import AnomalyDataset
 from student_teacher.detection.BackboneDetector import KINDS, BackboneDetector, Errors
+from student_teacher.detection.Detector import at_own_size
+from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.images import preprocessing
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import device
@@ -51,3 +54,14 @@ def errors(networks: BackboneDetector, maps: Sequence[Tensor], args: Namespace) 
             for place in range(len(Errors._fields))
         )
     )
+
+
+def measures(maps: Sequence[Tensor], scores: Sequence[float], samples: Sequence[Mapping]) -> dict:
+    """All measures, at the images' own sizes, of anomaly maps (h,w) of any sizes and image scores.
+
+    Of the `samples`, items of an AnomalyDataset, `label`, `mask` and `size` are used.
+    """
+    own = [at_own_size(anomaly_map, sample["size"]) for anomaly_map, sample in zip(maps, samples, strict=True)]
+    labels = np.array([sample["label"] for sample in samples])
+    masks = [np.asarray(sample["mask"]) > 0 if sample["label"] else None for sample in samples]
+    return Evaluation(own, masks, np.array(scores), labels, [str(label) for label in labels]).measures()

@@ -170,8 +170,8 @@ def check_result(category: str, data: Path, results: Path) -> float:
     return max(abs(found[name] - value) for name, value in expected.items())
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark, print the table, write the file; 1 if the implementations disagree."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     positive = command_line.positive
     parser.add_argument("--maps", type=positive, default=80, help="number of maps, a quarter of them good (80)")
@@ -188,7 +188,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--check", metavar="CATEGORY", help="instead, compare the metrics.json of a tested category to the plain way's"
     )
     add_folders(parser, "data", "results")
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark, print the table, write the file; 1 if the implementations disagree."""
+    args = parse_arguments(arguments)
     if args.check:
         difference = check_result(args.check, args.data, args.results)
         print(f"largest difference: {difference:.1e} (at most {TOLERANCE:.0e})")

@@ -75,7 +75,10 @@ class AnomalyDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
         image, (height, width) = load_reduced(self.root_dir / row["image_name"], self.least, self.value_range)
-        mask = self._mask_of(row) if row["gt_name"] else Image.new("L", (width, height))
+        if row["gt_name"]:
+            mask = load_mask(self.root_dir / row["gt_name"], self.mask_threshold)
+        else:
+            mask = Image.new("L", (width, height))
         if mask.size != (width, height):
             raise UserError(
                 f"{self.root_dir / row['gt_name']} has {mask.width} x {mask.height} pixels, its image {width} x "
@@ -88,6 +91,3 @@ class AnomalyDataset(Dataset):
             "path": row["image_name"],
             "size": (height, width),
         }
-
-    def _mask_of(self, row):
-        return load_mask(self.root_dir / row["gt_name"], self.mask_threshold)

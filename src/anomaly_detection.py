@@ -309,21 +309,24 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
     figures.save_picture(sheet, results / "examples.png", figures.SHEET_DPI)
 
 
+def inspect_input(args: Namespace) -> int:
+    """Inspect the images of --input. Returns the exit status."""
+    if args.show:
+        raise UserError("--show is for the test images; with --input open the result page, index.html")
+    output = args.output or args.results / args.category / "inspection"
+    rates = args.false_alarm_rate, args.pixel_false_alarm_rate
+    detector = detector_of(args)
+    broken = inspect(detector, args.input, output, args.category, args.image_score, *rates, overwrite=args.overwrite)
+    return BROKEN_IMAGES if broken else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run stage 4. Returns the exit status: 3 if some images of --input could not be read."""
     args = parse_arguments(arguments)
-    if args.output and not args.input:
-        raise UserError("--output needs --input; results of the test images go to the folder --results")
-    if args.show and args.input:
-        raise UserError("--show is for the test images; with --input open the result page, index.html")
     if args.input:
-        output = args.output or args.results / args.category / "inspection"
-        rates = args.false_alarm_rate, args.pixel_false_alarm_rate
-        detector = detector_of(args)
-        broken = inspect(
-            detector, args.input, output, args.category, args.image_score, *rates, overwrite=args.overwrite
-        )
-        return BROKEN_IMAGES if broken else 0
+        return inspect_input(args)
+    if args.output:
+        raise UserError("--output needs --input; results of the test images go to the folder --results")
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, or give --input")

@@ -101,8 +101,11 @@ def _completed(args):
     return args
 
 
-def train_backbone_students(args: Namespace) -> None:
-    """Fit students to a frozen backbone and write detector.pt."""
+def train_backbone_students(args: Namespace, before: dict | None) -> None:
+    """Fit students to a frozen backbone and write detector.pt, unless it was made from the same `before`.
+
+    Raises UserError if it was made from other settings.
+    """
     dataset = category.good_images(args, None)
     adapted = backbone_weights.adapted_backbone(args)
     settings = {
@@ -113,7 +116,8 @@ def train_backbone_students(args: Namespace) -> None:
         **category.identity_of(dataset),
     }
     path = args.model / args.category / "detector.pt"
-    if is_made(path, settings, args):
+    if before is not None:
+        require_same_settings(path, before, settings)
         print(f"{path} is trained already; --restart trains it again")
         return
     size = seen_size(command_line.image_size(args) or category.size_of_all(dataset))
@@ -125,13 +129,12 @@ def train_backbone_students(args: Namespace) -> None:
     save(path, args, settings, calibration, content)
 
 
-def train_patch_students(args: Namespace) -> None:
-    """Train patch students, scale by scale, and write detector.pt."""
+def train_patch_students(args: Namespace, before: list | None) -> None:
+    """Train patch students, scale by scale, and write detector.pt, unless it was made from the same `before`."""
     path = args.model / args.category / "detector.pt"
     fitted = patch_students.fit(args)
     changed = paper.STUDENTS.changed(args) + fitted.changed if args.paper else None
-    args.restart = False
-    if is_made(path, fitted.made_from, args):
+    if fitted.made_from == before:
         return
     size = command_line.image_size(args)
     calibration = fitted.calibrate()
@@ -146,28 +149,21 @@ def train_patch_students(args: Namespace) -> None:
     save(path, args, fitted.made_from, calibration, content)
 
 
-def require_same_teacher(args: Namespace) -> None:
-    """Raise UserError where detector.pt has students of the other kind of teacher: it would be replaced unasked."""
+def made_from(args: Namespace) -> dict | list | None:
+    """The settings that detector.pt was made from; None if it is to be made: missing, of another version, --restart.
+
+    Raises UserError if it has students of the other kind of teacher: it would be replaced unasked.
+    """
     path = args.model / args.category / "detector.pt"
     if args.restart or not path.exists():
-        return
-    there = checkpoints.load(path, "detector", category=args.category)
-    if there.get("detector_version") == VERSION and ("backbone" in there) != (args.teacher == "backbone"):
-        other = "a frozen backbone" if "backbone" in there else "patch teachers"
-        raise UserError(f"{path} has students of {other}: add --restart to replace it, or keep both with --model DIR")
-
-
-def is_made(path, settings, args: Namespace) -> bool:
-    """Whether detector.pt exists with these settings. Raises UserError if it has a backbone and other settings."""
-    if args.restart or not path.exists():
-        return False
+        return None
     there = checkpoints.load(path, "detector", category=args.category)
     if there.get("detector_version") != VERSION:
-        return False
-    if isinstance(settings, dict) and isinstance(there["made_from"], dict):
-        require_same_settings(path, there["made_from"], settings)
-        return True
-    return there["made_from"] == settings
+        return None
+    if ("backbone" in there) != (args.teacher == "backbone"):
+        other = "a frozen backbone" if "backbone" in there else "patch teachers"
+        raise UserError(f"{path} has students of {other}: add --restart to replace it, or keep both with --model DIR")
+    return there["made_from"]
 
 
 def save(path, args: Namespace, settings, calibration: Calibration, content: dict) -> None:
@@ -188,11 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     print(args.shown_teacher)
     paper.STUDENTS.show(args)
-    require_same_teacher(args)
-    if args.teacher == "backbone":
-        train_backbone_students(args)
-    else:
-        train_patch_students(args)
+    train = train_backbone_students if args.teacher == "backbone" else train_patch_students
+    train(args, made_from(args))
     print(f"next: python3 anomaly_detection.py {args.category}")
 
 

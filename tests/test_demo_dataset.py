@@ -41,7 +41,7 @@ def test_its_index_can_be_made(made, tmp_path):
     demo_dataset.write_category(category, PARAMETERS)
     rows = mvtec_dataset.prepare(category)
     assert sum(row["label"] for row in rows) == 10
-    assert not demo_dataset.write_category(category, PARAMETERS)  # the index is no reason to make it again
+    assert not demo_dataset.write_category(category, PARAMETERS)  # an index alone does not make it again
 
 
 def test_same_seed_same_bytes_and_another_seed_another_carpet(made, tmp_path):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_stages import CATEGORY, make_category
+from test_stages import CATEGORY, prepared_category
 
-import mvtec_dataset
 from AnomalyNet import AnomalyNet
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.paths import ROOT
@@ -46,8 +45,7 @@ def students(root, processes, patch_size=33):
 
 
 def make_place(root):
-    make_category(root / "data")
-    mvtec_dataset.main([CATEGORY, "--data", str(root / "data")])
+    prepared_category(root / "data")
     for patch_size in (17, 33):
         torch.manual_seed(0)
         content = {"patch_size": patch_size, "net": AnomalyNet(patch_size).state_dict()}

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_stages import CATEGORY, make_category
+from test_stages import CATEGORY, prepared_category
 from torch import nn
 
 import anomaly_detection
-import mvtec_dataset
 import students_training
 import teacher_training
 from AnomalyDataset import AnomalyDataset
@@ -169,10 +168,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_category(folder)
-    mvtec_dataset.main([CATEGORY, "--data", str(folder)])
-    return folder
+    return prepared_category(tmp_path_factory.mktemp("data"))
 
 
 class Place:

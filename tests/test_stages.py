@@ -57,6 +57,13 @@ def make_category(data: Path) -> None:
                 content.save(path)
 
 
+def prepared_category(data: Path) -> Path:
+    """The folder, with the category in it and its index written."""
+    make_category(data)
+    mvtec_dataset.main([CATEGORY, "--data", str(data)])
+    return data
+
+
 class Place:
     """Folders of a run, and the stages in them."""
 
@@ -86,10 +93,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_category(folder)
-    mvtec_dataset.main([CATEGORY, "--data", str(folder)])
-    return folder
+    return prepared_category(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

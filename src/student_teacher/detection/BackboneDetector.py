@@ -164,7 +164,7 @@ class BackboneDetector(nn.Module):
         means = {
             kind: mean_of_levels(
                 [level for level, stride in zip(scores[kind], strides, strict=True) if counts(use, stride)],
-                self._grid(FINEST_STRIDE),
+                self.grid(FINEST_STRIDE),
             )
             for kind, strides in self.strides.items()
         }
@@ -181,7 +181,8 @@ class BackboneDetector(nn.Module):
         explained, rest = self.explained**SHARPNESS, (1 - self.explained) ** SHARPNESS
         return {MAP: max(LEAST_WEIGHT, explained / (explained + rest)), SCORE: SCORE_WEIGHT}
 
-    def _grid(self, stride):
+    def grid(self, stride: int) -> tuple[int, int]:
+        """Rows and columns of maps with this stride."""
         return tuple(length // stride for length in self.teacher.size)
 
     def to_checkpoint(self, backbone: str) -> dict[str, Any]:

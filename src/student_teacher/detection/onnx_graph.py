@@ -105,11 +105,10 @@ def _backbone_maps(graph, networks: BackboneDetector):
             expected[GLOBAL][level] = _channels(graph, logs, place, place + 1)
         first = len(around.global_levels)
         expected[LOCAL] += [_channels(graph, logs, first + place, first + place + 1) for place in range(len(found))]
-    size = [length // networks.stride for length in networks.teacher.size]
-    return [_combined(graph, networks, use, (errors, expected), size) for use in (MAP, SCORE)]
+    return [_combined(graph, networks, use, (errors, expected)) for use in (MAP, SCORE)]
 
 
-def _combined(graph, networks, use, both, size):
+def _combined(graph, networks, use, both):
     """BackboneDetector.maps_of, for one use: MAP or SCORE."""
     means, (errors, expected) = [], both
     for kind, weight in ((GLOBAL, networks.global_weights[use]), (LOCAL, 1 - networks.global_weights[use])):
@@ -121,10 +120,10 @@ def _combined(graph, networks, use, both, size):
                 continue
             score = errors[kind][level]
             if use == SCORE:
-                own = [length // stride for length in networks.teacher.size]
-                score = graph("Sub", score, _resized(graph, graph("Exp", expected[kind][level]), own))
+                expects = graph("Exp", expected[kind][level])
+                score = graph("Sub", score, _resized(graph, expects, networks.grid(stride)))
             mean, std = (value.numpy(force=True) for value in (by.mean, by.std))
-            levels.append(_resized(graph, graph("Div", graph("Sub", score, mean), std), size))
+            levels.append(_resized(graph, graph("Div", graph("Sub", score, mean), std), networks.grid(networks.stride)))
         means.append(graph("Mul", graph("Mean", *levels), np.float32(weight)))
     return graph("Add", *means)
 

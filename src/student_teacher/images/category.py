@@ -47,15 +47,17 @@ def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
     """
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            file = reading.file_and_page(path)[0]
-            part = file.read_bytes() if contents else str(file.stat().st_size).encode()
-        except OSError as error:
-            raise UserError(
-                f"{path}: {error.strerror}; run ./mvtec_dataset.sh again if images have gone or come"
-            ) from None
-        digest.update(repr((path.name, len(part))).encode() + part)
+        digest.update(_named_content(path, contents))
     return digest.hexdigest()[:16]
+
+
+def _named_content(path, contents=True):
+    try:
+        file = reading.file_and_page(path)[0]
+        part = file.read_bytes() if contents else str(file.stat().st_size).encode()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run ./mvtec_dataset.sh again if images have gone or come") from None
+    return repr((path.name, len(part))).encode() + part
 
 
 def identity_of(dataset: AnomalyDataset) -> dict[str, Any]:
@@ -64,9 +66,12 @@ def identity_of(dataset: AnomalyDataset) -> dict[str, Any]:
     `images` is a digest; `image_files`, each file's own by its name, says which ones differ. Raises UserError where a
     file is missing.
     """
-    paths = image_paths(dataset)
-    digest = digest_of(paths)
-    files = {row["image_name"]: digest_of([path]) for row, path in zip(dataset.rows, paths, strict=True)}
+    whole, files = hashlib.sha256(), {}
+    for row, path in zip(dataset.rows, image_paths(dataset), strict=True):
+        part = _named_content(path)  # read once, for both
+        whole.update(part)
+        files[row["image_name"]] = hashlib.sha256(part).hexdigest()[:16]
+    digest = whole.hexdigest()[:16]
     return {"images": f"{digest} {dataset.value_range}" if dataset.value_range else digest, "image_files": files}
 
 

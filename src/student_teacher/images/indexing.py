@@ -99,7 +99,7 @@ def _files(category):
 
 
 def _range_settings(rows, checked, value_range, problems):
-    """What to remember of the range; adds a problem where there is no one range for all training images."""
+    """The settings of the value range; adds a problem if training images have no range in common."""
     if value_range not in (None, "auto"):
         return {"value_range": list(value_range), "given": True}
     deep = [
