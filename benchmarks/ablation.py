@@ -54,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         action="store_true",
         help="also measure torchvision's ResNet18 as backbone, adapted by stage 1 or else with --backbone-weights",
     )
-    backbone_weights.add_option(options)
+    options.add_argument("--backbone-weights", default="imagenet", help="as for students_training.py")
     options.add_argument("--device", default="auto")
     options.add_argument("--precision", choices=device.PRECISIONS, default="auto")
     options.add_argument("--seed", type=command_line.seed, default=0)
@@ -119,22 +119,21 @@ def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
         AnomalyDataset(args.data / category, type="test"),
     ]
     samples = [sets[1][index] for index in range(len(sets[1]))]
-    learned, found = len(sets[0]), {}
+    learned, found, compute = len(sets[0]), {}, measuring.compute(args)
     backbones = {"": None}
     if args.resnet18:
-        args.backbone, args.category = "resnet18", category
-        adapted = backbone_weights.adapted_backbone(args)
-        name = backbone_weights.backbone_name(args, adapted)
+        adapted = backbone_weights.adapted_backbone(args.model / category, "resnet18")
+        name = backbone_weights.backbone_name("resnet18", args.backbone_weights, adapted)
         backbones[name] = backbone_weights.backbone("resnet18", args.backbone_weights, adapted)
     for name, backbone in backbones.items():
         for side in args.image_size if not name else args.image_size[:1]:
-            teacher, maps = described.teacher_and_maps(sets, seen_size((side, side)), args, backbone)
+            teacher, maps = described.teacher_and_maps(sets, seen_size((side, side)), compute, backbone)
             good = [level[:learned] for level in maps]
             groups = backbone_students.look_alikes(good, teacher.strides)
-            fitted = backbone_students.fit_errors(teacher, good, groups, args)
+            fitted = backbone_students.fit_errors(teacher, good, groups, compute)
             networks, _ = backbone_students.calibrated(teacher, *fitted)
             plain, _ = backbone_students.calibrated(teacher, *fitted[:2], without_expectations(fitted[2]))
-            errors = described.errors(networks, [level[learned:] for level in maps], args)
+            errors = described.errors(networks, [level[learned:] for level in maps], compute)
             first = not found
             for way, work in ways(networks, errors, plain).items():
                 if first or way == "default":

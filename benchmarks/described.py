@@ -1,6 +1,5 @@
 """Shared by the benchmarks of the default detector: the teacher's maps of whole data sets, and what maps are worth."""
 
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from student_teacher.detection.Detector import at_own_size
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.images import preprocessing
 from student_teacher.images.store import ImageStore
-from student_teacher.runtime import device
+from student_teacher.runtime.device import Compute
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.backbones import Backbone
 from student_teacher.teachers.BackboneTeacher import BackboneTeacher
@@ -22,29 +21,28 @@ from student_teacher.training.loop import evenly_spread
 
 
 def teacher_and_maps(
-    sets: Sequence[AnomalyDataset], size: tuple[int, int], args: Namespace, backbone: Backbone | None = None
+    sets: Sequence[AnomalyDataset], size: tuple[int, int], compute: Compute, backbone: Backbone | None = None
 ) -> tuple[BackboneTeacher, list[Tensor]]:
     """The teacher, fitted to the first set as in students_training.py, and its maps of all sets' images.
 
-    Maps are (n,K,h,w) per level. Images are resized to `size`. Uses args.device and args.precision. The default
+    Maps are (n,K,h,w) per level. Images are resized to `size`. The default
     backbone is EfficientNet-Lite0.
     """
-    where, transform = device.choose(args.device), preprocessing.image_transform(size)
+    transform = preprocessing.image_transform(size)
     rows = [(dataset, index) for dataset in sets for index in range(len(dataset))]
     store = ImageStore(lambda number: transform(rows[number][0][rows[number][1]]["image"]), len(rows))
     backbone = backbone or backbone_weights.backbone("efficientnet_lite0", "imagenet")
-    backbone = backbone.to(where, memory_format=device.memory_format(where))
+    backbone = compute.place(backbone)
     learned = evenly_spread(list(range(len(sets[0]))), backbone_students.COMPONENT_IMAGES)
-    teacher = backbone_students.fit_teacher(backbone, size, store, learned, args)
-    return teacher, backbone_students.teacher_maps(teacher, store, list(range(len(rows))), args)
+    teacher = backbone_students.fit_teacher(backbone, size, store, learned, compute)
+    return teacher, backbone_students.teacher_maps(teacher, store, list(range(len(rows))), compute)
 
 
 @torch.inference_mode()
-def errors(networks: BackboneDetector, maps: Sequence[Tensor], args: Namespace) -> Errors:
+def errors(networks: BackboneDetector, maps: Sequence[Tensor], compute: Compute) -> Errors:
     """The errors of all students on the teacher's maps, (n,K,h,w) per level."""
-    where = device.choose(args.device)
     batches = zip(*(level.split(backbone_students.BATCH) for level in maps), strict=True)
-    parts = [networks.errors_of([level.to(where) for level in batch]) for batch in batches]
+    parts = [networks.errors_of([level.to(compute.where) for level in batch]) for batch in batches]
     return Errors(
         *(
             {

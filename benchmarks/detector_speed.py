@@ -64,9 +64,9 @@ def fitted(args: Namespace) -> tuple[dict[str, Any], Calibration]:
     """The default detector, fitted to images of noise, as a checkpoint; and its calibration."""
     images = noise(args, 0, args.images)
     store = ImageStore(images.__getitem__, len(images))
-    settings = Namespace(device=args.device, precision="auto", seed=args.seed)
+    compute = device.Compute(device.choose(args.device), "auto", args.seed)
     backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
-    detector, calibration = backbone_students.fit(backbone, images.shape[2:], store, list(range(len(images))), settings)
+    detector, calibration = backbone_students.fit(backbone, images.shape[2:], store, compute)
     return detector.to_checkpoint("efficientnet_lite0"), calibration
 
 

@@ -64,10 +64,10 @@ def split(groups: Sequence[Sequence[int]], seed: int) -> tuple[list[list[int]], 
 def measure(category: str, args: Namespace) -> list[dict]:
     """A row for each rate."""
     sets = [AnomalyDataset(args.data / category, type=kind, label=label) for kind, label in PARTS]
-    good = len(sets[0]) + len(sets[1])
+    good, compute = len(sets[0]) + len(sets[1]), measuring.compute(args)
     if good < 2 * SET_ASIDE:
         raise UserError(f"{args.data / category} has {good} good images: {2 * SET_ASIDE} are the least to split")
-    teacher, maps = described.teacher_and_maps(sets, (args.image_size,) * 2, args)
+    teacher, maps = described.teacher_and_maps(sets, (args.image_size,) * 2, compute)
     groups = backbone_students.look_alikes([level[:good] for level in maps], teacher.strides)
     observed, found = ({rate: [] for rate in args.rates} for _ in range(2))
     for number in with_bar(range(args.splits), args.splits, category):
@@ -76,10 +76,10 @@ def measure(category: str, args: Namespace) -> list[dict]:
         place = {index: order for order, index in enumerate(indices)}
         renumbered = [[place[index] for index in group] for group in learned]
         networks, calibration = backbone_students.fit_students(
-            teacher, [level[indices] for level in maps], renumbered, args
+            teacher, [level[indices] for level in maps], renumbered, compute
         )
         tested = aside + list(range(good, len(maps[0])))
-        found_in = networks.maps_of(described.errors(networks, [level[tested] for level in maps], args))
+        found_in = networks.maps_of(described.errors(networks, [level[tested] for level in maps], compute))
         scores = scoring.image_scores(found_in.scored_maps, args.image_score).tolist()
         p_values = np.array([calibration.p_value(score, args.image_score) for score in scores])
         for rate in args.rates:

@@ -180,6 +180,11 @@ def _device(name):
         raise ArgumentTypeError(str(error)) from None
 
 
+def compute(args: Namespace) -> device.Compute:
+    """Where and how to compute, from options for device, precision and seed."""
+    return device.Compute(device.choose(args.device), args.precision, args.seed)
+
+
 def random_images(args: Namespace, number: int) -> torch.Tensor:
     """Images of noise, uint8 (number,3,H,W), on the device."""
     shape = number, 3, args.image_size, args.image_size

@@ -68,7 +68,7 @@ def measure_steps(args: Namespace) -> dict:
         part.to(where, memory_format=device.memory_format(where))
         for part in (AnomalyNet(size).eval().requires_grad_(False), nets)
     )
-    students = Students(FDFEAnomalyNet(teacher, args.stride, padding=PADDING), nets, precision)
+    students = Students(FDFEAnomalyNet(teacher, args.stride, padding=PADDING), nets, device.Compute(where, precision))
     optimiser = Optimiser(nets, "muon", 0.01)
     images = distributed.share(measuring.random_images(args, args.batch_size))
 

@@ -65,7 +65,8 @@ class OnePassTraining:
     """The step of src/students_training.py: one pass of the teacher for all students."""
 
     def __init__(self, teacher: AnomalyNet, students: Sequence[AnomalyNet], stride: int, precision: str):
-        self.students = Students(FDFEAnomalyNet(teacher, stride, padding=PADDING), students, precision)
+        compute = device.Compute(next(teacher.parameters()).device, precision)
+        self.students = Students(FDFEAnomalyNet(teacher, stride, padding=PADDING), students, compute)
         self.optimiser = Optimiser(students, "muon", MUON_LEARNING_RATE)
         self.steps = 0
 

@@ -91,8 +91,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         metavar="X",
         help="fraction of good images' pixels that may be outlined and count as found in pixel_f1 (default 0.01)",
     )
+    options.add_argument("--paper", action="store_true", help="as published")
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
-    return paper.DETECTION.parse(options, arguments)
+    args = options.parse_args(arguments)
+    if args.paper:
+        options.set_defaults(**paper.DETECTION.values)
+    return options.parse_args(arguments)
 
 
 def add_input(options: ArgumentParser) -> None:

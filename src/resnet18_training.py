@@ -5,7 +5,7 @@ synthetic defect" (CutPaste and CutPaste-scar, Li et al., CVPR 2021). To tell th
 the category's texture and shapes.
 """
 
-from argparse import Namespace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,16 +13,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from AnomalyDataset import AnomalyDataset
 from AnomalyResnet18 import AnomalyResnet18
-from student_teacher.images import category, preprocessing
+from student_teacher.images import preprocessing
+from student_teacher.images.category import GoodImages
 from student_teacher.images.store import ImageStore
-from student_teacher.runtime import command_line, device, distributed
+from student_teacher.runtime import device, distributed
+from student_teacher.runtime.command_line import positive
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.settings import TrainingStage, batch_size_option, learning_rate_option, option
 from student_teacher.teachers import backbone_weights
 from student_teacher.training import synthetic_defects
 from student_teacher.training.loop import (
     Model,
+    Training,
     forget,
     learning_rate,
     set_learning_rate,
@@ -33,19 +36,21 @@ KIND = "backbone"
 WEIGHT_DECAY = 1e-2
 
 
-def parse_arguments(arguments: list[str] | None = None) -> Namespace:
-    """Read the command line."""
-    options = command_line.parser(__doc__)
-    command_line.add_image_size(options)
-    command_line.add_training(options, batch_size=16, learning_rate=3e-4)
-    options.add_argument(
-        "--epochs",
-        type=command_line.positive,
-        default=50,
-        help="passes over the images; raise it while the validation accuracy still rises (default 50)",
+@dataclass(frozen=True, kw_only=True)
+class Settings(TrainingStage):
+    """The options of stage 1."""
+
+    batch_size: int = batch_size_option(16)
+    learning_rate: float = learning_rate_option(3e-4)
+    epochs: int = option(
+        50, "passes over the images; raise it while the validation accuracy still rises", identity=True, type=positive
     )
-    backbone_weights.add_option(options)
-    return options.parse_args(arguments)
+    backbone_weights: str = backbone_weights.weights_option()
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Settings:
+    """Read the command line."""
+    return Settings.parse(__doc__, arguments)
 
 
 def with_defects(images: Tensor, seeds: list[int]) -> Tensor:
@@ -66,83 +71,78 @@ def both_classes(images: Tensor, seed: int, purpose: str, step: int, where: torc
     return inputs, torch.arange(2, device=where).repeat_interleave(len(images))
 
 
-def accuracy(
-    net: AnomalyResnet18, store: ImageStore, indices: list[int], args: Namespace, where: torch.device
-) -> float:
+def accuracy(net: AnomalyResnet18, store: ImageStore, indices: list[int], compute: device.Compute) -> float:
     """The fraction of validation images, unchanged and with a defect, that are classified correctly."""
     net.eval()
     right = 0
-    with torch.inference_mode(), device.autocast(where, args.precision):
+    with torch.inference_mode(), compute.autocast():
         for step, groups in enumerate(store.batches([index] for index in indices)):
-            inputs, classes = both_classes(groups[0], args.seed, "held-back defect", step, where)
+            inputs, classes = both_classes(groups[0], compute.seed, "held-back defect", step, compute.where)
             right += (net(inputs).argmax(1) == classes).sum().item()
     net.train()
     return right / (2 * len(indices))
 
 
-def model_of(args: Namespace, dataset: AnomalyDataset) -> Model:
-    """The file that this stage writes, and its settings."""
-    settings = {
-        "seed": args.seed,
-        "image_size": command_line.sides(args),
-        "precision": args.precision,
-        "batch_size": args.batch_size,
-        "epochs": args.epochs,
-        "learning_rate": args.learning_rate,
-        "backbone_weights": backbone_weights.name(args.backbone_weights),
-        **category.identity_of(dataset),
-    }
-    return Model(args.model / args.category / "resnet18.pt", KIND, args.category, settings)
-
-
-def train(args: Namespace) -> None:
-    """Train the backbone and save it."""
-    dataset = category.good_images(args, command_line.image_size(args))
-    model = model_of(args, dataset)
-    if not args.restart and model.is_trained():
-        return
-    where = device.choose(args.device)
-    torch.manual_seed(args.seed)
+def new_net(settings: Settings) -> AnomalyResnet18:
+    """The backbone before its training."""
+    torch.manual_seed(settings.seed)
     net = AnomalyResnet18()
-    state = backbone_weights.load(args.backbone_weights)
+    state = backbone_weights.load(settings.backbone_weights)
     if state is not None:
         net.load_torchvision(state)
-    net.to(where, memory_format=device.memory_format(where))
+    return settings.compute.place(net)
 
-    store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
-    learned, validation = category.validation_split(len(dataset), args.seed)
-    optimiser = torch.optim.AdamW(net.parameters(), args.learning_rate, weight_decay=WEIGHT_DECAY)
-    batches = shuffled_batches(learned, args.batch_size, args.epochs, args.seed)
-    if args.restart:
-        forget([model.path])
+
+def model_of(settings: Settings, images: GoodImages) -> Model:
+    """The file that this stage writes, and what it was made from."""
+    weights = {"backbone_weights": backbone_weights.name(settings.backbone_weights)}
+    made_from = settings.identity() | weights | images.identity
+    return Model(settings.models / "resnet18.pt", KIND, settings.category, made_from)
+
+
+def learn(net: AnomalyResnet18, model: Model, images: GoodImages, settings: Settings) -> Training:
+    """Train the backbone, from the start or from the last checkpoint."""
+    compute, store = settings.compute, images.decoded(settings.size)
+    learned, validation = images.split(settings.seed)
+    optimiser = torch.optim.AdamW(net.parameters(), settings.learning_rate, weight_decay=WEIGHT_DECAY)
+    batches = shuffled_batches(learned, settings.batch_size, settings.epochs, settings.seed)
     training = model.training(f"{KIND} training", {"net": net, "optimiser": optimiser}, len(batches))
-    per_epoch = len(batches) // args.epochs
+    per_epoch = len(batches) // settings.epochs
     for step, groups in zip(training, store.batches(batches[training.step :]), strict=False):
-        set_learning_rate(optimiser, learning_rate(step, len(batches), args.learning_rate))
+        set_learning_rate(optimiser, learning_rate(step, len(batches), settings.learning_rate))
         optimiser.zero_grad()
         total = 0.0
-        for images in groups:
-            with device.autocast(where, args.precision):
-                inputs, classes = both_classes(images, args.seed, "defect", step, where)
+        for batch in groups:
+            with compute.autocast():
+                inputs, classes = both_classes(batch, compute.seed, "defect", step, compute.where)
                 logits = net(inputs)
-            loss = F.cross_entropy(logits.float(), classes) * (len(images) / len(batches[step]))
+            loss = F.cross_entropy(logits.float(), classes) * (len(batch) / len(batches[step]))
             loss.backward()
             total += loss.item()
         optimiser.step()
         training.report(total)
         if (step + 1) % (5 * per_epoch) == 0:
-            training.note(accuracy=accuracy(net, store, validation, args, where))
-    final = accuracy(net, store, validation, args, where)
-    print(f"validation accuracy {final:.3f} on {2 * len(validation)} images (0.5 is chance)")
-    model.save({"net": net.cpu().state_dict(), "validation_accuracy": final}, training, "cross entropy")
+            training.note(accuracy=accuracy(net, store, validation, compute))
+    return training
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run stage 1."""
-    args = parse_arguments(arguments)
+    settings = parse_arguments(arguments)
     if distributed.active():
         raise UserError("this stage is fast and runs in one process: start it without torchrun")
-    train(args)
+    images = GoodImages(settings.images)
+    model = model_of(settings, images)
+    if not settings.restart and model.is_trained():
+        return
+    net = new_net(settings)
+    if settings.restart:
+        forget([model.path])
+    training = learn(net, model, images, settings)
+    validation = images.split(settings.seed)[1]
+    final = accuracy(net, images.decoded(settings.size), validation, settings.compute)
+    print(f"validation accuracy {final:.3f} on {2 * len(validation)} images (0.5 is chance)")
+    model.save({"net": net.cpu().state_dict(), "validation_accuracy": final}, training, "cross entropy")
 
 
 if __name__ == "__main__":

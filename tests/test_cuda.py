@@ -1,7 +1,5 @@
 """Tests for a CUDA device; they are skipped without one."""
 
-from argparse import Namespace
-
 import numpy as np
 import pytest
 import torch
@@ -80,8 +78,8 @@ def test_the_default_detector_fits_and_detects_as_on_the_cpu(precision):
     images = torch.stack([preprocessing.to_tensor(picture) for picture in pictures])
     store = ImageStore(images.__getitem__, len(images))
     backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
-    args = Namespace(device="cuda", precision="float32", seed=0)
-    fitted, _ = backbone_students.fit(backbone, (128, 128), store, list(range(6)), args)
+    compute = device.Compute(torch.device("cuda"), "float32")
+    fitted, _ = backbone_students.fit(backbone, (128, 128), store, compute)
     content = fitted.to_checkpoint("efficientnet_lite0")
 
     def found(where, precision):

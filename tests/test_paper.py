@@ -36,7 +36,7 @@ STUDENTS_GIVEN = ["--patch-size", "17", "--epochs", "2", "--image-size", *map(st
 def test_the_list():
     assert paper.TEACHER.values == {
         "distillation": "patches",
-        "patch_size": [65],
+        "patch_size": (65,),
         "descriptor_size": 128,
         "backbone": "resnet18",
         "backbone_weights": "imagenet",
@@ -52,15 +52,15 @@ def test_the_list():
         "schedule": "constant",
         "batch_size": 64,
         "steps": 50_000,
-        "image_size": [None],
+        "image_size": (None,),
         "precision": "float32",
         "saved_in": "float32",
     }
     assert paper.STUDENTS.values == {
         "teacher": "taught with --paper",
-        "patch_size": [65],
+        "patch_size": (65,),
         "students": 3,
-        "image_size": [256],
+        "image_size": (256,),
         "stride": 1,
         "whole_images": True,
         "padding": "zeros",
@@ -104,7 +104,6 @@ def test_the_flag_sets_the_list_and_prints_it(stage, published, capsys):
         assert name.replace("_", " ") in " ".join(shown.split())
     assert "as given" not in shown
     plain = stage.parse_arguments(["carpet"])
-    assert {name: getattr(plain, name) for name in published.ours} == published.ours
     assert published.identity(plain) == {}
     published.show(plain)
     assert capsys.readouterr().out == ""
@@ -112,7 +111,7 @@ def test_the_flag_sets_the_list_and_prints_it(stage, published, capsys):
 
 def test_other_options_override_it_and_are_printed(capsys):
     args = students_training.parse_arguments(["carpet", "--epochs", "3", "--paper", "--patch-size", "17", "33", "65"])
-    assert (args.epochs, args.patch_size, args.batch_size) == (3, [17, 33, 65], 1)
+    assert (args.epochs, args.patch_size, args.batch_size) == (3, (17, 33, 65), 1)
     paper.STUDENTS.show(args)
     shown = " ".join(capsys.readouterr().out.split())
     assert "as given: epochs 3 (published: 100)" in shown

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
+import teacher_training
 from AnomalyResnet18 import AnomalyResnet18
 from student_teacher.images import category
 from student_teacher.runtime import checkpoints, command_line, device
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.settings import Stage
 from student_teacher.teachers import backbone_weights, backbones
 from student_teacher.training import loop
 from student_teacher.training.loop import Model, Training, learning_rate, shuffled_batches
@@ -195,10 +197,8 @@ def test_validation_images_are_not_trained_on(number, left_out):
     assert number == 2 or kept != category.validation_split(number, seed=1)[1]
 
 
-def read_size(*texts, **options):
-    parser = ArgumentParser()
-    command_line.add_image_size(parser, **options)
-    return command_line.image_size(parser.parse_args(["--image-size", *texts] if texts else []))
+def read_size(*texts, kind=Stage):
+    return kind.parse("", ["carpet", *(["--image-size", *texts] if texts else [])]).size
 
 
 def test_image_size_is_one_number_two_or_native():
@@ -206,7 +206,8 @@ def test_image_size_is_one_number_two_or_native():
     assert read_size("128") == (128, 128)
     assert read_size("8", "300") == (8, 300)
     assert read_size("native") is None
-    assert read_size(default=[None]) is None
+    assert read_size(kind=teacher_training.Settings) is None
+    assert Stage(category="carpet", image_size=(48, 48)).identity()["image_size"] == [48]
 
 
 @pytest.mark.parametrize("text", ["7", "0", "-64", "64.5", "big", "", "Native", "9" * 5000])
@@ -410,9 +411,6 @@ def test_weights_come_from_a_file_or_are_random(torchvisions, tmp_path):
     state = backbone_weights.load(str(tmp_path / "weights.pth"))
     assert torch.equal(state["conv1.weight"], torchvisions.conv1.weight)
     assert backbone_weights.load("random") is None
-    parser = ArgumentParser()
-    backbone_weights.add_option(parser)
-    assert parser.parse_args([]).backbone_weights == "imagenet"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world\n", b"<!DOCTYPE html>", b"\x80\x02.", b"\x80\x02]q\x00X\x05"])

@@ -2,42 +2,85 @@
 
 import hashlib
 import sys
-from argparse import Namespace
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from AnomalyDataset import AnomalyDataset
 from student_teacher.images import preprocessing, reading
 from student_teacher.images.folders import images_below, told
+from student_teacher.images.store import ImageStore
 from student_teacher.runtime import device
 from student_teacher.runtime.errors import UserError
 
 
-def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
-    """The category's anomaly-free training images as uint8 tensors. Raises UserError if there are fewer than 2."""
-    transform, least = preprocessing.image_transform(size), preprocessing.least_side(size)
-    dataset = AnomalyDataset(args.data / args.category, transform, least=least, type="train", label=0)
-    if len(dataset) < 2:
-        raise UserError(f"{args.data / args.category} has {len(dataset)} images in train/good: two are the least")
-    return dataset
+class GoodImages:
+    """A category's anomaly-free training images: which they are, what tells them apart, how they are split.
 
+    The index is read once, files are read once for the identity, and decoded once for each size.
 
-def size_of_all(dataset: AnomalyDataset) -> tuple[int, int]:
-    """Height and width of all images. Raises UserError, naming two, where they differ."""
-    first = None
-    for row in dataset.rows:
-        path = dataset.root_dir / row["image_name"]
-        (height, width) = reading.load_deep(path)[1]
-        first = first or (path, height, width)
-        if (height, width) != first[1:]:
-            raise UserError(
-                f"--image-size native: {first[0]} has {first[2]} x {first[1]} pixels, {path} {width} x {height}; give "
-                "a size for all"
-            )
-    return first[1:]
+    Args:
+        folder: the category's folder.
+
+    Attributes:
+        dataset: the images as they are, not resized.
+
+    Raises:
+        UserError: there are fewer than 2.
+    """
+
+    def __init__(self, folder: Path):
+        self.dataset = AnomalyDataset(folder, type="train", label=0)
+        self._decoded: dict[preprocessing.Size, ImageStore] = {}
+        if len(self.dataset) < 2:
+            raise UserError(f"{folder} has {len(self.dataset)} images in train/good: two are the least")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """The images' files."""
+        return image_paths(self.dataset)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """See `identity_of`."""
+        return identity_of(self.dataset)
+
+    @cached_property
+    def common_size(self) -> tuple[int, int]:
+        """Height and width of all images. Raises UserError, naming two, if they differ."""
+        first = None
+        for path in self.paths:
+            height, width = reading.load_deep(path)[1]
+            first = first or (path, height, width)
+            if (height, width) != first[1:]:
+                raise UserError(
+                    f"--image-size native: {first[0]} has {first[2]} x {first[1]} pixels, {path} {width} x {height}; "
+                    "give a size for all"
+                )
+        return first[1:]
+
+    def split(self, seed: int) -> tuple[list[int], list[int]]:
+        """Indices to train on, and for validation: see `validation_split`."""
+        return validation_split(len(self), seed)
+
+    def decoded(self, size: preprocessing.Size) -> ImageStore:
+        """All images as uint8 tensors (3,H,W), resized to height and width unless `size` is None."""
+        if size not in self._decoded:
+            transform, least = preprocessing.image_transform(size), preprocessing.least_side(size)
+
+            def load(index: int) -> Tensor:
+                image, _ = reading.load_reduced(self.paths[index], least, self.dataset.value_range)
+                return transform(image)
+
+            self._decoded[size] = ImageStore(load, len(self))
+        return self._decoded[size]
 
 
 def digest_of(paths: Iterable[Path], contents: bool = True) -> str:

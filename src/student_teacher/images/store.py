@@ -18,13 +18,16 @@ class ImageStore:
     """
 
     def __init__(self, load: Callable[[int], Tensor], number: int, budget: int = BUDGET):
-        self._load = load
+        self._load, self._number = load, number
         self._kept: dict[int, Tensor] = {}
         for index, image in enumerate(tqdm(prefetched(load, range(number)), "images", number, leave=False)):
             budget -= image.nbytes
             if budget < 0:
                 break
             self._kept[index] = image
+
+    def __len__(self) -> int:
+        return self._number
 
     def batches(self, wanted: Iterable[Sequence[int]]) -> Iterator[list[Tensor]]:
         """For each sequence of indices its images, gathered by size: a list of (n,3,H,W)."""

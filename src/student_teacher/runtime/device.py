@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
+from torch.nn import Module
 
 from student_teacher.runtime import distributed
 from student_teacher.runtime.errors import UserError
@@ -83,6 +85,29 @@ def memory_format(device: torch.device) -> torch.memory_format:
     """
     wide = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_f")
     return torch.channels_last if wide or computes_bfloat16_faster(device) else torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how precisely to compute, and the seed of all random numbers.
+
+    Attributes:
+        where: the device.
+        precision: one of PRECISIONS.
+        seed: a whole number from 0.
+    """
+
+    where: torch.device
+    precision: str = "auto"
+    seed: int = 0
+
+    def autocast(self) -> AbstractContextManager:
+        """Context in which the networks compute in the `precision`."""
+        return autocast(self.where, self.precision)
+
+    def place(self, net: Module) -> Module:
+        """The network on the device, in the memory layout in which that convolves fastest."""
+        return net.to(self.where, memory_format=memory_format(self.where))
 
 
 def seed_of(*numbers: int | str) -> int:

@@ -1,9 +1,9 @@
 """The backbones' weights: options, loading, packing."""
 
 import pickle
-from argparse import ArgumentParser, Namespace
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from AnomalyResnet18 import AnomalyResnet18
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import PRETRAINED, ROOT
+from student_teacher.runtime.settings import option
 from student_teacher.teachers.backbones import BACKBONES, Backbone, Lite0, Resnet18
 from student_teacher.teachers.EfficientNetLite0 import EfficientNetLite0
 
@@ -21,15 +22,24 @@ NAMED = "imagenet", "random"
 EFFICIENTNET_LITE0 = ROOT / "model" / PRETRAINED / "efficientnet_lite0.pt"
 
 
-def add_option(options: ArgumentParser) -> None:
-    """Add --backbone-weights; `load` reads it."""
-    options.add_argument(
-        "--backbone-weights",
-        default="imagenet",
+def weights_option() -> Any:
+    """A field for --backbone-weights; `load` reads it."""
+    return option(
+        "imagenet",
+        "imagenet (best; torchvision downloads them once), random (needs no download, but finds fewer defects), or a "
+        "file with a torchvision resnet18 state dict; if stage 1 has adapted the backbone, later stages take that "
+        "instead (default imagenet)",
         metavar="SOURCE",
-        help="imagenet (best; torchvision downloads them once), random (needs no download, but finds fewer defects), "
-        "or a file with a torchvision resnet18 state dict; if stage 1 has adapted the backbone, later stages take "
-        "that instead (default imagenet)",
+    )
+
+
+def backbone_option(default: str) -> Any:
+    """A field for --backbone; `backbone` reads it."""
+    return option(
+        default,
+        "efficientnet_lite0, whose ImageNet weights ship with the project, or torchvision's resnet18, adapted to the "
+        "category if stage 1 was run",
+        choices=BACKBONES,
     )
 
 
@@ -66,18 +76,6 @@ def name(source: str) -> str:
     return source if state is None else checkpoints.fingerprint(state)
 
 
-def add_options(options: ArgumentParser, default: str) -> None:
-    """Add --backbone and --backbone-weights; `backbone` reads them."""
-    options.add_argument(
-        "--backbone",
-        choices=BACKBONES,
-        default=default,
-        help="efficientnet_lite0, whose ImageNet weights ship with the project, or torchvision's resnet18, adapted to "
-        f"the category if stage 1 was run (default {default})",
-    )
-    add_option(options)
-
-
 def backbone(name: str, source: str, adapted: dict[str, Tensor] | None = None) -> Backbone:
     """The backbone `name`, one of BACKBONES, in evaluation mode and without gradients.
 
@@ -101,21 +99,22 @@ def backbone(name: str, source: str, adapted: dict[str, Tensor] | None = None) -
     return model.eval().requires_grad_(False)
 
 
-def adapted_backbone(args: Namespace) -> dict[str, Tensor] | None:
-    """The weights that stage 1 made for the category; None if there are none, or --backbone names another backbone."""
-    path = args.model / args.category / "resnet18.pt"
-    if args.backbone != "resnet18" or not path.exists():
+def adapted_backbone(folder: Path, backbone: str) -> dict[str, Tensor] | None:
+    """The weights that stage 1 wrote to a category's folder of models.
+
+    None if there are none, or if `backbone` is not ResNet18.
+    """
+    path = folder / "resnet18.pt"
+    if backbone != "resnet18" or not path.exists():
         return None
-    return checkpoints.load(path, "backbone", category=args.category)["net"]
+    return checkpoints.load(path, "backbone", category=folder.name)["net"]
 
 
-def backbone_name(args: Namespace, adapted: dict[str, Tensor] | None) -> str:
-    """The name of the backbone and its weights, for settings and messages."""
+def backbone_name(backbone: str, source: str, adapted: dict[str, Tensor] | None) -> str:
+    """The name of the backbone and its weights, for settings and messages; arguments as for `backbone`."""
     if adapted is not None:
         return f"resnet18.pt of this category, {checkpoints.fingerprint(adapted)}"
-    if args.backbone != "resnet18":
-        return args.backbone
-    return f"resnet18, {name(args.backbone_weights)} weights"
+    return f"resnet18, {name(source)} weights" if backbone == "resnet18" else backbone
 
 
 def packed(values: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ seen the image: global students leave it out exactly (GlobalStudent.fit), local 
 all folds but one. Images that look alike, such as photographs of the same part, are left out together.
 """
 
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,6 +19,7 @@ from student_teacher.detection.Detector import Calibration
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import device, distributed
 from student_teacher.runtime.bars import with_bar
+from student_teacher.runtime.device import Compute
 from student_teacher.students.GlobalStudent import GlobalStudent
 from student_teacher.students.LocalStudent import (
     REACH,
@@ -45,20 +45,19 @@ BATCH = 8  # images at once
 
 
 def fit(
-    backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: list[int], args: Namespace
+    backbone: Backbone, size: tuple[int, int], store: ImageStore, compute: Compute
 ) -> tuple[BackboneDetector, Calibration]:
-    """Fit teacher and students to the good images `indices` of the store, of this `size`, and calibrate them."""
-    where = device.choose(args.device)
-    if len(indices) > MOST_IMAGES:
-        print(f"training on {MOST_IMAGES:,} of {len(indices):,} good images, evenly spread")
-        indices = evenly_spread(indices, MOST_IMAGES)
-    backbone = backbone.to(where, memory_format=device.memory_format(where))
-    teacher = fit_teacher(backbone, size, store, evenly_spread(indices, COMPONENT_IMAGES), args)
-    maps = teacher_maps(teacher, store, indices, args)
+    """Fit teacher and students to the good images of the store, which have this `size`, and calibrate them."""
+    indices = evenly_spread(list(range(len(store))), MOST_IMAGES)
+    if len(store) > MOST_IMAGES:
+        print(f"training on {MOST_IMAGES:,} of {len(store):,} good images, evenly spread")
+    backbone = compute.place(backbone)
+    teacher = fit_teacher(backbone, size, store, evenly_spread(indices, COMPONENT_IMAGES), compute)
+    maps = teacher_maps(teacher, store, indices, compute)
     groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
         print(f"{len(indices)} images of {len(groups)} parts: images that look alike are calibrated together")
-    detector, calibration = fit_students(teacher, maps, groups, args)
+    detector, calibration = fit_students(teacher, maps, groups, compute)
     print(
         f"global students explain {detector.explained:.0%} of the variance among good images, each left out of the fit"
     )
@@ -66,24 +65,23 @@ def fit(
 
 
 def fit_students(
-    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], args: Namespace
+    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], compute: Compute
 ) -> tuple[BackboneDetector, Calibration]:
     """Fit students to the teacher's maps of good images, (n,K,h,w) per level, and calibrate them.
 
     For the calibration, images of the same group of `groups` are left out together.
     """
-    return calibrated(teacher, *fit_errors(teacher, maps, groups, args))
+    return calibrated(teacher, *fit_errors(teacher, maps, groups, compute))
 
 
 def fit_errors(
-    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], args: Namespace
+    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], compute: Compute
 ) -> tuple[list[GlobalStudent], list[list[LocalStudent]], Errors]:
     """Students as BackboneDetector takes them, and the errors on each image of students that have not seen it."""
-    where = device.choose(args.device)
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
-    students, left_out = zip(*(GlobalStudent.fit(level.to(where), groups) for level in bar), strict=True)
+    students, left_out = zip(*(GlobalStudent.fit(level.to(compute.where), groups) for level in bar), strict=True)
     left_out = [errors.sqrt() for errors in left_out]
-    return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), groups, args)
+    return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), groups, compute)
 
 
 def calibrated(
@@ -157,30 +155,28 @@ def _batches(indices):
 
 
 def fit_teacher(
-    backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: Sequence[int], args: Namespace
+    backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: Sequence[int], compute: Compute
 ) -> BackboneTeacher:
     """The backbone as a teacher, with principal components from good images of the store."""
-    where = device.choose(args.device)
 
     def images() -> Iterator[Tensor]:
         batches = _batches(indices)
         for batch in with_bar(store.batches(batches), len(batches), "teacher's components"):
-            yield from (group.to(where) for group in batch)
+            yield from (group.to(compute.where) for group in batch)
 
-    with device.autocast(where, args.precision):
+    with compute.autocast():
         return BackboneTeacher.fit(backbone, size, images())
 
 
 @torch.inference_mode()
-def teacher_maps(teacher: BackboneTeacher, store: ImageStore, indices: Sequence[int], args: Namespace) -> list[Tensor]:
+def teacher_maps(teacher: BackboneTeacher, store: ImageStore, indices: Sequence[int], compute: Compute) -> list[Tensor]:
     """The teacher's maps of images of the store: per level one float16 tensor (n,K,h,w), on the CPU."""
-    where = device.choose(args.device)
     own = distributed.share(indices)
     batches = _batches(own)
     found = []
     for (images,) in with_bar(store.batches(batches), len(batches), "teacher's maps"):
-        with device.autocast(where, args.precision):
-            levels = [level.half().cpu() for level in teacher(images.to(where))]
+        with compute.autocast():
+            levels = [level.half().cpu() for level in teacher(images.to(compute.where))]
         found += list(zip(*levels, strict=True))
     found = distributed.in_order(found)
     return [torch.stack([image[level] for image in found]) for level in range(len(teacher.strides))]
@@ -196,12 +192,12 @@ def _correlations(maps):
     return gram / norms[:, None] / norms
 
 
-def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups, args):
+def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups, compute):
     """For each neighbourhood its students, one per fold, and the errors of all students on images not seen.
 
     `global_errors`, (n,h,w) per level, are those of the global students.
     """
-    where = device.choose(args.device)
+    where = compute.where
     students, found, expected = [], [], {GLOBAL: [None] * len(maps), LOCAL: []}
     for neighbourhood in around:
         inputs, channels = neighbourhood.of(maps)
@@ -213,14 +209,14 @@ def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups
             ],
             1,
         )
-        trained, squared, logs = _cross_fitted(neighbourhood, inputs, channels, log_errors, groups, args)
+        trained, squared, logs = _cross_fitted(neighbourhood, inputs, channels, log_errors, groups, compute)
         students.append(trained)
         found += list(squared.sqrt().to(where))
         sort_expected(expected, neighbourhood, logs.to(where))
     return students, Errors({GLOBAL: list(global_errors), LOCAL: found}, expected)
 
 
-def _cross_fitted(around, inputs, channels, log_errors, groups, args):
+def _cross_fitted(around, inputs, channels, log_errors, groups, compute):
     """A neighbourhood's students, one per fold, and the errors on each image of the student that has not seen it.
 
     The errors are squared ones (levels,n,h,w) and expected log errors (n,E,h,w), as in LocalErrors, on the CPU.
@@ -232,7 +228,7 @@ def _cross_fitted(around, inputs, channels, log_errors, groups, args):
     logs = torch.empty(number, log_errors.shape[1] + len(channels), *size)
     for count, fold in enumerate(folds):
         seen = sorted(set(range(number)) - set(fold)) or fold
-        seed = device.seed_of(args.seed, "local student", around.stride, count)
+        seed = device.seed_of(compute.seed, "local student", around.stride, count)
         torch.manual_seed(seed)
         student = LocalStudent(channels, log_errors.shape[1]).to(inputs.device).train()
         own = [part.square().sum(1).mean().sqrt() for part in inputs[seen].float().split(channels, 1)]

@@ -136,7 +136,10 @@ class Model:
 
     def is_trained(self) -> bool:
         """Whether the finished model exists; if so, prints a line. Raises UserError if it has other settings."""
-        if not self.path.exists():
+        there = distributed.gathered(self.path.exists())
+        if any(there) and not all(there):
+            raise UserError(f"{self.path} is not there for all processes: all machines need the same model folder")
+        if not any(there):
             return False
         content = checkpoints.load(self.path, self.kind, category=self.category)
         require_same_settings(self.path, content["settings"], self.settings)

@@ -1,6 +1,5 @@
 """The optimisers of teachers and students."""
 
-from argparse import ArgumentParser
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from student_teacher.runtime import distributed
+from student_teacher.runtime.settings import option
 
 OPTIMISERS = ("muon", "adam")
 WEIGHT_DECAY = 1e-5  # the paper, section 4
@@ -78,11 +78,11 @@ class Optimiser:
             optimiser.load_state_dict(part)
 
 
-def add_optimiser(options: ArgumentParser, default: str | None = OPTIMISERS[0]) -> None:
-    """Add --optimiser."""
-    options.add_argument(
-        "--optimiser",
+def optimiser_option(default: str | None = OPTIMISERS[0]) -> Any:
+    """A field for --optimiser."""
+    return option(
+        default,
+        "muon learns several times faster; adam is the paper's (default muon)",
+        identity=True,
         choices=OPTIMISERS,
-        default=default,
-        help="muon learns several times faster; adam is the paper's (default muon)",
     )

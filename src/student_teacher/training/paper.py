@@ -4,21 +4,25 @@ One table per stage that has the option. Section numbers are the paper's.
 """
 
 import textwrap
-from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from AnomalyNet import DESCRIPTOR_SIZE
-from FDFE import PADDING
-from student_teacher.detection.AnomalyDetector import NORMALISATIONS
-from student_teacher.detection.scoring import IMAGE_SCORES
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.settings import Settings, option
 from student_teacher.training.optimiser import WEIGHT_DECAY
 
 SOURCE = "arXiv 1911.02357v2"
 TAUGHT = "taught with --paper"  # the teacher that students learn from
 WIDTH = 120  # of a printed line
+
+
+def paper_option() -> Any:
+    """A field for --paper."""
+    return option(False, f"use the settings published in {SOURCE}, and print them; other options override them")
+
+
+Chosen = TypeVar("Chosen", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,11 @@ class Published:
     Attributes:
         said: what the paper says.
         read: our reading where the paper says nothing.
-        ours: this project's own values of settings that have no option.
         fixed: options that must not be given with another value beside --paper.
     """
 
     said: Mapping[str, Any]
     read: Mapping[str, Any]
-    ours: Mapping[str, Any] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
 
     @property
@@ -42,50 +44,44 @@ class Published:
         """All settings as published."""
         return {**self.said, **self.read}
 
-    def parse(self, options: ArgumentParser, arguments: list[str] | None) -> Namespace:
-        """Add --paper and parse the command line. Options that are given override the published settings.
+    def parse(self, kind: type[Chosen], description: str, arguments: list[str] | None) -> Chosen:
+        """Settings of this `kind`, as published with --paper. Options that are given override the published ones.
 
         Raises UserError if one of the `fixed` options contradicts --paper.
         """
-        options.add_argument(
-            "--paper",
-            action="store_true",
-            help=f"use the settings published in {SOURCE}, and print them; other options override them",
-        )
-        options.set_defaults(**self.ours)
-        args = options.parse_args(arguments)
-        if args.paper:
-            options.set_defaults(**self.values)
-            args = options.parse_args(arguments)
-            for name in self.fixed:
-                if (given := getattr(args, name)) != self.values[name]:
-                    raise UserError(f"--{name.replace('_', '-')} {given} contradicts --paper: leave one of them out")
-        return args
+        settings = kind.parse(description, arguments)
+        if not settings.paper:
+            return settings
+        settings = kind.parse(description, arguments, defaults=self.values)
+        for name in self.fixed:
+            if (given := getattr(settings, name)) != self.values[name]:
+                raise UserError(f"--{name.replace('_', '-')} {given} contradicts --paper: leave one of them out")
+        return settings
 
-    def changed(self, args: Namespace) -> list[str]:
+    def changed(self, settings: Settings) -> list[str]:
         """The settings that an option has changed, each as a text. All patch sizes count as published."""
         return [
-            f"{_shown(name, getattr(args, name))} (published: {_value(value)})"
+            f"{_shown(name, getattr(settings, name))} (published: {_value(value)})"
             for name, value in self.values.items()
-            if getattr(args, name) != value and name != "patch_size"
+            if getattr(settings, name) != value and name != "patch_size"
         ]
 
-    def identity(self, args: Namespace) -> dict[str, Any]:
+    def identity(self, settings: Settings) -> dict[str, Any]:
         """Additional entries for a model's settings with --paper, so that it differs from models without it."""
-        if not args.paper:
+        if not settings.paper:
             return {}
         # The name sorts first, so that loop.require_same_settings reports it before others.
-        return {"--paper": True} | {name: getattr(args, name) for name in self.ours}
+        return {"--paper": True} | settings.without_options()
 
-    def show(self, args: Namespace) -> None:
+    def show(self, settings: Settings) -> None:
         """With --paper, print the settings."""
-        if not args.paper:
+        if not settings.paper:
             return
-        for title, settings in ((f"as published in {SOURCE}", self.said), ("where the paper says nothing", self.read)):
-            given = {name: getattr(args, name) for name in settings}
-            kept = [name for name in settings if given[name] == settings[name] or name == "patch_size"]
+        for title, table in ((f"as published in {SOURCE}", self.said), ("where the paper says nothing", self.read)):
+            given = {name: getattr(settings, name) for name in table}
+            kept = [name for name in table if given[name] == table[name] or name == "patch_size"]
             say(title, [_shown(name, given[name]) for name in kept])
-        say("not as published, but as given", self.changed(args))
+        say("not as published, but as given", self.changed(settings))
 
 
 def say(title: str, texts: Sequence[str]) -> None:
@@ -103,7 +99,7 @@ def _shown(name, value):
 
 
 def _value(value):
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return " ".join(map(_value, value))
     return "native" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -111,7 +107,7 @@ def _value(value):
 TEACHER = Published(
     said={
         "distillation": "patches",  # 3.1
-        "patch_size": [65],  # 4.2, table 2: one scale; 17 33 65 are those of table 3
+        "patch_size": (65,),  # 4.2, table 2: one scale; 17 33 65 are those of table 3
         "descriptor_size": 128,  # 4; the layer that decodes them to the backbone's 512 features is for training only
         "backbone": "resnet18",  # 4: its 512 features before the classifier
         "backbone_weights": "imagenet",  # 4
@@ -129,17 +125,9 @@ TEACHER = Published(
     read={
         "schedule": "constant",  # the paper calls it the initial learning rate, but names no other
         "backbone_size": None,  # the backbone sees the patch's own pixels
-        "image_size": [None],
+        "image_size": (None,),
         "precision": "float32",
         "saved_in": "float32",
-    },
-    ours={
-        "descriptor_size": DESCRIPTOR_SIZE,
-        "square_zoom": False,
-        "literal_losses": False,
-        "weight_decay": WEIGHT_DECAY,
-        "schedule": "cosine",
-        "saved_in": "float16",
     },
     fixed=("distillation", "optimiser"),
 )
@@ -147,9 +135,9 @@ TEACHER = Published(
 STUDENTS = Published(
     said={
         "teacher": TAUGHT,  # 3.2: the students have its architecture, and its descriptors' size with it
-        "patch_size": [65],  # 4.2, table 2: one scale; 17 33 65 are those of table 3
+        "patch_size": (65,),  # 4.2, table 2: one scale; 17 33 65 are those of table 3
         "students": 3,  # 4.2
-        "image_size": [256],  # 4.2
+        "image_size": (256,),  # 4.2
         "stride": 1,  # 3.1: a descriptor for every pixel
         "whole_images": True,  # 3.2, equation (7)
         "batch_normalisation": False,  # appendix, tables of the networks
@@ -168,18 +156,6 @@ STUDENTS = Published(
         "schedule": "constant",
         "image_score": "maximum",  # sections 3.2 and 4.2 score pixels
         "precision": "float32",
-    },
-    ours={
-        "whole_images": False,
-        "batch_normalisation": True,
-        "literal_losses": False,
-        "weight_decay": WEIGHT_DECAY,
-        "all_descriptors": False,
-        "validation": False,
-        "normalisation": NORMALISATIONS[0],
-        "padding": PADDING,
-        "schedule": "cosine",
-        "image_score": IMAGE_SCORES[0],
     },
     fixed=("optimiser",),
 )

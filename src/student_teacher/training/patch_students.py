@@ -5,8 +5,8 @@ train/good is set aside: it validates the training, and calibrates the scores on
 """
 
 import math
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from AnomalyDataset import AnomalyDataset
-from AnomalyNet import DESCRIPTOR_SIZE, AnomalyNet
+from AnomalyNet import DESCRIPTOR_SIZE, PATCH_SIZES, AnomalyNet
+from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import (
+    NORMALISATIONS,
     AnomalyDetector,
     Maps,
     Scale,
@@ -27,25 +28,78 @@ from student_teacher.detection.AnomalyDetector import (
 )
 from student_teacher.detection.Detector import VERSION, Calibration
 from student_teacher.detection.score_statistics import ScoreStatistics
-from student_teacher.images import category, preprocessing
+from student_teacher.images import preprocessing
+from student_teacher.images.category import GoodImages
 from student_teacher.images.store import ImageStore
-from student_teacher.runtime import checkpoints, command_line, device, distributed
+from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.bars import with_bar
+from student_teacher.runtime.command_line import positive, positive_real
+from student_teacher.runtime.device import Compute
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import PRETRAINED, ROOT
-from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.running_moments import RunningMoments
+from student_teacher.runtime.settings import (
+    TrainingStage,
+    batch_size_option,
+    learning_rate_option,
+    option,
+    stride_option,
+)
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.training import losses, paper
 from student_teacher.training.loop import SCHEDULES, Model, Training, evenly_spread, forget, shuffled_batches
-from student_teacher.training.optimiser import Optimiser
+from student_teacher.training.optimiser import WEIGHT_DECAY, Optimiser, optimiser_option
 
 KIND = "students"
+PATCHES = "with --teacher patches, like --batch-size, --learning-rate and --optimiser"  # options in the help
 LEARNING_RATES = {"muon": 0.05, "adam": 1e-3}
 VISITS = 1_000  # images that each student sees, counting repetitions, if --epochs is not given
 CALIBRATED_IMAGES = 200  # training images for the mean and std of descriptors and errors, at most
 PARTS = {17: 128}  # side of the crop that a step sees: for the net without pooling, which is the slowest
 REPORTED_IMAGES = 8  # validation images for the loss that is shown after each epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSettings(TrainingStage):
+    """The options for patch students, None where another value depends on them, and what --paper changes besides."""
+
+    batch_size: int | None = batch_size_option(None, "4")
+    learning_rate: float | None = learning_rate_option(None, "0.05; of adam 1e-3")
+    optimiser: str | None = optimiser_option(None)
+    patch_size: tuple[int, ...] | None = option(
+        None,
+        "side of a patch in pixels; several make a detector of several scales (default 33 65)",
+        group=PATCHES,
+        type=int,
+        choices=PATCH_SIZES,
+        nargs="+",
+    )
+    students: int | None = option(
+        None,
+        "1 is fastest, but has no predictive variance; the paper takes 3 (default 3)",
+        group=PATCHES,
+        identity=True,
+        type=positive,
+    )
+    epochs: float | None = option(
+        None,
+        "passes over the images, may be fractional; raise it while the validation loss still falls; the paper takes "
+        f"100 (default: as many as make {VISITS:,} images in all)",
+        group=PATCHES,
+        identity=True,
+        type=positive_real,
+    )
+    stride: int | None = stride_option(None, "4", group=PATCHES, identity=True)
+    whole_images: bool = False  # a step sees a crop: for the net without pooling, as much is learned in less time
+    batch_normalisation: bool = True
+    literal_losses: bool = False
+    weight_decay: float = WEIGHT_DECAY
+    all_descriptors: bool = False  # some images suffice for their mean and std
+    validation: bool = False  # mean and std of errors are those of training images: the others calibrate p-values
+    normalisation: str = NORMALISATIONS[0]
+    padding: str = PADDING
+    schedule: str = "cosine"
+    image_score: str = scoring.IMAGE_SCORES[0]
 
 
 class Fitted(NamedTuple):
@@ -57,23 +111,22 @@ class Fitted(NamedTuple):
     changed: list[str]  # settings of teachers trained with --paper that differ from the published ones, as texts
 
 
-def load_teacher(args: Namespace, patch_size: int) -> tuple[AnomalyNet, list[str]]:
+def load_teacher(settings: PatchSettings, patch_size: int, published: bool) -> tuple[AnomalyNet, list[str]]:
     """The category's own teacher if stage 2 has made one, else the one that ships with the project.
 
-    With --paper it must have been trained with --paper. Also returns those of its settings that differ from the
+    If `published`, it must have been trained with --paper. Also returns those of its settings that differ from the
     published ones, as texts. Raises UserError if there is no such teacher.
     """
     own, *shipped = (
         folder / f"teacher_{patch_size}.pt"
-        for folder in (args.model / args.category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED)
+        for folder in (settings.models, settings.model / PRETRAINED, ROOT / "model" / PRETRAINED)
     )
-    published = args.teacher == paper.TAUGHT
     for path in filter(Path.exists, (own, *shipped)):
         content = checkpoints.load(path, "teacher", category=path.parent.name, patch_size=patch_size)
         if not published or content.get("paper") is not None:
             break
     else:
-        command = f"teacher_training.py {args.category} --patch-size {patch_size}"
+        command = f"teacher_training.py {settings.category} --patch-size {patch_size}"
         if published:
             raise UserError(
                 f"no teacher of {patch_size} pixels was trained as in the paper: run {command} --paper --images DIR "
@@ -102,11 +155,10 @@ class Students:
     The `teacher`'s descriptors are normalised, at its stride; `nets` are trained to predict them.
     """
 
-    def __init__(self, teacher: FDFEAnomalyNet, nets: Sequence[AnomalyNet], precision: str, literal_losses=False):
+    def __init__(self, teacher: FDFEAnomalyNet, nets: Sequence[AnomalyNet], compute: Compute, literal_losses=False):
         self.teacher, self.nets = teacher, nets
         self.dense = [FDFEAnomalyNet(net, teacher.stride, padding=teacher.padding) for net in nets]
-        self._precision, self._literal_losses = precision, literal_losses
-        self._where = next(teacher.net.parameters()).device
+        self._compute, self._literal_losses = compute, literal_losses
 
     def learn(
         self, images: Tensor, share: float, offset: tuple[int, int] = (0, 0), place: tuple[float, float] | None = None
@@ -119,10 +171,10 @@ class Students:
         pixels, found = self.teacher.pad(self._seen(images), offset), []
         if self.teacher.patch_size in PARTS and place is not None:
             pixels = part(pixels, PARTS[self.teacher.patch_size] + self.teacher.patch_size - 1, place)
-        with device.autocast(self._where, self._precision), torch.no_grad():
+        with self._compute.autocast(), torch.no_grad():
             target = self.teacher.describe_padded(pixels).float()
         for student in self.dense:  # one after another: only one student's activations are in memory
-            with device.autocast(self._where, self._precision):
+            with self._compute.autocast():
                 descriptors = student.describe_padded(pixels)
             loss = losses.regression(descriptors.float(), target, self._literal_losses)
             (loss * share).backward()
@@ -136,7 +188,7 @@ class Students:
         for net in self.nets:
             net.eval()
         for groups in store.batches([index] for index in distributed.share(indices)):
-            with device.autocast(self._where, self._precision):
+            with self._compute.autocast():
                 images = self._seen(groups[0])
                 target = self.teacher(images).float()
                 total += sum(losses.regression(student(images).float(), target).item() for student in self.dense)
@@ -145,50 +197,47 @@ class Students:
         return distributed.summed(total) / (len(indices) * len(self.nets))
 
     def _seen(self, images):
-        return preprocessing.normalise(images.to(self._where))
+        return preprocessing.normalise(images.to(self._compute.where))
 
 
 @torch.inference_mode()
 def descriptor_moments(
-    teacher: FDFEAnomalyNet, store: ImageStore, indices: list[int], args: Namespace
+    teacher: FDFEAnomalyNet, store: ImageStore, indices: list[int], compute: Compute
 ) -> RunningMoments:
     """Mean and std of the teacher's descriptors (C,), over all pixels that `teacher` describes."""
-    found, where = RunningMoments(), device.choose(args.device)
+    found = RunningMoments()
     indices = distributed.share(indices)
     for groups in with_bar(store.batches([index] for index in indices), len(indices), "teacher's descriptors"):
-        with device.autocast(where, args.precision):
-            descriptors = teacher(preprocessing.normalise(groups[0].to(where)))
+        with compute.autocast():
+            descriptors = teacher(preprocessing.normalise(groups[0].to(compute.where)))
         found.update(descriptors.permute(0, 2, 3, 1).flatten(0, 2))
     found.gather()
     return found
 
 
 @torch.inference_mode()
-def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespace) -> None:
+def calibrate(scale: Scale, store: ImageStore, indices: list[int], settings: PatchSettings) -> None:
     """Measure mean and std of error and variance on good images, which normalise the maps."""
-    teacher, students = scale.dense(args.stride)
-    statistics, where = ScoreStatistics(), device.choose(args.device)
+    teacher, students = scale.dense(settings.stride)
+    statistics, compute = ScoreStatistics(), settings.compute
     indices = distributed.share(indices)
     for groups in with_bar(store.batches([index] for index in indices), len(indices), "errors of good images"):
-        with device.autocast(where, args.precision):
-            images = preprocessing.normalise(groups[0].to(where))
+        with compute.autocast():
+            images = preprocessing.normalise(groups[0].to(compute.where))
             statistics.update(*scoring.error_and_variance(teacher, students, images))
     statistics.gather()
     scale.calibrate(statistics)
 
 
-def score_calibration(networks: AnomalyDetector, args: Namespace) -> Calibration:
-    """Measure the scores of the images that were not trained on."""
-    dataset = category.good_images(args, command_line.image_size(args))
-    where = device.choose(args.device)
-    networks.to(where, memory_format=device.memory_format(where))
-    _, validation = category.validation_split(len(dataset), args.seed)
-    found = []
-    indices = distributed.share(validation)
-    samples = prefetched(lambda index: dataset[index]["image"], indices)
-    for image in with_bar(samples, len(indices), "scores of good images"):
-        with device.autocast(where, args.precision):
-            found.append(Maps(*(maps.cpu() for maps in networks.maps(image[None].to(where)))))
+def score_calibration(
+    networks: AnomalyDetector, store: ImageStore, indices: list[int], compute: Compute
+) -> Calibration:
+    """Measure the scores of the images `indices` of the store, which were not trained on."""
+    compute.place(networks)
+    found, indices = [], distributed.share(indices)
+    for groups in with_bar(store.batches([index] for index in indices), len(indices), "scores of good images"):
+        with compute.autocast():
+            found.append(Maps(*(maps.cpu() for maps in networks.maps(groups[0].to(compute.where)))))
     return Calibration(distributed.in_order(found))
 
 
@@ -201,111 +250,118 @@ def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
     return pixels[:, :, rows, columns]
 
 
-def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
-    """Train the students of one patch size and return where they were saved."""
-    dataset = category.good_images(args, command_line.image_size(args))
-    learned, validation = category.validation_split(len(dataset), args.seed)
-    epochs = args.epochs or float(f"{VISITS / len(learned):.3g}")
-    model = model_of(args, dataset, teacher_net, epochs)
-    if not args.restart and model.is_trained():
+def train(settings: PatchSettings, teacher_net: AnomalyNet, images: GoodImages, replaced: Iterable[Path]) -> Path:
+    """Train a teacher's students and return where they were saved; remove `replaced` when the training begins."""
+    learned, validation = images.split(settings.seed)
+    model = model_of(settings, images, teacher_net)
+    if not settings.restart and model.is_trained():
         return model.path
-    where = device.choose(args.device)
-    store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
-    teacher_net.to(where, memory_format=device.memory_format(where))
-    dense = partial(FDFEAnomalyNet, stride=args.stride, padding=args.padding)
+    compute, store = settings.compute, images.decoded(settings.size)
+    compute.place(teacher_net)
+    dense = partial(FDFEAnomalyNet, stride=settings.stride, padding=settings.padding)
     some = evenly_spread(learned, CALIBRATED_IMAGES)
-    moments = descriptor_moments(dense(teacher_net), store, learned if args.all_descriptors else some, args)
+    moments = descriptor_moments(dense(teacher_net), store, learned if settings.all_descriptors else some, compute)
     teacher = dense(teacher_net.with_normalised_descriptors(moments.mean, moments.std))
-    students = Students(teacher, new_students(args, teacher_net, where), args.precision, args.literal_losses)
-    if args.restart:  # all sizes at once, so that after a stop the others are trained again, too
-        forget(model.path.with_name(f"students_{size}.pt") for size in args.patch_size)
-        args.restart = False
-    batches = shuffled_batches(learned, args.batch_size, epochs, args.seed)
-    training = learn(students, model, Lessons(store, batches, validation), args)
+    students = Students(teacher, new_students(settings, teacher_net), compute, settings.literal_losses)
+    batches = shuffled_batches(learned, settings.batch_size, model.settings["epochs"], settings.seed)
+    forget(replaced)
+    training = learn(students, model, Lessons(store, batches, validation), settings)
 
     folded = [net.folded() for net in students.nets]
-    scale = Scale(teacher_net, folded, moments.mean, moments.std, padding=args.padding).to(where)
+    scale = Scale(teacher_net, folded, moments.mean, moments.std, padding=settings.padding).to(compute.where)
     # The p-values use the validation images. If these also normalise, four numbers per scale depend on them.
-    calibrate(scale, store, validation if args.validation else some, args)
+    calibrate(scale, store, validation if settings.validation else some, settings)
     left = students.validation_loss(store, validation)
     print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(validation)} validation images")
-    content = {"patch_size": patch_size, "scale": scale_to_checkpoint(scale.cpu()), "validation_loss": left}
+    content = {
+        "patch_size": teacher_net.patch_size,
+        "scale": scale_to_checkpoint(scale.cpu()),
+        "validation_loss": left,
+    }
     model.save(content, training)
     return model.path
 
 
-def model_of(args: Namespace, dataset: AnomalyDataset, teacher: AnomalyNet, epochs: float) -> Model:
-    """The file of a teacher's students and its settings. Raises UserError if images are too small for the stride."""
-    size, patch_size = command_line.image_size(args), teacher.patch_size
-    if size and min(size) < 2 * args.stride:
+def students_path(settings: PatchSettings, patch_size: int) -> Path:
+    """The file of the students of one patch size."""
+    return settings.models / f"students_{patch_size}.pt"
+
+
+def model_of(settings: PatchSettings, images: GoodImages, teacher: AnomalyNet) -> Model:
+    """The file of a teacher's students, and what it was made from. Raises UserError if images are too small."""
+    size, patch_size = settings.size, teacher.patch_size
+    if size and min(size) < 2 * settings.stride:
         raise UserError(
-            f"--image-size {min(size)}: too small for patches of {patch_size} pixels with --stride {args.stride}"
+            f"--image-size {min(size)}: too small for patches of {patch_size} pixels with --stride {settings.stride}"
         )
-    settings = {
+    learned, _ = images.split(settings.seed)
+    made_from = settings.identity() | {
         "detector_version": VERSION,
-        "seed": args.seed,
-        "image_size": command_line.sides(args),
-        "precision": args.precision,
-        "batch_size": args.batch_size,
-        "epochs": epochs,
-        "optimiser": args.optimiser,
-        "learning_rate": args.learning_rate,
-        "students": args.students,
-        "stride": args.stride,
+        "epochs": settings.epochs or float(f"{VISITS / len(learned):.3g}"),
         "teacher": checkpoints.fingerprint(teacher.state_dict()),
-        **category.identity_of(dataset),
+        **images.identity,
+        **paper.STUDENTS.identity(settings),
     }
-    path = args.model / args.category / f"students_{patch_size}.pt"
-    return Model(path, KIND, args.category, settings | paper.STUDENTS.identity(args))
+    return Model(students_path(settings, patch_size), KIND, settings.category, made_from)
 
 
-def new_students(args: Namespace, teacher: AnomalyNet, where: torch.device) -> nn.ModuleList:
+def new_students(settings: PatchSettings, teacher: AnomalyNet) -> nn.ModuleList:
     """M networks like the teacher, each with its own random weights."""
     nets = nn.ModuleList()
-    for number in range(args.students):
-        torch.manual_seed(device.seed_of(args.seed, "student", teacher.patch_size, number))
-        nets.append(AnomalyNet(teacher.patch_size, args.batch_normalisation, teacher.descriptor_size))
+    for number in range(settings.students):
+        torch.manual_seed(device.seed_of(settings.seed, "student", teacher.patch_size, number))
+        nets.append(AnomalyNet(teacher.patch_size, settings.batch_normalisation, teacher.descriptor_size))
     SyncBatchNorm2d.convert(nets)
-    return nets.to(where, memory_format=device.memory_format(where))
+    return settings.compute.place(nets)
 
 
-def learn(students: Students, model: Model, lessons: Lessons, args: Namespace) -> Training:
+def learn(students: Students, model: Model, lessons: Lessons, settings: PatchSettings) -> Training:
     """Train the students, from the start or from the last checkpoint."""
     store, batches, validation = lessons
     patch_size, stride = students.teacher.patch_size, students.teacher.stride
-    optimiser = Optimiser(students.nets, args.optimiser, args.learning_rate, args.weight_decay)
+    optimiser = Optimiser(students.nets, settings.optimiser, settings.learning_rate, settings.weight_decay)
     parts = {"students": students.nets, "optimiser": optimiser}
     training = model.training(f"{KIND} training, {patch_size} pixels", parts, len(batches))
     per_epoch = math.ceil(len(batches) / model.settings["epochs"])
     for step, groups in zip(training, store.batches(batches[training.step :]), strict=False):
         optimiser.zero_grad()
         # A random offset per step, so that every position is learned at any stride.
-        random = device.generator(args.seed, "offset", patch_size, step)
+        random = device.generator(settings.seed, "offset", patch_size, step)
         offset = tuple(torch.randint(stride, (2,), generator=random).tolist())
         place = tuple(torch.rand(2, generator=random).tolist())
         total = 0.0
         for images in map(distributed.share, groups):  # even if empty: all processes take part in batch normalisation
             share = len(images) / len(batches[step])
-            found = students.learn(images, share, offset, None if args.whole_images else place)
+            found = students.learn(images, share, offset, None if settings.whole_images else place)
             total += share * sum(found) / len(found) if len(images) else 0.0
-        optimiser.step(SCHEDULES[args.schedule](step, len(batches)))
+        optimiser.step(SCHEDULES[settings.schedule](step, len(batches)))
         training.report(distributed.summed(total))
         if (step + 1) % per_epoch == 0:
             training.note(validation=students.validation_loss(store, validation[:REPORTED_IMAGES]))
     return training
 
 
-def fit(args: Namespace) -> Fitted:
-    """Train the students of all patch sizes that are not trained yet."""
-    sizes = sorted(set(args.patch_size))
+def fit(settings: PatchSettings, published: bool) -> Fitted:
+    """Train the students of all patch sizes that are not trained yet; `published`: as for load_teacher."""
+    sizes = sorted(set(settings.patch_size))
+    images = GoodImages(settings.images)
     # All teachers first: a missing or broken one should not be noticed only after half an hour.
-    teachers = {patch_size: load_teacher(args, patch_size) for patch_size in sizes}
-    paths = [train(args, patch_size, teachers[patch_size][0]) for patch_size in sizes]
-    contents = [checkpoints.load(path, KIND, category=args.category) for path in paths]
+    teachers = [load_teacher(settings, patch_size, published) for patch_size in sizes]
+    # All sizes at once, so that after a stop the others are trained again, too.
+    replaced = [students_path(settings, patch_size) for patch_size in sizes] if settings.restart else []
+    contents = []
+    for teacher, _ in teachers:
+        path = train(settings, teacher, images, replaced)
+        contents.append(checkpoints.load(path, KIND, category=settings.category))
+        replaced = []
     made_from = [
         content["settings"] | {"weights": checkpoints.fingerprint(content["scale"]["state"])} for content in contents
     ]
     scales = [scale_from_checkpoint(content["scale"]) for content in contents]
-    networks = AnomalyDetector(scales, args.stride, args.normalisation)
-    changed = [change for _, changes in teachers.values() for change in changes]
-    return Fitted(networks, lambda: score_calibration(networks, args), made_from, changed)
+    networks = AnomalyDetector(scales, settings.stride, settings.normalisation)
+
+    def calibrated() -> Calibration:
+        _, validation = images.split(settings.seed)
+        return score_calibration(networks, images.decoded(settings.size), validation, settings.compute)
+
+    return Fitted(networks, calibrated, made_from, [change for _, changes in teachers for change in changes])
