@@ -12,6 +12,7 @@ import numpy as np
 from AnomalyDataset import AnomalyDataset
 from student_teacher.images import preprocessing, reading
 from student_teacher.images.folders import images_below, told
+from student_teacher.images.index import LEARNED
 from student_teacher.runtime import device
 from student_teacher.runtime.errors import UserError
 
@@ -19,9 +20,9 @@ from student_teacher.runtime.errors import UserError
 def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
     """The category's anomaly-free training images as uint8 tensors. Raises UserError if there are fewer than 2."""
     transform, least = preprocessing.image_transform(size), preprocessing.least_side(size)
-    dataset = AnomalyDataset(args.data / args.category, transform, least=least, type="train", label=0)
+    dataset = AnomalyDataset(args.data / args.category, transform, least=least, type=LEARNED, label=0)
     if len(dataset) < 2:
-        raise UserError(f"{args.data / args.category} has {len(dataset)} images in train/good: two are the least")
+        raise UserError(f"{args.data / args.category} has {len(dataset)} good images to learn from: two are the least")
     return dataset
 
 

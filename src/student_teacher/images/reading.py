@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
+from student_teacher.images import labelme
 from student_teacher.runtime.errors import UserError
 
 try:
@@ -188,7 +189,8 @@ def load_mask(path: str | Path, threshold: float | None = None) -> Image.Image:
 
     Of a folder of masks, one for each region, what any of them marks. Fully transparent pixels count as black. In a
     JPEG, whose compression leaves grey traces round every edge, the pixels brighter than the middle grey count. With a
-    `threshold`, 0 to 255, in any file those that are brighter; of floating point and 32 bits the values above it.
+    `threshold`, 0 to 255, in any file those that are brighter; of floating point and 32 bits the values above it. A
+    .json is labelme's: what its shapes cover.
 
     Raises:
         UserError: the file is missing, broken, not an image or too large; a folder's are of different sizes, or none.
@@ -198,6 +200,9 @@ def load_mask(path: str | Path, threshold: float | None = None) -> Image.Image:
 
 def graded_mask(path: str | Path, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """How bright a mask is, (H,W), and where it marks a defect, bool; arguments and errors as of `load_mask`."""
+    if Path(path).suffix.lower() == labelme.SUFFIX:
+        marked = labelme.drawn_mask(Path(path))
+        return marked * np.uint8(255), marked
     masks = [_read(file, partial(_graded, threshold=threshold))[0] for file in mask_files(Path(path))]
     sizes = [f"{marked.shape[1]} x {marked.shape[0]}" for _, marked in masks]
     for size in sizes:
