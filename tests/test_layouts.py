@@ -19,6 +19,7 @@ from student_teacher.images.labelme import drawn_mask
 from student_teacher.images.layouts import drawn_for_test, is_category
 from student_teacher.images.reading import load_mask
 from student_teacher.runtime.errors import UserError
+from student_teacher.training import backbone_students
 
 SIDE = 64
 BOX = np.s_[20:36, 24:40]  # where defects are
@@ -120,7 +121,7 @@ def ok_ng(folder):
 LAYOUTS = {
     mvtec_ad: ("MVTec AD", {("train", 0): 5, ("test", 0): 3, ("test", 1): 2}),
     mvtec_ad_2: (
-        "MVTec AD 2; students learn from validation/ as from train/; test_private and test_private_mixed without labels",
+        "MVTec AD 2; students learn from validation/ as from train/; test_private and test_private_mixed without",
         {
             **{("train", 0): 3, ("validation", 0): 2, ("test", 0): 3, ("test", 1): 2},
             **{("test_private", -1): 2, ("test_private_mixed", -1): 1},
@@ -188,7 +189,8 @@ def test_the_index_of_a_layout_follows_its_folder(layout, capsys):
 
 @pytest.mark.slow
 def test_a_layout_from_training_to_figures(layout, capfd, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(backbone_students, "LOCAL_STEPS", 5)
+    monkeypatch.setattr(backbone_students, "COARSE_STEPS", 5)
     category, _, expected = layout
     root = category.parent.parent
     folders = [word for name in ("data", "model") for word in (f"--{name}", str(root / name))]
@@ -254,7 +256,8 @@ def test_a_split_that_was_given_stays_and_is_followed(tmp_path, capsys):
         ("part,train,odd,part/a.png,", "label 'odd', of"),
         ("part,train,normal,../a.png,", r"path '\.\./a\.png'"),
         ("part,train,anomaly,part/a.png,", "part/a.png is bad and in train"),
-        ("part,test,normal,part/a.png,", "a.png: no such file"),
+        ("part,train,normal,part/a.png,", "a.png: no such file"),
+        ("part,test,normal,part/OK/2024-05-01/000.png,", "train/good: no images to train on"),
         ("part,train", "split 'train'|label None"),
         ("other,train,normal,other/a.png,", "names no images of part, but of other"),
     ],
@@ -275,7 +278,7 @@ def test_the_default_split_changes_little_when_images_come():
     before, after = drawn_for_test(names), drawn_for_test([*names, *(f"new{number}.png" for number in range(5))])
     assert len(before) == 20 and len(after) == 21
     assert len(before - after) <= 5
-    assert drawn_for_test(reversed(names)) == before
+    assert drawn_for_test(names[::-1]) == before
     assert [len(drawn_for_test(names[:number])) for number in range(5)] == [0, 0, 0, 1, 1]
 
 
