@@ -18,7 +18,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from student_teacher.images.index import read_index
-from student_teacher.images.layouts import is_category
+from student_teacher.images.layouts import is_category, split_file
 from student_teacher.reports import summary
 from student_teacher.reports.summary import Record
 from student_teacher.runtime.errors import UserError, run
@@ -104,6 +104,7 @@ def is_done(category: str, args: Namespace) -> bool:
     sources = [args.model / category / "detector.pt", *(args.data / category).rglob("*")]
     for folder in (args.model / category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED):
         sources += folder.glob("*.pt")
+    sources += filter(None, [split_file(args.data / category, None)])
     newest = result.stat().st_mtime_ns if result.exists() else 0
     return all(path.exists() and path.stat().st_mtime_ns <= newest for path in sources)
 

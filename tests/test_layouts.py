@@ -129,10 +129,10 @@ LAYOUTS = {
     ),
     mvtec_loco: ("MVTec LOCO; students", {("train", 0): 3, ("validation", 0): 2, ("test", 0): 3, ("test", 1): 2}),
     visa: ("VisA, split by ", {("train", 0): 5, ("test", 0): 3, ("test", 1): 2}),
-    btad: ("BTAD\n", {("train", 0): 5, ("test", 0): 3, ("test", 1): 2}),
+    btad: ("BTAD, train/ok\n", {("train", 0): 5, ("test", 0): 3, ("test", 1): 2}),
     ok_ng: (
-        "folders OK and ng, as no folder train says what is for training; so 2 of 8 good images are held back for "
-        "testing, drawn with seed 0, and all 2 bad ones are\n",
+        "folders OK and ng, with no split into training and testing; 2 of 8 good images, drawn with seed 0, and all "
+        "bad ones are for testing\n",
         {("train", 0): 6, ("test", 0): 2, ("test", 1): 2},
     ),
 }
@@ -221,11 +221,22 @@ def test_visa_without_its_split_says_so(tmp_path, capsys):
     shutil.rmtree(tmp_path / "split_csv")
     rows = mvtec_dataset.prepare(category)
     assert (
-        "layout: VisA; without split_csv/1cls.csv beside the category; so 2 of 8 good images are held back for testing"
+        "layout: VisA, without split_csv/1cls.csv beside it; 2 of 8 good images, drawn with seed 0, and all bad"
         in capsys.readouterr().out
     )
     assert counts(rows) == {("train", 0): 6, ("test", 0): 2, ("test", 1): 2}
     assert all(row["gt_name"] for row in rows if row["label"])
+
+
+def test_numbers_of_kinds_in_a_mask_are_not_shades_of_grey(tmp_path, capsys):
+    visa(tmp_path / "part")
+    values = np.zeros((SIDE, SIDE), np.uint8)
+    values[BOX] = 1
+    values[40:50, 40:50] = 4
+    Image.fromarray(values).save(tmp_path / "part/Data/Masks/Anomaly/000.png")
+    mvtec_dataset.prepare(tmp_path / "part")
+    assert "grey values" not in capsys.readouterr().err
+    assert np.array_equal(np.asarray(AnomalyDataset(tmp_path / "part", label=1)[0]["mask"]) > 0, values > 0)
 
 
 def test_a_split_that_was_given_stays_and_is_followed(tmp_path, capsys):
@@ -252,13 +263,16 @@ def test_a_split_that_was_given_stays_and_is_followed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("part,training,normal,part/a.png,", "split 'training', of part/a.png"),
-        ("part,train,odd,part/a.png,", "label 'odd', of"),
-        ("part,train,normal,../a.png,", r"path '\.\./a\.png'"),
-        ("part,train,anomaly,part/a.png,", "part/a.png is bad and in train"),
+        (
+            "part,training,normal,part/a.png,",
+            "part/a.png: split 'training' is none of train, validation, test; correct",
+        ),
+        ("part,train,odd,part/a.png,", "label 'odd' is neither"),
+        ("part,train,normal,../a.png,", r"\.\./a\.png leads out"),
+        ("part,train,anomaly,part/a.png,", "part/a.png: an anomaly in train"),
         ("part,train,normal,part/a.png,", "a.png: no such file"),
         ("part,test,normal,part/OK/2024-05-01/000.png,", "train/good: no images to train on"),
-        ("part,train", "split 'train'|label None"),
+        ("part,train", "label None"),
         ("other,train,normal,other/a.png,", "names no images of part, but of other"),
     ],
 )
@@ -286,7 +300,7 @@ def test_good_folders_alone_are_all_learned_from(tmp_path, capsys):
     photographs(tmp_path / "part/Good", 4)
     photographs(tmp_path / "part/anomaly_free/a/b", 2)
     assert counts(mvtec_dataset.prepare(tmp_path / "part")) == {("train", 0): 6}
-    assert "students learn from all" in capsys.readouterr().out
+    assert "all good images are for training" in capsys.readouterr().out
 
 
 # What no layout has

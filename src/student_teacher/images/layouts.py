@@ -13,7 +13,7 @@ beside the image.
 import csv
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ PARTS = {"train": "train", "validation": "validation", "test": "test", "test_pub
 PRIVATE = ("test_private", "test_private_mixed")  # folder and type
 MASKS = "ground_truth"
 VISA_IMAGES, VISA_MASKS, VISA_SPLIT = "Data/Images", "Data/Masks", "split_csv/1cls.csv"
+SPLIT_COLUMNS = ("object", "split", "label", "image", "mask")
 TESTED = 0.2  # of the good images, where nothing says which ones
 SEED = 0  # that these are drawn with
 
@@ -52,8 +53,8 @@ class Listing(NamedTuple):
 
 def is_category(folder: Path) -> bool:
     """Whether the layout of a folder is one of those above."""
-    names = {entry.name for entry in entries(folder) if entry.is_dir()}
-    return bool(_parts(names)) or (folder / VISA_IMAGES).is_dir() or any(_plain(name) in GOOD for name in names)
+    names = [entry.name for place in (folder, folder / "train") for entry in entries(place) if entry.is_dir()]
+    return any(_plain(name) in GOOD for name in names) or (folder / VISA_IMAGES).is_dir()
 
 
 def split_file(category: Path, given: str | Path | None) -> Path | None:
@@ -73,24 +74,19 @@ def list_images(category: Path, split_csv: str | Path | None = None) -> Listing:
     split = split_file(category, split_csv)
     if split and _list_split(found, split, must=split_csv is not None):
         pass
-    elif _parts(names):
+    elif names & {*PARTS, *PRIVATE}:
         _list_parts(found)
     elif (category / VISA_IMAGES).is_dir():
-        found.layout.append("VisA")
         _list_classes(found, category / VISA_IMAGES, category / VISA_MASKS)
     elif any(_plain(name) in GOOD | BAD for name in names):
         _list_classes(found, category, category / MASKS)
     else:
-        _list_nothing(found, names)
+        _list_nothing(found)
     if not found.problems and not any(row["type"] in LEARNED for row in found.rows):
         more = f"; {told(found.others, category)}" if found.others else ""
         raise UserError(f"{category / 'train' / 'good'}: no images to train on (PNG, JPEG, TIFF and others){more}")
     _refuse_twins(found)
     return found
-
-
-def _parts(names: Collection[str]) -> list[str]:
-    return [part for part in (*PARTS, *PRIVATE) if part in names]
 
 
 def _plain(name: str) -> str:
@@ -137,7 +133,7 @@ def _names_of_parts(found):
         yield "MVTec LOCO"
     else:
         good = {_plain(PurePosixPath(row["image_name"]).parent.name) for row in found.rows if row["type"] == "train"}
-        yield "BTAD" if good == {"ok"} else "MVTec AD"
+        yield "BTAD, train/ok" if good == {"ok"} else "MVTec AD"
     if "validation" in there:
         yield "students learn from validation/ as from train/"
     if private := [part for part in PRIVATE if part in there]:
@@ -186,43 +182,34 @@ def _add(found, images, masks, *, label, part):
 
 
 def _list_classes(found: Listing, root: Path, masks: Path) -> None:
-    """A folder of good images and one of bad ones, in `root`, without a split."""
+    """Folders of good images and of bad ones, in `root`, without a split."""
     classes = [entry for entry in entries(root) if entry.is_dir() and _plain(entry.name) in GOOD | BAD]
-    found.problems.extend(
-        _loose(root, f"{classes[0].name} or another folder" if classes else "a folder OK or NG", found.category)
-    )
+    where = f"{classes[0].name} or another folder" if classes else "a folder OK or NG"
+    found.problems.extend(_loose(root, where, found.category))
     groups = {0: {}, 1: {}}  # label -> folder -> its images
     for folder in classes:
         images, others = images_below(folder)
         found.others.extend(others)
         for image in images:
             groups[int(_plain(folder.name) in BAD)].setdefault(image.parent, []).append(image)
-    good = [image for images in groups[0].values() for image in images]
-    bad = [image for images in groups[1].values() for image in images]
-    tested = drawn_for_test([image.relative_to(root).as_posix() for image in good]) if bad else set()
-    for part in ("train", "test"):
-        for image in good:
-            if (image.relative_to(root).as_posix() in tested) == (part == "test"):
-                found.add(image, None, 0, part)
+    good, bad = ([image for images in groups[label].values() for image in images] for label in (0, 1))
+    names = {image: image.relative_to(root).as_posix() for image in good}
+    tested = drawn_for_test(list(names.values())) if bad else set()
+    for image in sorted(good, key=lambda image: names[image] in tested):  # those for training first
+        found.add(image, None, 0, "test" if names[image] in tested else "train")
     for folder, images in groups[1].items():
         _add(found, images, masks / folder.relative_to(root), label=1, part="test")
-    found.layout.extend(_split_in_words(found, root, classes, (len(good), len(bad), len(tested))))
+    found.layout.append(
+        f"folders {' and '.join(folder.name for folder in classes)}, with no split into training and testing"
+        if root == found.category
+        else f"VisA, without {VISA_SPLIT} beside it"
+    )
+    found.layout.append(
+        f"{len(tested)} of {len(good)} good images, drawn with seed {SEED}, and all bad ones are for testing"
+        if bad
+        else "all good images are for training"
+    )
     _refuse_others(found, root, {*(folder.name for folder in classes), masks.name}, "a folder OK or NG")
-
-
-def _split_in_words(found, root, classes, numbers):
-    good, bad, tested = numbers
-    if not found.layout:
-        yield f"folders {' and '.join(folder.name for folder in classes)}, as no folder train says what is for training"
-    elif root != found.category:
-        yield f"without {VISA_SPLIT} beside the category"
-    if bad:
-        yield (
-            f"so {tested} of {good} good images are held back for testing, drawn with seed {SEED}, and all {bad} bad "
-            "ones are"
-        )
-    else:
-        yield "students learn from all"
 
 
 def drawn_for_test(names: Sequence[str]) -> set[str]:
@@ -230,55 +217,65 @@ def drawn_for_test(names: Sequence[str]) -> set[str]:
 
     Ordered by their digests with SEED: names that come or go change little of the rest.
     """
+
+    def digest(name):
+        return hashlib.sha256(f"{SEED} {name}".encode(errors="replace")).digest()
+
     number = max(1, round(TESTED * len(names))) if len(names) >= 3 else 0
-    return set(
-        sorted(names, key=lambda name: hashlib.sha256(f"{SEED} {name}".encode(errors="replace")).digest())[:number]
-    )
+    return set(sorted(names, key=digest)[:number])
 
 
 def _list_split(found: Listing, split: Path, must: bool) -> bool:
     """The images that a file as VisA's names for this category: whether there are any; `must`: raises UserError."""
-    category = found.category
-    try:
-        with split.open(newline="", encoding="utf-8-sig") as file:
-            lines = [
-                [line[name] for name in ("object", "split", "label", "image", "mask")] for line in csv.DictReader(file)
-            ]
-    except OSError as error:
-        raise UserError(
-            f"{split}: cannot be read ({error.strerror}); --split-csv FILE names another, --split-csv auto none"
-        ) from None
-    except (KeyError, ValueError, csv.Error):
-        raise UserError(f"{split}: not a split as VisA's, with columns object, split, label, image and mask") from None
-    ours = [line for line in lines if line[0] == category.name]
+    category, lines = found.category, _read_split(split)
+    ours = [line for line in lines if line["object"] == category.name]
     if not ours and must:
-        objects = ", ".join(sorted({str(line[0]) for line in lines})) or "none"
+        objects = listed(sorted({str(line["object"]) for line in lines})) or "none"
         raise UserError(f"{split}: names no images of {category.name}, but of {objects}; call the category as it does")
-    for _, part, label, image, mask in ours:
-        part = {"val": "validation"}.get(part, part)
-        wrong = [
-            f"split {part!r}" if part not in (*LEARNED, "test") else "",
-            f"label {label!r}" if _plain(label or "") not in GOOD | BAD else "",
-            *(f"path {name!r}" for name in (image, mask) if name and {"..", "/"} & set(PurePosixPath(name).parts)),
-            "" if image else "no image",
-        ]
-        if any(wrong):
-            found.problems.append(f"{split}: {', '.join(filter(None, wrong))}, of {image}; correct that line")
+    for line in ours:
+        image, mask, part = line["image"], line["mask"], line["split"]
+        if wrong := _wrong_in(line):
+            found.problems.append(f"{split}: {image}: {wrong}; correct that line")
             continue
         paths = [category / name.removeprefix(f"{category.name}/") if name else None for name in (image, mask)]
-        bad = _plain(label) in BAD
-        if bad and part in LEARNED:
-            found.problems.append(f"{split}: {image} is bad and in {part}; training takes good images only")
-        found.add(*paths, int(bad), part)
+        found.add(*paths, int(_plain(line["label"]) in BAD), part)
     if ours:
-        found.layout.append(f"{'VisA, ' if (category / VISA_IMAGES).is_dir() else ''}split by {split}")
-        named = {file_and_page(category / row["image_name"])[0] for row in found.rows}
-        root = category / VISA_IMAGES if (category / VISA_IMAGES).is_dir() else category
-        found.others.extend(image for image in images_below(root)[0] if file_and_page(image)[0] not in named)
+        images = category / VISA_IMAGES
+        found.layout.append(f"{'VisA, ' if images.is_dir() else ''}split by {split}")
+        named = {category / row[column] for row in found.rows for column in ("image_name", "gt_name") if row[column]}
+        named |= {file_and_page(path)[0] for path in named}
+        there = images_below(images if images.is_dir() else category)[0]
+        found.others.extend(path for path in there if not named & {path, file_and_page(path)[0], *path.parents})
     return bool(ours)
 
 
-def _list_nothing(found, names):
+def _read_split(split):
+    try:
+        with split.open(newline="", encoding="utf-8-sig") as file:
+            return [{name: line[name] for name in SPLIT_COLUMNS} for line in csv.DictReader(file)]
+    except OSError as error:
+        way = "--split-csv FILE names another, --split-csv auto none"
+        raise UserError(f"{split}: cannot be read ({error.strerror}); {way}") from None
+    except (KeyError, ValueError, csv.Error):
+        raise UserError(f"{split}: not a split as VisA's, with columns {', '.join(SPLIT_COLUMNS)}") from None
+
+
+def _wrong_in(line):
+    """What is wrong in a line of a split; nothing if all is well."""
+    label, part = _plain(line["label"] or ""), line["split"]
+    if part not in (*LEARNED, "test"):
+        return f"split {part!r} is none of {', '.join((*LEARNED, 'test'))}"
+    if label not in GOOD | BAD:
+        return f"label {line['label']!r} is neither normal nor anomaly"
+    if label in BAD and part in LEARNED:
+        return f"an anomaly in {part}, which takes good images only"
+    for name in filter(None, (line["image"], line["mask"])):
+        if {"..", "/"} & set(PurePosixPath(name).parts):
+            return f"{name} leads out of the category"
+    return "" if line["image"] else "names no image"
+
+
+def _list_nothing(found):
     """No layout is known: say of all images that lie there what to do."""
     found.problems.extend(_loose(found.category, "train/good if good, to test/KIND if not", found.category))
     _refuse_others(found, found.category, set(), "train/good if good, to test/KIND if not")
