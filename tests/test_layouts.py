@@ -20,6 +20,7 @@ from student_teacher.images.layouts import drawn_for_test, is_category
 from student_teacher.images.reading import load_mask
 from student_teacher.runtime.errors import UserError
 from student_teacher.training import backbone_students
+from tests.test_mvtec_dataset import script
 
 SIDE = 64
 BOX = np.s_[20:36, 24:40]  # where defects are
@@ -258,6 +259,18 @@ def test_a_split_that_was_given_stays_and_is_followed(tmp_path, capsys):
     with pytest.raises(UserError, match=r"own\.csv: cannot be read .*--split-csv auto none"):
         AnomalyDataset(category)
     assert counts(mvtec_dataset.prepare(category, split_csv="auto"))["train", 0] == 6
+
+
+def test_the_script_hands_the_split_on_and_exits_with_2_where_images_have_no_place(tmp_path):
+    category = tmp_path / "part"
+    visa(category)
+    split = (tmp_path / "split_csv").rename(tmp_path / "elsewhere") / "1cls.csv"
+    done = script("part", "--split-csv", split, data=tmp_path)
+    assert done.returncode == 0 and f"layout: VisA, split by {split}" in done.stdout, done.stderr
+    photograph(category / "Data/Images/Unknown/000.png")
+    done = script("part", "--split-csv", "auto", data=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Data/Images/Unknown: 1 image in a folder that no layout has; move them to a folder OK or NG" in done.stderr
 
 
 @pytest.mark.parametrize(
