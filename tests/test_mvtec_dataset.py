@@ -439,6 +439,21 @@ def test_one_category_is_taken_out_and_writable(tmp_path, published, name, top):
     assert files(data) == before
 
 
+def test_an_archive_s_validation_and_public_tests_come_out_too(tmp_path, published):
+    picture(published[0] / "validation/good/000.png")
+    picture(published[0] / "test_public/bad/000.png")
+    picture(published[0] / "test_public/ground_truth/bad/000_mask.png", value=255)
+    picture(published[0] / "test_private/000.png")
+    make_archive(tmp_path / "data/tiny.tar.xz", *published)
+    rows = mvtec_dataset.prepare(tmp_path / "data/tiny")
+    added = [tuple(row.values()) for row in rows if row["image_name"].split("/")[0] not in ("train", "test")]
+    assert added == [
+        ("validation/good/000.png", "", 0, "validation"),
+        ("test_public/bad/000.png", "test_public/ground_truth/bad/000_mask.png", 1, "test"),
+        ("test_private/000.png", "", -1, "test_private"),
+    ]
+
+
 def test_an_archive_with_train_at_its_top(tmp_path, published):
     data = tmp_path / "data"
     data.mkdir()
