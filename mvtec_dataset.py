@@ -1,7 +1,8 @@
 """Check every image of a category and write its index, data/CATEGORY/CATEGORY.csv.
 
 The category is a folder in the layout of MVTec AD: train/good, and where there are any test/good, test/DEFECT and
-ground_truth/DEFECT/NAME_mask.png. Where the folder is missing, it is taken out of CATEGORY.tar.xz or
+ground_truth/DEFECT/NAME_mask.png. It may also be in that of MVTec AD 2, MVTec LOCO, VisA or BTAD, or two folders such
+as OK and NG: one line says which was found. Where the folder is missing, it is taken out of CATEGORY.tar.xz or
 mvtec_anomaly_detection.tar.xz in the data folder.
 """
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from student_teacher.images.folders import listed  # noqa: E402
+from student_teacher.images.index import UNLABELLED, kind_of  # noqa: E402
 from student_teacher.images.indexing import index_category  # noqa: E402
 from student_teacher.runtime.archives import unpack_category  # noqa: E402
 from student_teacher.runtime.errors import UserError, run  # noqa: E402
@@ -45,19 +47,23 @@ def prepare(category: Path, **reading: Any) -> list[dict[str, str | int]]:
 
 def summary(category: Path, rows: list[dict[str, str | int]]) -> str:
     """What the category holds, in a few lines."""
-    count = Counter((row["type"], Path(row["image_name"]).parent.name) for row in rows)
+    count = Counter((row["type"], kind_of(row)) for row in rows)
     defects = {kind: number for (part, kind), number in count.items() if part == "test" and kind != "good"}
-    lines = [f"{category.name}: {count['train', 'good']} good to train, {count['test', 'good']} good to test"]
+    good = [f"{count['train', 'good']} good to train"]
+    good += [f"{number} in validation" for number in [count["validation", "good"]] if number]
+    lines = [f"{category.name}: {', '.join(good)}, {count['test', 'good']} good to test"]
     if defects:
         kinds = ", ".join(f"{number} {kind}" for kind, number in defects.items())
         lines[0] += f", {sum(defects.values())} with defects ({kinds})"
-    unmasked = [row["image_name"] for row in rows if row["label"] and not row["gt_name"]]
+    private = Counter(row["type"] for row in rows if row["label"] == UNLABELLED)
+    lines[0] += "".join(f", {number} in {part} without labels" for part, number in private.items())
+    unmasked = [row["image_name"] for row in rows if row["label"] == 1 and not row["gt_name"]]
     if len(unmasked) == sum(defects.values()) > 0:
         lines.append("No defect has a mask: images can be told apart, but nothing can be said of pixels.")
     elif unmasked:
         lines.append(
             f"Without a mask, and so not in figures of pixels: {listed(unmasked)}; a mask is added as "
-            "ground_truth/KIND/NAME_mask.png"
+            "ground_truth/KIND/NAME_mask.png, or drawn with labelme"
         )
     lines.append(f"index: {category / category.name}.csv")
     return "\n".join(lines)
@@ -106,6 +112,12 @@ def main(arguments: list[str] | None = None) -> None:
         "JPEGs those above 127 (default)",
     )
     parser.add_argument(
+        "--split-csv",
+        metavar="FILE",
+        help="what is for training and what for testing, for good: a file with columns object, split, label, image and "
+        "mask, as VisA's; auto: VisA's own, split_csv/1cls.csv in the data folder (default)",
+    )
+    parser.add_argument(
         "--check-leaks",
         action="store_true",
         help="also tell how many test images show a part that is in training, and what knowing that alone is worth",
@@ -113,6 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = parser.parse_args(arguments)
     category = arguments.data / category_name(arguments.category)
     reading = {"value_range": value_range(arguments.value_range), "mask_threshold": arguments.mask_threshold}
+    reading["split_csv"] = arguments.split_csv
     rows = prepare(category, **reading)
     print(summary(category, rows))
     if arguments.check_leaks:

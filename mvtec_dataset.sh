@@ -6,11 +6,11 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
     cat <<'TEXT'
 usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH] [--mask-threshold X]
-                          [--check-leaks]
+                          [--split-csv FILE] [--check-leaks]
 
 Prepares DIR/CATEGORY for training: checks every image and writes the index CATEGORY.csv.
 The images come from the first of these that exists:
-  DIR/CATEGORY                          a folder in MVTec AD's layout, or your own in that layout
+  DIR/CATEGORY                          a folder in a layout that data/README.md names, such as MVTec AD's
   DIR/CATEGORY.tar.xz                   as MVTec publishes it
   DIR/mvtec_anomaly_detection.tar.xz    the whole dataset: only CATEGORY is taken out
 
@@ -20,6 +20,8 @@ The images come from the first of these that exists:
   --value-range LOW HIGH   the values that become black and white in images of more than 8 bits; --value-range auto:
                   those found on the training images, as without it
   --mask-threshold X       pixels of masks brighter than X, 0 to 255, are defects; auto: all that are not black
+  --split-csv FILE         what is for training and what for testing, in columns as VisA has them; auto: for VisA,
+                  DIR/split_csv/1cls.csv, as without it
   --check-leaks   also tell how many test images show a part that is in training: photographs of the same part
                   on both sides make image measures look better than they are
 TEXT
@@ -76,9 +78,9 @@ while (($#)); do
             url=${1#*=}
             shift
             ;;
-        --mask-threshold)
+        --mask-threshold | --split-csv)
             (($# > 1)) || fail "$1 takes a value; see --help"
-            options+=(--mask-threshold "$2")
+            options+=("$1" "$2")
             shift 2
             ;;
         --value-range)

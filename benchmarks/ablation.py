@@ -32,6 +32,7 @@ from student_teacher.detection.BackboneDetector import (
     counts,
     mean_of_levels,
 )
+from student_teacher.images.index import LEARNED
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import run
@@ -115,7 +116,7 @@ def without_expectations(errors: Errors) -> Errors:
 def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
     """Image AU-ROC and AU-PRO of each variant."""
     sets = [
-        AnomalyDataset(args.data / category, type="train", label=0),
+        AnomalyDataset(args.data / category, type=LEARNED, label=0),
         AnomalyDataset(args.data / category, type="test"),
     ]
     samples = [sets[1][index] for index in range(len(sets[1]))]

@@ -29,6 +29,7 @@ from AnomalyDataset import AnomalyDataset
 from student_teacher.detection import scoring
 from student_teacher.detection.Detector import Detector, load_detector
 from student_teacher.images import preprocessing
+from student_teacher.images.index import LEARNED
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import ROOT, add_folders
@@ -97,7 +98,7 @@ def neighbours(detector: Detector, category: str, args: Namespace) -> dict:
             stacked, _ = around.of([level.float() for level in teacher(seen)])
             yield sample, stacked[0].flatten(1).T, stacked.shape[2:]
 
-    good = AnomalyDataset(args.data / category, type="train", label=0)
+    good = AnomalyDataset(args.data / category, type=LEARNED, label=0)
     random = device.generator(args.seed, "bank")
     each = -(-BANK // len(good))
     bank = torch.cat([d[torch.randperm(len(d), generator=random)[:each]] for _, d, _ in descriptors_of(good)])

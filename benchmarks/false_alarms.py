@@ -23,6 +23,7 @@ import numpy as np
 
 from AnomalyDataset import AnomalyDataset
 from student_teacher.detection import scoring
+from student_teacher.images.index import LEARNED
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError, run
@@ -30,7 +31,7 @@ from student_teacher.runtime.paths import add_folders
 from student_teacher.training import backbone_students
 
 SET_ASIDE = 5  # one image of this many
-PARTS = ("train", 0), ("test", 0), ("test", 1)
+PARTS = (LEARNED, 0), ("test", 0), ("test", 1)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:

@@ -30,6 +30,7 @@ from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.evaluation import metrics
 from student_teacher.images import preprocessing
+from student_teacher.images.index import LEARNED
 from student_teacher.runtime import checkpoints, command_line, device
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import run
@@ -96,7 +97,7 @@ def measure(describing: Describe, first: int, args: Namespace, where: torch.devi
     """Image AU-ROC of maximum and mean, and AU-PRO. Descriptors are at pixels `first`, `first` + STRIDE ..."""
     size = args.image_size, args.image_size
     folder, transform = args.data / args.category, preprocessing.image_transform(size)
-    train = AnomalyDataset(folder, transform, type="train", label=0)
+    train = AnomalyDataset(folder, transform, type=LEARNED, label=0)
     test = AnomalyDataset(folder, transform, preprocessing.image_transform(size), type="test")
     maps = neighbour_maps(describe(describing, train, where), describe(describing, test, where), args.bank, args.seed)
     between = scoring.at_every_pixel(maps, STRIDE, size)

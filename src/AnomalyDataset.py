@@ -19,7 +19,7 @@ class AnomalyDataset(Dataset):
     An item is a dict:
         image: the image (PIL, mode RGB) after `transform`.
         mask: the mask (PIL, mode L, 255 on defects) after `gt_transform`; all 0 if there is none.
-        label: 0 for good, 1 for a defect.
+        label: 0 for good, 1 for a defect, -1 where nothing is known (MVTec AD 2's private images).
         path: the image's path in the category's folder, with forward slashes.
         size: the height and width of the image's file.
 
@@ -29,11 +29,13 @@ class AnomalyDataset(Dataset):
         transform: from a PIL image to what the network takes, such as a tensor (3,H,W); None leaves the image.
         gt_transform: the same for the mask, such as to (1,H,W); None leaves the mask.
         least: large JPEGs may be read at a reduced size, both sides at least this long: see `reading.load_reduced`.
-        **constraint: columns of the index and the value that a row must have, as in `type="train", label=0`.
+        **constraint: columns of the index and the value that a row must have, or a tuple of values, as in
+            `type=("train", "validation"), label=0`.
 
     Attributes:
         rows: the index's rows that meet the constraint, in its order; each a dict of COLUMNS, `label` an int.
-            `gt_name` is empty for good images, and for defects that have no mask.
+            `gt_name` is empty for good images, and for defects that have no mask; a file, a folder of files, or
+            labelme's .json.
         value_range: of images of more than 8 bits, the values that become black and white: those that
             mvtec_dataset.sh found, or was given. None if it found only images of 8 bits.
         mask_threshold: how bright masks mark a defect, from 0 to 255; None: see `reading.load_mask`.
@@ -50,7 +52,7 @@ class AnomalyDataset(Dataset):
         transform: Callable | None = None,
         gt_transform: Callable | None = None,
         least: int | None = None,
-        **constraint: str | int,
+        **constraint: str | int | tuple[str | int, ...],
     ):
         unknown = sorted(set(constraint) - set(COLUMNS))
         if unknown:
@@ -67,7 +69,8 @@ class AnomalyDataset(Dataset):
         self.value_range = settings["value_range"] and tuple(settings["value_range"])
         self.mask_threshold = settings["mask_threshold"]
         rows = read_index(self.root_dir / f"{self.root_dir.name}.csv")
-        self.rows = [row for row in rows if all(row[column] == value for column, value in constraint.items())]
+        allowed = {column: value if isinstance(value, tuple) else (value,) for column, value in constraint.items()}
+        self.rows = [row for row in rows if all(row[column] in values for column, values in allowed.items())]
 
     def __len__(self) -> int:
         return len(self.rows)

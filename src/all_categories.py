@@ -18,6 +18,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from student_teacher.images.index import read_index
+from student_teacher.images.layouts import is_category, split_file
 from student_teacher.reports import summary
 from student_teacher.reports.summary import Record
 from student_teacher.runtime.errors import UserError, run
@@ -44,7 +45,7 @@ for stage, options in json.loads(sys.argv[1]).items():
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line; `commands` holds every stage to run, with its options."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("category", nargs="*", help="a category; without any, every folder in data/ with train/good")
+    parser.add_argument("category", nargs="*", help="a category; without any, every folder in data/ that is one")
     for name, meaning in (
         ("--teach", "teach a teacher on each category first (teacher_training.py), in place of those that ship"),
         ("--adapt-backbone", "--teach, by a backbone adapted before (resnet18_training.py)"),
@@ -79,9 +80,9 @@ def chosen_categories(args: Namespace) -> list[str]:
     """The categories that are named, else all in data/. Raises UserError where there are none."""
     if args.category:
         return list(dict.fromkeys(map(category_name, args.category)))
-    found = [good.parent.parent.name for good in args.data.glob("[!.-]*/train/good") if good.is_dir()]
+    found = [folder.name for folder in args.data.glob("[!.-]*") if is_category(folder)]
     if not found:
-        raise UserError(f"{args.data}: no folder in it has train/good; see data/README.md")
+        raise UserError(f"{args.data}: no folder in it has train/good or another layout; see data/README.md")
     return summary.in_order(found)
 
 
@@ -103,6 +104,7 @@ def is_done(category: str, args: Namespace) -> bool:
     sources = [args.model / category / "detector.pt", *(args.data / category).rglob("*")]
     for folder in (args.model / category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED):
         sources += folder.glob("*.pt")
+    sources += filter(None, [split_file(args.data / category, None)])
     newest = result.stat().st_mtime_ns if result.exists() else 0
     return all(path.exists() and path.stat().st_mtime_ns <= newest for path in sources)
 
@@ -145,7 +147,7 @@ def run_stages(category: str, title: str, args: Namespace) -> str:
         record.tested = any(row["type"] == "test" for row in rows)
         for stage, options in args.commands.items():
             if stage == "anomaly_detection" and not (record.tested or error):
-                print(f"{title}: no images in test/, so there is nothing to measure", flush=True)
+                print(f"{title}: no test images, so there is nothing to measure", flush=True)
             elif not error:
                 print(f"{title}: {stage}.py", flush=True)
                 error = call(SRC / f"{stage}.py", category, *options, *(again if "training" in stage else []))

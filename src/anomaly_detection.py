@@ -33,6 +33,7 @@ from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.regions import Region
 from student_teacher.images import category
 from student_teacher.images.defect_regions import load_regions, read_saturations
+from student_teacher.images.index import kind_of, place_of
 from student_teacher.images.reading import encoded, stem_of
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import inspect, shown_side
@@ -238,16 +239,11 @@ def thresholds_of(detector: Detector, args: Namespace) -> dict[str, float | None
     }
 
 
-def kind_of(row: dict) -> str:
-    """The kind of defect: the name of the image's folder."""
-    return Path(row["image_name"]).parent.name
-
-
 def pictures_of(results: Path, category: str, row: dict) -> tuple[Path, Path]:
     """Where map and figure of an image go."""
     name = Path(row["image_name"])
     anomaly_map = results / "anomaly_maps" / category / name.with_name(f"{stem_of(name)}.tiff")
-    return anomaly_map, results / "figures" / kind_of(row) / f"{stem_of(name)}.jpg"
+    return anomaly_map, results / "figures" / place_of(row["image_name"]).with_name(f"{stem_of(name)}.jpg")
 
 
 def files_written(results: Path, category: str, dataset: AnomalyDataset) -> list[Path]:
@@ -333,7 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("--output needs --input; results of the test images go to the folder --results")
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
-        raise UserError(f"{args.data / args.category} has no images in test/: put some there, or give --input")
+        raise UserError(f"{args.data / args.category} has no test images: put some into test/, or give --input")
     regions = regions_of(dataset)  # first, so that what is wrong with them is known at once
     detector = detector_of(args)
     dataset.least, dataset.value_range = shown_side(detector), detector.value_range

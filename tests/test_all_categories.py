@@ -283,7 +283,7 @@ def test_it_goes_on_where_categories_fail(house, capfd):
     shown = capfd.readouterr()
     assert "\nmissing: mvtec_dataset.py: exit status 2\n" in shown.err
     assert "[6/6] a_last: anomaly_detection.py\n" in shown.out
-    assert "good_only: no images in test/" in shown.out
+    assert "good_only: no test images" in shown.out
     assert "3 of 6 done" in shown.out
     assert not (house.results / "missing").exists()
 
@@ -368,7 +368,7 @@ def test_options_are_handed_to_those_stages_that_know_them(house):
         (["--resnet18-training=--steps 3"], "--resnet18-training: runs only with --adapt-backbone"),
         (["--teacher-training=--steps 3"], "--teacher-training: runs only with --teach"),
         (["../carpet"], "'../carpet': give a category's plain name, such as carpet"),
-        (["--data", "/nowhere"], "/nowhere: no folder in it has train/good; see data/README.md"),
+        (["--data", "/nowhere"], "/nowhere: no folder in it has train/good or another layout; see data/README.md"),
     ],
 )
 def test_bad_input_is_refused_before_any_stage_runs(house, arguments, message):

@@ -124,10 +124,31 @@ def test_white_may_be_zero_at_any_depth(tmp_path, dtype, full):
     assert np.asarray(load_mask(tmp_path / "a.tif"))[0].tolist() == [255, 255, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("deflate", [False, True])
+def test_floating_point_of_any_length_order_and_compression(tmp_path, dtype, order, deflate):
+    values = np.random.default_rng(0).normal(0, 1000, (5, 7)).astype(dtype)
+    (tmp_path / "a.tif").write_bytes(tiff_of(values, order=order, deflate=deflate))
+    found, size = load_deep(tmp_path / "a.tif")
+    assert size == (5, 7) and np.array_equal(found, values.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_the_second_of_two_bands_is_opacity_if_the_file_says_so(tmp_path, kind):
+    grey = np.array([[[60, 255], [0, 0], [60, 120]]], np.uint8)  # in kind 1 grey is multiplied by opacity
+    (tmp_path / "a.tif").write_bytes(tiff_of(grey, extra=kind))
+    opaque = 60 * 255 / 120 if kind == 1 else 60
+    expected = [60, 255, 255 - (255 - opaque) * 120 / 255]
+    assert pixels(tmp_path / "a.tif")[0, :, 0].tolist() == pytest.approx(expected, abs=1)
+    assert np.array_equal(np.asarray(as_rgb(Image.open(tmp_path / "a.tif"))), pixels(tmp_path / "a.tif"))
+    assert np.asarray(load_mask(tmp_path / "a.tif")).tolist() == [[255, 0, 255]]
+
+
 @pytest.mark.parametrize(
     "values, form",
     [
-        (np.zeros((4, 5)), "1 band of 64 bits in floating point"),
+        (np.zeros((4, 5), np.float16), "1 band of 16 bits in floating point"),
         (np.zeros((4, 5, 2), np.uint8), "2 bands of 8 bits"),
         (np.zeros((4, 5, 5), np.uint16), "5 bands of 16 bits"),
         (np.zeros((4, 5, 3), np.float32), "3 bands of 32 bits in floating point"),

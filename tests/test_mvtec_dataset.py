@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 
 import mvtec_dataset
 from AnomalyDataset import AnomalyDataset
+from student_teacher.images.folders import images_below
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
 
@@ -118,15 +119,30 @@ def test_any_accepted_suffix_and_masks_without_an_ending(tmp_path):
 
 
 def test_files_that_are_no_images_are_counted_and_named(category, capsys):
-    for name in ("readme.txt", "license.txt", "train/good/Thumbs.db", "train/good/.DS_Store", "test/cut/._000.png"):
+    for name in ("readme.txt", "license.txt", "train/good/notes.txt", "train/good/.hidden", "test/cut/000.xml"):
         (category / name).write_text("no image")
     (category / "test/.ipynb_checkpoints").mkdir()
     picture(category / "ground_truth/cut/009_mask.png")
     assert len(mvtec_dataset.prepare(category)) == 6
     told = capsys.readouterr().err
     assert "passed over 5 files" in told
-    for name in ("train/good/.DS_Store", "train/good/Thumbs.db", "test/cut/._000.png", "cut/009_mask.png"):
+    for name in ("train/good/.hidden", "train/good/notes.txt", "test/cut/000.xml", "cut/009_mask.png"):
         assert name in told
+
+
+def test_what_network_drives_and_desktops_leave_is_passed_over_quietly(category, capsys):
+    for name in ("Thumbs.db", ".DS_Store", "._000.png", "desktop.ini"):
+        for folder in (".", "train", "train/good", "test/cut", "ground_truth/cut"):
+            (category / folder / name).write_text("no image")
+    for name in ("@eaDir", "#recycle", "__MACOSX"):
+        for folder in (".", "train", "test", "test/cut", "ground_truth/cut"):
+            picture(category / folder / name / "000.png" / "thumbnail.jpg")
+    assert len(mvtec_dataset.prepare(category)) == 6
+    assert "passed over" not in capsys.readouterr().err
+    picture(category / "train/good/@eaDir/001.png/thumbnail.jpg")
+    assert len(AnomalyDataset(category)) == 6
+    assert capsys.readouterr().out == ""
+    assert images_below(category / "test")[1] == []
 
 
 def test_every_format_that_pillow_reads_is_trained_on(category):
@@ -421,6 +437,21 @@ def test_one_category_is_taken_out_and_writable(tmp_path, published, name, top):
     before = files(data)
     assert script("tiny", data=data).returncode == 0
     assert files(data) == before
+
+
+def test_an_archive_s_validation_and_public_tests_come_out_too(tmp_path, published):
+    picture(published[0] / "validation/good/000.png")
+    picture(published[0] / "test_public/bad/000.png")
+    picture(published[0] / "test_public/ground_truth/bad/000_mask.png", value=255)
+    picture(published[0] / "test_private/000.png")
+    make_archive(tmp_path / "data/tiny.tar.xz", *published)
+    rows = mvtec_dataset.prepare(tmp_path / "data/tiny")
+    added = [tuple(row.values()) for row in rows if row["image_name"].split("/")[0] not in ("train", "test")]
+    assert added == [
+        ("validation/good/000.png", "", 0, "validation"),
+        ("test_public/bad/000.png", "test_public/ground_truth/bad/000_mask.png", 1, "test"),
+        ("test_private/000.png", "", -1, "test_private"),
+    ]
 
 
 def test_an_archive_with_train_at_its_top(tmp_path, published):

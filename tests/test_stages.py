@@ -399,7 +399,7 @@ def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
     place.teacher("--images", str(data / CATEGORY / "train"))
     place.students("--image-size", "native", "--epochs", "1")
     assert place.load("detector.pt", "detector")["image_size"] is None
-    with pytest.raises(UserError, match="no images in test/"):
+    with pytest.raises(UserError, match="no test images"):
         place.detection()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from AnomalyDataset import AnomalyDataset
 from student_teacher.images import preprocessing, reading
 from student_teacher.images.folders import images_below, told
+from student_teacher.images.index import LEARNED
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import device
 from student_teacher.runtime.errors import UserError
@@ -34,10 +35,10 @@ class GoodImages:
     """
 
     def __init__(self, folder: Path):
-        self.dataset = AnomalyDataset(folder, type="train", label=0)
+        self.dataset = AnomalyDataset(folder, type=LEARNED, label=0)
         self._decoded: dict[preprocessing.Size, ImageStore] = {}
         if len(self.dataset) < 2:
-            raise UserError(f"{folder} has {len(self.dataset)} images in train/good: two are the least")
+            raise UserError(f"{folder} has {len(self.dataset)} good images to learn from: two are the least")
 
     def __len__(self) -> int:
         return len(self.dataset)

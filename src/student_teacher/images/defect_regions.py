@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from student_teacher.images import labelme
 from student_teacher.images.reading import load_grey, load_mask, mask_files
 from student_teacher.runtime.errors import UserError
 
@@ -63,6 +64,8 @@ def load_regions(
     """
     regions = []
     for path in mask_files(mask):
+        if path.suffix.lower() == labelme.SUFFIX:
+            raise UserError(f"{path}: shapes have no grey value, which {CONFIG} needs; save masks, or remove that file")
         pixels = np.flatnonzero(load_mask(path, threshold))
         values = np.unique(np.asarray(load_grey(path)).ravel()[pixels]).tolist()
         if not values:

@@ -1,7 +1,7 @@
 """What lies in folders of images: links are followed, and nothing is passed over without a word."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,39 @@ from student_teacher.images.reading import is_image, pages_of
 from student_teacher.runtime.errors import UserError
 
 NAMED = 5  # of the files that are passed over; the others are counted
+# What network drives and desktops put into every folder, thumbnails among it: passed over without a word.
+LITTER = {
+    *("@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot", ".@__thumb", "$recycle.bin", "lost+found"),
+    *(".ds_store", "__macosx", ".trashes", ".spotlight-v100", ".fseventsd", "thumbs.db", "desktop.ini"),
+    "system volume information",
+}
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is a network drive's or a desktop's own."""
+    return name.casefold() in LITTER or name.startswith("._")
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted, without litter; nothing where there is no folder."""
+    return sorted(path for path in folder.iterdir() if not is_litter(path.name)) if folder.is_dir() else []
 
 
 def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """All images in a folder and below it, sorted, each page of a file, and the other files that lie there.
 
     Linked folders are followed, each folder once, so that loops end. Hidden files and folders are not looked into and
-    are among the others. Raises UserError where a folder can't be read.
+    are among the others; litter is not. Raises UserError where a folder can't be read.
     """
-    images, others, seen, waiting = [], [], set(), [folder]
+    images, others = [], []
+    for path in files_below(folder):
+        (images if is_image(path) else others).append(path)
+    return [page for path in sorted(images) for page in pages_of(path)], sorted(others)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below it, and in place of a hidden folder's files the folder; as `images_below`."""
+    seen, waiting = set(), [folder]
 
     def refuse(error):
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it away")
@@ -29,12 +53,11 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
                 continue
             seen.add(real)
             root = Path(place)
-            others += [root / name for name in folders if name.startswith(".")]
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not is_litter(name))
+            yield from (root / name for name in folders if name.startswith("."))
+            folders[:] = [name for name in folders if not name.startswith(".")]
             waiting += [root / name for name in folders if (root / name).is_symlink()]
-            for path in (root / name for name in files):
-                (images if is_image(path) else others).append(path)
-    return [page for path in sorted(images) for page in pages_of(path)], sorted(others)
+            yield from (root / name for name in files if not is_litter(name))
 
 
 def told(others: Sequence[Path], root: Path) -> str:

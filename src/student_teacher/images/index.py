@@ -5,19 +5,39 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.files import write_atomically
 
 COLUMNS = ("image_name", "gt_name", "label", "type")
-NO_SETTINGS = {"value_range": None, "given": False, "mask_threshold": None, "index": None, "files": None}
+LEARNED = ("train", "validation")  # types of good images that students learn from; left out, they calibrate, too
+UNLABELLED = -1  # the label of images of which nothing is known
+TESTED_BELOW = ("test", "test_public", "Data/Images")  # folders that hold a folder for each kind of defect
+NO_SETTINGS = {"value_range": None, "given": False, "mask_threshold": None, "split_csv": None}
+NO_SETTINGS |= {"index": None, "files": None}
+
+
+def place_of(image_name: str) -> PurePosixPath:
+    """An image's path below the folder that holds the kinds of defects: cut/000.png of test/cut/000.png."""
+    name = PurePosixPath(image_name)
+    return next((name.relative_to(folder) for folder in TESTED_BELOW if name.is_relative_to(folder)), name)
+
+
+def kind_of(row: Mapping[str, str | int]) -> str:
+    """An image's kind of defect: the folder that it lies in, those of dates not counted. "good" for good images."""
+    if row["label"] == 0:
+        return "good"
+    folders = place_of(row["image_name"]).parent.parts
+    named = [folder for folder in folders if not re.fullmatch(r"[\d\s._-]+", folder)]
+    return named[-1] if named else folders[0] if folders else "defect"
 
 
 def read_index(path: Path) -> list[dict[str, str | int]]:
-    """Read a category's index: a dict of COLUMNS for each image, `label` an int.
+    """Read a category's index: a dict of COLUMNS for each image, `label` an int: 0 good, 1 defective, or UNLABELLED.
 
     Raises:
         UserError: the file is missing, or is not an index.
@@ -57,8 +77,8 @@ def digest_of_index(path: Path) -> str:
 def read_settings(category: Path) -> dict[str, Any]:
     """How a category's images are read: `value_range`, None where all have 8 bits, and whether it was `given`.
 
-    `mask_threshold` is that of `load_mask`. `index` and `files` say what the index was made of: see
-    indexing.renew_index.
+    `mask_threshold` is that of `load_mask`. `split_csv` is the file that splits them, where one was given. `index` and
+    `files` say what the index was made of: see indexing.renew_index.
 
     Raises UserError where the file is there, but can't be read.
     """
@@ -83,4 +103,5 @@ def _write(path, content):
     try:
         write_atomically(path, content)
     except UserError as error:
-        raise UserError(f"{error}; make the folder writable, or copy the category to data/") from None
+        links = f"make a folder {path.parent.name} elsewhere, with links to what lies in this one"
+        raise UserError(f"{error}; make the folder writable, or {links}, and name its parent with --data") from None

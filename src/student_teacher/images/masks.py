@@ -12,6 +12,7 @@ from student_teacher.images.reading import graded_mask
 
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 SPECK = 4  # pixels: a region with fewer is hardly a defect that someone has drawn
+LEAST_HALF = 16  # brightest values below twice this are numbers of kinds, as in VisA, not shades of grey
 MOST_COVERED = 0.5  # of the image: more of it is rarely defective
 
 
@@ -49,7 +50,11 @@ def look_at_mask(path: Path, threshold: float | None = None) -> Mask:
 def warnings_of(masks: Sequence[tuple[str, Mask]], thresholded: bool) -> list[str]:
     """What is odd about masks, given by name, in lines with numbers; `thresholded`: the user has chosen one."""
     lines = [f"{name}: marks nothing, so the defect has no pixels to be found" for name, mask in masks if not mask.area]
-    grey = [] if thresholded else [(name, mask) for name, mask in masks if mask.half_area < mask.area]
+    grey = (
+        []
+        if thresholded
+        else [(name, mask) for name, mask in masks if mask.half_area < mask.area and mask.half >= LEAST_HALF]
+    )
     if grey:
         area, half, shades, regions, half_regions = (
             sum(getattr(mask, value) for _, mask in grey)

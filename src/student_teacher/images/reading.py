@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
+from student_teacher.images import labelme
 from student_teacher.runtime.errors import UserError
 
 try:
@@ -33,6 +34,13 @@ HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 OTHER_SUFFIXES = HEIF_SUFFIXES | {
     *(".jxl", ".jxr", ".exr", ".hdr", ".svg", ".dcm", ".xcf", ".raw"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
+}
+
+# Pillow decodes floating point of 64 bits, but does not list it among the forms of TIFF.
+TiffImagePlugin.OPEN_INFO |= {
+    (order, white_is_one, (3,), 1, (64,), ()): ("F", values)
+    for order, values in ((b"II", "F;64F"), (b"MM", "F;64BF"))
+    for white_is_one in (0, 1)
 }
 
 # Pillow warns of 90 megapixels and refuses from 180: large scans are welcome up to the refusal.
@@ -163,7 +171,7 @@ def load_deep(path: str | Path) -> tuple[np.ndarray | None, tuple[int, int]]:
 
 def as_rgb(picture: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
     """A picture that was opened elsewhere, as `load_rgb` reads its file. Raises UserError where it needs a range."""
-    decoded = _Decoded(ImageOps.exif_transpose(picture), None, _white_is_zero(picture))
+    decoded = _Decoded(_straight(ImageOps.exif_transpose(picture)), None, _white_is_zero(picture))
     try:
         return _to_rgb(decoded, value_range)
     except _NoRange as error:
@@ -188,7 +196,8 @@ def load_mask(path: str | Path, threshold: float | None = None) -> Image.Image:
 
     Of a folder of masks, one for each region, what any of them marks. Fully transparent pixels count as black. In a
     JPEG, whose compression leaves grey traces round every edge, the pixels brighter than the middle grey count. With a
-    `threshold`, 0 to 255, in any file those that are brighter; of floating point and 32 bits the values above it.
+    `threshold`, 0 to 255, in any file those that are brighter; of floating point and 32 bits the values above it. A
+    .json is labelme's: what its shapes cover.
 
     Raises:
         UserError: the file is missing, broken, not an image or too large; a folder's are of different sizes, or none.
@@ -198,6 +207,9 @@ def load_mask(path: str | Path, threshold: float | None = None) -> Image.Image:
 
 def graded_mask(path: str | Path, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """How bright a mask is, (H,W), and where it marks a defect, bool; arguments and errors as of `load_mask`."""
+    if Path(path).suffix.lower() == labelme.SUFFIX:
+        marked = labelme.drawn_mask(Path(path))
+        return marked * np.uint8(255), marked
     masks = [_read(file, partial(_graded, threshold=threshold))[0] for file in mask_files(Path(path))]
     sizes = [f"{marked.shape[1]} x {marked.shape[0]}" for _, marked in masks]
     for size in sizes:
@@ -254,10 +266,12 @@ def _read(path, convert, least=None):
             size, white_is_zero, low_bytes = image.size, _white_is_zero(image), _low_bytes(file, page, image)
             if least:
                 image.draft(None, (least, least))
+            image.tile = [_in_native_order(tile) for tile in image.tile]
             image.load()
             on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
             ImageOps.exif_transpose(image, in_place=True)
-            return convert(_Decoded(image, low_bytes, white_is_zero)), size if on_its_side else size[::-1]
+            decoded = _Decoded(_straight(image), low_bytes, white_is_zero)
+            return convert(decoded), size if on_its_side else size[::-1]
     except (_NoRange, _Pages) as error:
         raise UserError(f"{path}: {error}") from None
     except FileNotFoundError:
@@ -274,6 +288,18 @@ def _read(path, convert, least=None):
         raise UserError(f"{path}: cannot be read ({reason}); replace or remove it") from None
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise UserError(f"{path}: broken ({error}); replace or remove it") from None
+
+
+def _straight(image):
+    """Grey with opacity, where grey was multiplied by it: Pillow turns La into LA alone."""
+    return image.convert("LA") if image.mode == "La" else image
+
+
+def _in_native_order(tile):
+    """A part of a file, read rightly: libtiff has turned the bytes of floating point, and Pillow would again."""
+    if tile.codec_name != "libtiff" or not re.fullmatch(r"F;\d+BF", tile.args[0]):
+        return tile
+    return tile._replace(args=(tile.args[0].replace("BF", "NF"), *tile.args[1:]))
 
 
 def _unidentified(path):

@@ -7,6 +7,7 @@ import numpy as np
 
 from AnomalyDataset import AnomalyDataset
 from student_teacher.evaluation.metrics import au_roc
+from student_teacher.images.index import LEARNED, kind_of
 from student_teacher.images.leaks import ALIKE, correlations, grey_thumbnail, thumbnails
 from student_teacher.runtime.errors import UserError
 
@@ -38,13 +39,13 @@ def find_leaks(category: Path) -> Leaks:
     Raises:
         UserError: the category has no index, or no test images; an image is broken.
     """
-    good, test = (AnomalyDataset(category, grey_thumbnail, type=part) for part in ("train", "test"))
+    good, test = (AnomalyDataset(category, grey_thumbnail, type=part) for part in (LEARNED, "test"))
     if not test.rows:
-        raise UserError(f"{category} has no images in test/ that training could know")
+        raise UserError(f"{category} has no test images that training could know")
     of_good, of_test = thumbnails(good, test)
     highest, nearest = (found.numpy() for found in correlations(of_test, of_good).max(1))
     labels = np.array([row["label"] for row in test.rows])
-    kinds = np.array([Path(row["image_name"]).parent.name for row in test.rows])
+    kinds = np.array([kind_of(row) for row in test.rows])
     rows = []
     for kind in (ALL, *sorted(set(kinds), key=lambda kind: (kind != GOOD, kind))):
         chosen = np.ones_like(labels, bool) if kind == ALL else kinds == kind

@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from student_teacher.runtime.errors import UserError
 
-PARTS = ("train", "test", "ground_truth")
+PARTS = ("train", "validation", "test", "ground_truth", "test_public", "test_private", "test_private_mixed")
 
 
 def unpack_category(archive: Path, category: str, destination: Path) -> None:
     """Take one category out of a tar.xz archive that may hold others.
 
-    A category is the folder that holds `train`, `test` and `ground_truth`, at any depth; an archive with those at its
+    A category is the folder that holds `train`, `test` and others of PARTS, at any depth; an archive with those at its
     top level counts as the category asked for. Only plain files are unpacked, as new files that the user can write,
     whatever the archive's permissions. The folder appears complete or not at all.
 
