@@ -317,7 +317,7 @@ def test_each_page_is_an_image(tmp_path, name):
         assert np.abs(pixels(page).astype(int) - 60 * number).max() <= 2
         assert load_mask(page).getextrema() == ((255, 255) if number else (0, 0))
     assert images_below(tmp_path) == (pages, [])
-    with pytest.raises(UserError, match=rf"{name}: has 3 pages; name one, as in #2"):
+    with pytest.raises(UserError, match=rf"{name}: has 3 pages; name one: add #2"):
         load_rgb(path)
     with pytest.raises(UserError, match=rf"{name}#4: has no page 4"):
         load_rgb(tmp_path / f"{name}#4")

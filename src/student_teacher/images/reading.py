@@ -17,7 +17,7 @@ from student_teacher.runtime.errors import UserError
 
 try:
     import pillow_heif
-except ImportError:  # an option: phones' photographs are refused by name without it
+except ImportError:  # optional: without it HEIC photographs are refused by name
     HEIF = False
 else:
     pillow_heif.register_heif_opener()
@@ -25,7 +25,7 @@ else:
 
 ValueRange = tuple[float, float]  # the values that become black and white
 FULL_16_BIT = (0, 65535)
-NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow tells these from others, and reads none of them
+NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow recognises these, but can't decode them
 PAGED = {"TIFF", "GIF", "WEBP", "PNG", "AVIF", "HEIF", "DCX", "FLI"}  # each page of which is an image
 ONE_PAGE = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".jp2"}  # not opened to count their pages
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101  # a TIFF's tag, and bits of its value
@@ -36,20 +36,20 @@ OTHER_SUFFIXES = HEIF_SUFFIXES | {
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
 }
 
-# Pillow decodes floating point of 64 bits, but does not list it among the forms of TIFF.
+# Pillow can decode 64-bit floating point, but does not list it as a form of TIFF.
 TiffImagePlugin.OPEN_INFO |= {
     (order, white_is_one, (3,), 1, (64,), ()): ("F", values)
     for order, values in ((b"II", "F;64F"), (b"MM", "F;64BF"))
     for white_is_one in (0, 1)
 }
 
-# Pillow warns of 90 megapixels and refuses from 180: large scans are welcome up to the refusal.
+# Pillow warns above 90 megapixels and refuses above 180: large scans are fine up to there.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @cache
 def readable_suffixes() -> frozenset[str]:
-    """Endings, in small letters, of all formats that Pillow reads, with pillow-heif's where that is installed."""
+    """Lower-case endings of all formats that Pillow reads, with those of pillow-heif if it is installed."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in _readable_kinds())
 
 
@@ -59,10 +59,10 @@ def _readable_kinds():
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image by its ending, in capitals or not; by its beginning where there is no ending.
+    """Whether a file is an image, by its ending in upper or lower case; by its first bytes if it has no ending.
 
-    Numbers are no ending (`scan.001`). Images of formats that are not read here count too: reading them names them.
-    Hidden files, and what is neither a file nor a link, are none.
+    A number is not an ending (`scan.001`). Formats that can't be read count too: reading them says so. Hidden files
+    don't count, nor does anything that is neither a file nor a link.
     """
     if path.name.startswith(".") or (path.exists() and not path.is_file()):
         return False
@@ -79,7 +79,7 @@ def is_image(path: Path) -> bool:
 
 
 def file_and_page(path: str | Path) -> tuple[Path, int | None]:
-    """The file of an image, and its page, from 1: `name.tif#2` is the second one of name.tif. None: none is named."""
+    """The file of an image, and its page from 1, or None: `name.tif#2` is the second page of name.tif."""
     path = Path(path)
     found = re.fullmatch(r"(.+)#([1-9]\d*)", path.name)
     if found is None or path.exists() or not path.with_name(found[1]).exists():
@@ -94,10 +94,10 @@ def stem_of(path: str | Path) -> str:
 
 
 def pages_of(path: Path) -> list[Path]:
-    """The images in a file: `name.tif#1`, `name.tif#2` and so on where it has several, or else the file itself.
+    """The images in a file: `name.tif#1`, `name.tif#2` and so on if it has several pages, else the file itself.
 
-    Reduced copies and masks of a TIFF's pages are none, and neither are the previews that phones put behind a JPEG. A
-    broken file is one image: reading it names it.
+    Reduced copies and masks of a TIFF's pages don't count, nor do the previews that phones append to a JPEG. A broken
+    file counts as one image: reading it says what is wrong.
     """
     if path.suffix.lower() in ONE_PAGE:
         return [path]
@@ -110,7 +110,7 @@ def pages_of(path: Path) -> list[Path]:
 
 
 def _pages(image):
-    """The numbers, from 0, of an opened file's pages; it stands at any of them afterwards."""
+    """The numbers, from 0, of an opened file's pages. Leaves the file at any of them."""
     number = getattr(image, "n_frames", 1) if image.format in PAGED else 1
     if number == 1 or image.format != "TIFF":
         return list(range(number))
@@ -123,9 +123,9 @@ def _pages(image):
 
 
 def _go_to_page(image, page):
-    """Raises _Pages where the page is not there, or where none is named and there are several."""
+    """Raises _Pages if there is no such page, or if there are several and none is named."""
     if page is None and len(pages := _pages(image)) > 1:
-        raise _Pages(f"has {len(pages)} pages; name one, as in #{pages[1] + 1} behind the file's name")
+        raise _Pages(f"has {len(pages)} pages; name one: add #{pages[1] + 1} to the file's name")
     try:
         if image.tell() != (page or 1) - 1:
             image.seek((page or 1) - 1)
@@ -136,12 +136,11 @@ def _go_to_page(image, page):
 def load_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.Image:
     """Read an image as a person sees it, upright (EXIF) and in mode RGB.
 
-    Transparent parts show white. Values of more than 8 bits become 0 to 255 linearly: those of `value_range`, what lies
-    beyond being cut. None stands for 0 to 65535 in 16-bit images; 32-bit integers and floating point have no range of
-    their own.
+    Transparent parts become white. Values of more than 8 bits are scaled linearly, from `value_range` to 0 to 255, and
+    clipped. Without a range, 16-bit images are scaled from 0 to 65535; 32-bit integers and floating point need one.
 
     Raises:
-        UserError: the file is missing, broken, not an image or too large; or it has values that need a range.
+        UserError: the file is missing, broken, not an image or too large; or it needs a value range.
     """
     return load_reduced(path, None, value_range)[0]
 
@@ -149,10 +148,10 @@ def load_rgb(path: str | Path, value_range: ValueRange | None = None) -> Image.I
 def load_reduced(
     path: str | Path, least: int | None, value_range: ValueRange | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """As `load_rgb`; a JPEG at a half, a quarter or an eighth of its size where both sides stay `least` or longer.
+    """As `load_rgb`, but a JPEG may be read at a half, a quarter or an eighth of its size.
 
-    It is decoded in about half the time, and looks like the whole one made smaller. Returns with it the height and
-    width of the whole one. None for `least`: never reduced.
+    Both sides stay at least `least` pixels long; None: never reduced. Decoding takes about half the time. Also returns
+    the height and width of the whole image.
 
     Raises:
         UserError: as `load_rgb`.
@@ -161,7 +160,7 @@ def load_reduced(
 
 
 def load_deep(path: str | Path) -> tuple[np.ndarray | None, tuple[int, int]]:
-    """The grey or colour values of an image of more than 8 bits, (H,W) or (H,W,3), None for one of 8; height and width.
+    """Values (H,W) or (H,W,3) of an image of more than 8 bits, None for one of 8 bits; and its height and width.
 
     Raises:
         UserError: as `load_rgb`.
@@ -170,7 +169,7 @@ def load_deep(path: str | Path) -> tuple[np.ndarray | None, tuple[int, int]]:
 
 
 def as_rgb(picture: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
-    """A picture that was opened elsewhere, as `load_rgb` reads its file. Raises UserError where it needs a range."""
+    """An opened picture, converted as by `load_rgb`. Raises UserError if it needs a value range."""
     decoded = _Decoded(_straight(ImageOps.exif_transpose(picture)), None, _white_is_zero(picture))
     try:
         return _to_rgb(decoded, value_range)
@@ -179,7 +178,7 @@ def as_rgb(picture: Image.Image, value_range: ValueRange | None = None) -> Image
 
 
 def at_most(picture: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
-    """The picture, made smaller where its longest side is above `side`."""
+    """The picture, reduced so that no side is longer than `side` pixels."""
     scale = min(1, side / max(picture.size))
     return picture.resize([max(1, round(length * scale)) for length in picture.size], resample)
 
@@ -194,13 +193,14 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 def load_mask(path: str | Path, threshold: float | None = None) -> Image.Image:
     """Read a mask of defects, upright (EXIF) and in mode L: 255 where the file is not black, else 0.
 
-    Of a folder of masks, one for each region, what any of them marks. Fully transparent pixels count as black. In a
-    JPEG, whose compression leaves grey traces round every edge, the pixels brighter than the middle grey count. With a
-    `threshold`, 0 to 255, in any file those that are brighter; of floating point and 32 bits the values above it. A
-    .json is labelme's: what its shapes cover.
+    A folder of masks, one for each region, marks what any of them marks. Fully transparent pixels count as black. A
+    JPEG marks pixels brighter than the middle grey, as compression leaves grey traces around edges. With a `threshold`,
+    0 to 255, any file marks what is brighter than it (floating point and 32 bits: values above it). A .json file is
+    labelme's and marks what its shapes cover.
 
     Raises:
-        UserError: the file is missing, broken, not an image or too large; a folder's are of different sizes, or none.
+        UserError: the file is missing, broken, not an image or too large; a folder has no masks, or masks of different
+            sizes.
     """
     return Image.fromarray(np.where(graded_mask(path, threshold)[1], 255, 0).astype(np.uint8))
 
@@ -220,7 +220,7 @@ def graded_mask(path: str | Path, threshold: float | None = None) -> tuple[np.nd
 
 
 def mask_files(path: Path) -> list[Path]:
-    """The files of a mask: itself, or where it is a folder, as in MVTec LOCO, all images in it, sorted.
+    """The files of a mask: itself, or all images in it, sorted, if it is a folder as in MVTec LOCO.
 
     Raises:
         UserError: the folder holds no image.
@@ -246,16 +246,16 @@ class _Decoded(NamedTuple):
     """An image as it was read, upright."""
 
     image: Image.Image
-    low_bytes: Callable[[], Image.Image] | None  # the lower half of 16-bit colours: Pillow gives the upper one
-    white_is_zero: bool  # and Pillow has not turned it
+    low_bytes: Callable[[], Image.Image] | None  # reads the lower bytes of 16-bit colours: Pillow gives the upper ones
+    white_is_zero: bool  # and Pillow has not inverted it
 
 
 class _Pages(ValueError):
-    """A page that is not there, or not named."""
+    """A page that does not exist, or was not named."""
 
 
 class _NoRange(ValueError):
-    """Values that need a range."""
+    """Values that need a value range."""
 
 
 def _read(path, convert, least=None):
@@ -291,19 +291,19 @@ def _read(path, convert, least=None):
 
 
 def _straight(image):
-    """Grey with opacity, where grey was multiplied by it: Pillow turns La into LA alone."""
+    """Grey with premultiplied alpha becomes plain grey with alpha: Pillow converts La to nothing but LA."""
     return image.convert("LA") if image.mode == "La" else image
 
 
 def _in_native_order(tile):
-    """A part of a file, read rightly: libtiff has turned the bytes of floating point, and Pillow would again."""
+    """A part of a file, in the right byte order: libtiff has swapped the bytes; Pillow would swap them again."""
     if tile.codec_name != "libtiff" or not re.fullmatch(r"F;\d+BF", tile.args[0]):
         return tile
     return tile._replace(args=(tile.args[0].replace("BF", "NF"), *tile.args[1:]))
 
 
 def _unidentified(path):
-    """What may be wrong with a file that Pillow does not recognise, and the way out."""
+    """What may be wrong with a file that Pillow does not recognise, and what to do."""
     suffix = path.suffix.lower()
     if suffix in HEIF_SUFFIXES and not HEIF:
         return "HEIF is read with one more package: pip install pillow-heif"
@@ -313,7 +313,7 @@ def _unidentified(path):
 
 
 def _tiff_form(path):
-    """What a TIFF holds that Pillow does not read, in words; None for what is not a TIFF."""
+    """What a TIFF that Pillow does not read holds, in words; None if the file is not a TIFF."""
     try:
         with path.open("rb") as file:
             tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
@@ -329,13 +329,13 @@ def _tiff_form(path):
 
 
 def _white_is_zero(image):
-    """Whether a TIFF says so of values of more than 8 bits: those of 8 Pillow turns itself."""
+    """Whether a TIFF of more than 8 bits says so: Pillow inverts those of 8 bits itself."""
     deep = image.mode == "F" or image.mode.startswith("I")
     return deep and getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _low_bytes(file, page, image):
-    """What reads the lower bytes of a file's 16-bit colours: as if they stood in the other order. None for others."""
+    """A function that reads the lower bytes of 16-bit colours, by swapping the byte order. None for other files."""
     modes = {str(tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in image.tile if tile.args}
     found = re.fullmatch(r"((?:LA|RGBA?);16)([BLN])", modes.pop()) if len(modes) == 1 else None
     if found is None:
@@ -375,7 +375,7 @@ def _to_rgb(decoded, value_range):
 
 
 def _deep_values(decoded):
-    """(H,W) or (H,W,3) of an image of more than 8 bits, None for another."""
+    """Values (H,W) or (H,W,3) of an image of more than 8 bits, None for other images."""
     if decoded.image.mode == "F" or decoded.image.mode.startswith("I"):
         return np.asarray(decoded.image)
     if decoded.low_bytes:
@@ -390,8 +390,8 @@ def _grey_to_8_bit(decoded, value_range):
     if value_range is None:
         if not image.mode.startswith("I;16") and image.format != "PPM":  # those of PGM are brought to 16 bits
             raise _NoRange(
-                "values in floating point or 32 bits have no range of their own, and none was found on training "
-                "images: ./mvtec_dataset.sh NAME --value-range LOW HIGH gives one to learn with; or save it with 8 bits"
+                "floating-point and 32-bit values need a value range, and none was found on training images: give one "
+                "with ./mvtec_dataset.sh NAME --value-range LOW HIGH before training, or save the image with 8 bits"
             )
         value_range = FULL_16_BIT
     grey = to_8_bit(np.asarray(image), value_range)
@@ -399,7 +399,7 @@ def _grey_to_8_bit(decoded, value_range):
 
 
 def to_8_bit(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
-    """uint8 of the same shape: the range becomes 0 to 255, what lies beyond is cut, what is not a number is 0."""
+    """uint8 of the same shape: the range becomes 0 to 255, values beyond it are clipped, NaN becomes 0."""
     low, high = value_range
     levels = np.clip((np.nan_to_num(values.astype(np.float64), nan=low) - low) / (high - low), 0, 1)
     return np.rint(levels * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Which files in a folder of results are ours: what others have put there is neither overwritten nor removed."""
+"""Which files in a folder of results are ours: other files are neither overwritten nor removed."""
 
 import json
 import textwrap
@@ -13,16 +13,16 @@ NAME = ".student_teacher.json"  # in the folder: what its results are of, and th
 
 
 class Ledger:
-    """The files that a command writes in a folder, kept there from one run to the next."""
+    """The list of files that a command writes in a folder; it is kept there from one run to the next."""
 
     def __init__(
         self, folder: Path, source: str, files: Iterable[Path], *, overwrite: bool, inputs: Iterable[Path] = ()
     ):
-        """Take over the folder, or refuse. Makes it where it is not there.
+        """Claim the folder for this run, and create it if it is missing.
 
-        `source` says what the results are of, such as "--input scans"; `files` are all that may be written, below the
-        folder; `inputs` are those that are read. Raises UserError where one of the files is there and not ours, or
-        where the folder holds results of another source, unless to `overwrite`; and where an input would be replaced.
+        `source` says where the results come from, such as "--input scans"; `files` are all that may be written, below
+        the folder; `inputs` are the files that are read. Raises UserError if an input would be replaced; and without
+        `overwrite` also if one of the files exists and is not ours, or if the folder has results of another source.
         """
         self._folder, self._source = folder, source
         self._files = {file.relative_to(folder).as_posix() for file in files}
@@ -50,7 +50,7 @@ class Ledger:
         distributed.wait_for_all()
 
     def finish(self, kept: Iterable[Path]) -> None:
-        """Remove files of ours that are not among those to be kept: of images that have gone, or can't be read now."""
+        """Remove our files that are not to be kept: those of images that are gone, or that can't be read any more."""
         if not distributed.is_first():
             return
         kept = {file.relative_to(self._folder).as_posix() for file in kept}
@@ -71,7 +71,7 @@ def _short(source):
 
 
 def own_files(folder: Path) -> set[Path]:
-    """The files in a folder that earlier runs have written, with every link in their paths resolved."""
+    """The files that earlier runs wrote in a folder, as resolved paths."""
     names = _read(folder)["files"]
     return {(folder / name).resolve() for name in names} | {(folder / NAME).resolve()}
 
