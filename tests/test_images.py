@@ -78,9 +78,9 @@ def test_one_range_for_all_images_that_are_deep(tmp_path, values, value_range, e
 def test_values_without_a_range_are_refused_by_name(tmp_path):
     for dtype in (np.float32, np.int32):
         path = save(Image.fromarray(np.ones((4, 4), dtype)), tmp_path / "a.tif")
-        with pytest.raises(UserError, match=r"a\.tif: values in floating point or 32 bits.*--value-range LOW HIGH"):
+        with pytest.raises(UserError, match=r"a\.tif: floating-point and 32-bit values.*--value-range LOW HIGH"):
             load_rgb(path)
-        with pytest.raises(UserError, match=r"the picture: values in floating point"):
+        with pytest.raises(UserError, match=r"the picture: floating-point"):
             as_rgb(Image.open(path))
 
 
