@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 import threading
 import time
 
@@ -11,7 +13,7 @@ from torchvision.transforms import Normalize
 
 from student_teacher.images import preprocessing
 from student_teacher.images.store import ImageStore
-from student_teacher.runtime import files
+from student_teacher.runtime import checkpoints, files
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.prefetch import cpu_count, prefetched
 from student_teacher.runtime.resume_log import ResumeLog
@@ -171,8 +173,21 @@ def test_bytes_and_text_are_written_into_folders_that_are_made(tmp_path):
     assert path.read_bytes() == b"\x00\xff"
     files.write_atomically(path, "größer\udcff")
     assert path.read_text(encoding="utf-8") == "größer?"
-    assert path.stat().st_mode & 0o777 == 0o644
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of Unix")
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_permissions_are_those_that_the_umask_leaves(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        files.write_atomically(tmp_path / "folder" / "file", "text")
+        checkpoints.save(tmp_path / "folder" / "model.pt", "teacher", "carpet", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+    for name in ("file", "model.pt"):
+        assert (tmp_path / "folder" / name).stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
