@@ -21,6 +21,7 @@ import mvtec_dataset
 import resnet18_training
 import students_training
 import teacher_training
+from AnomalyDataset import AnomalyDataset
 from student_teacher.detection.AnomalyDetector import AnomalyDetector
 from student_teacher.detection.Detector import load_detector
 from student_teacher.evaluation import metrics
@@ -387,6 +388,19 @@ def test_two_equal_sides_are_the_same_as_one(done, capsys):
 def test_images_too_small_for_the_stride_are_refused(done, tmp_path):
     with pytest.raises(UserError, match="--image-size 14: too small for patches of 17 pixels with --stride 8"):
         done.students("--model", str(tmp_path), "--image-size", "14", "--stride", "8")
+
+
+def test_images_too_small_for_the_stride_are_named_before_one_is_decoded(data, tmp_path, done, monkeypatch):
+    shutil.copytree(data / CATEGORY, tmp_path / CATEGORY)
+    image = tmp_path / CATEGORY / "train" / "good" / "small.png"
+    Image.new("RGB", (40, 15)).save(image)
+    mvtec_dataset.main([CATEGORY, "--data", str(tmp_path)])
+    decoded = []
+    monkeypatch.setattr(AnomalyDataset, "__getitem__", lambda _, index: decoded.append(index))
+    arguments = ["--model", str(tmp_path), "--data", str(tmp_path), "--image-size", "native", "--stride", "8"]
+    with pytest.raises(UserError, match=r"small\.png: too small, 15 pixels where 16 are the least"):
+        done.students(*arguments)
+    assert not decoded
 
 
 def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):

@@ -40,6 +40,17 @@ def size_of_all(dataset: AnomalyDataset) -> tuple[int, int]:
     return first[1:]
 
 
+def require_sides(dataset: AnomalyDataset, least: int) -> None:
+    """Raise UserError, naming it, if an image's shorter side is below `least` pixels. Nothing is decoded."""
+    for path in image_paths(dataset):
+        sides = reading.sides_of(path)
+        if min(sides) < least:
+            raise UserError(
+                f"{path}: too small, {min(sides)} pixels where {least} are the least for this --stride: give an "
+                "--image-size, a smaller --stride, or remove it"
+            )
+
+
 def digest_of(paths: Iterable[Path], contents: bool = True) -> str:
     """Digest of files' names and contents: what was trained on other images is told apart by it.
 

@@ -241,6 +241,8 @@ def model_of(args: Namespace, dataset: AnomalyDataset, teacher: AnomalyNet, epoc
         raise UserError(
             f"--image-size {min(size)}: too small for patches of {patch_size} pixels with --stride {args.stride}"
         )
+    if size is None:
+        category.require_sides(dataset, 2 * args.stride)
     settings = {
         "detector_version": VERSION,
         "seed": args.seed,
