@@ -33,8 +33,13 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 def page_files(folder: Path, numbers: Iterable[int]) -> list[Path]:
     """All files of the page in `folder` that shows images of these numbers."""
-    pictures = [_picture(folder, number, kind) for number in numbers for kind in ("", "_small", "_map")]
+    pictures = [path for number in numbers for path in page_pictures(folder, number)]
     return [folder / "index.html", folder / "page" / "cover.jpg", *pictures]
+
+
+def page_pictures(folder: Path, number: int) -> list[Path]:
+    """The page's pictures of the image of this number: large, small and map."""
+    return [_picture(folder, number, kind) for kind in ("", "_small", "_map")]
 
 
 def _picture(folder, number, kind):
