@@ -6,7 +6,6 @@ they include one-time costs such as allocating memory, choosing algorithms and c
 
 import json
 import math
-import os
 import platform
 import statistics
 import time
@@ -23,6 +22,7 @@ from AnomalyDataset import AnomalyDataset
 from AnomalyNet import PATCH_SIZES
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.prefetch import processors
 
 STRIDES = (1, 2, 4, 8)
 WARM_UP = 1
@@ -252,7 +252,7 @@ def machine(where: torch.device | None = None) -> dict[str, Any]:
     """The hardware and the PyTorch version of a measurement."""
     found = {
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "threads": torch.get_num_threads(),
         "architecture": platform.machine(),
         "matrix_units": [name for name in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(name)],

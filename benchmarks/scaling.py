@@ -28,6 +28,7 @@ from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.runtime import command_line, device, distributed
 from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.prefetch import processors
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.training.optimiser import Optimiser
 from student_teacher.training.patch_students import Students
@@ -90,7 +91,7 @@ def work() -> None:
 
 def measured(processes: int, arguments: list[str]) -> dict:
     """The measurements of this number of processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = processors()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "steps.json"
         variables = {"OMP_NUM_THREADS": str(max(1, cores // processes)), WORKER: str(file)}
