@@ -438,7 +438,7 @@ def write_category(category: Path, parameters: dict[str, int]) -> bool:
     if category.exists() or category.is_symlink():
         if category.is_symlink() or not record.is_file():
             raise UserError(f"{category}: exists and is not a demo category; remove it or choose another --category")
-        files = len(list(category.glob("t*/*/*.png"))) if record.read_text() == contents else -1
+        files = len(list(category.glob("t*/*/*.png"))) if record.read_text(encoding="utf-8") == contents else -1
         if files == len(pictures):
             return False
 
@@ -450,7 +450,7 @@ def write_category(category: Path, parameters: dict[str, int]) -> bool:
         (unfinished / folder).mkdir(parents=True, exist_ok=True)
         if kind != "good":
             (unfinished / "ground_truth" / kind).mkdir(parents=True, exist_ok=True)
-    (unfinished / record.name).write_text(contents)
+    (unfinished / record.name).write_text(contents, encoding="utf-8")
 
     numbers = {}
     with ThreadPoolExecutor(processors()) as pool:  # NumPy computes outside the interpreter's lock

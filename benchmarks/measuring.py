@@ -268,7 +268,7 @@ def machine(where: torch.device | None = None) -> dict[str, Any]:
 def cpu_model() -> str:
     """The processor's name."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -310,4 +310,4 @@ def write_json(
     options = {name: value for name, value in vars(settings).items() if name != "output"}
     report = {"benchmark": benchmark, "machine": found, "settings": options} | content
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    path.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")

@@ -86,7 +86,7 @@ def work() -> None:
     """Run as one of the processes that `main` starts."""
     found = measure_steps(parse_arguments())
     if distributed.is_first():
-        Path(os.environ[WORKER]).write_text(json.dumps(found))
+        Path(os.environ[WORKER]).write_text(json.dumps(found), encoding="utf-8")
 
 
 def measured(processes: int, arguments: list[str]) -> dict:
@@ -99,7 +99,7 @@ def measured(processes: int, arguments: list[str]) -> dict:
         command = [sys.executable, *launcher, __file__, *arguments]
         if status := subprocess.run(command, env=os.environ | variables).returncode:
             raise UserError(f"--processes {processes}: ended with status {status}, see above")
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def ring_seconds(processes: int, size: int, bandwidth: float) -> float:

@@ -486,6 +486,22 @@ def test_missing_files_are_named_in_one_line(tmp_path, data, monkeypatch):
         place.backbone("--device", "nonsense")
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_that_the_output_s_encoding_lacks_stop_no_stage(tmp_path, encoding):
+    name = "木目→" if encoding != "utf-8" else "caf\udce9"  # bytes that are not UTF-8
+    make_category(tmp_path)
+    try:
+        (tmp_path / CATEGORY).rename(tmp_path / name)
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    command = [sys.executable, ROOT / "mvtec_dataset.py", name, "--data", tmp_path]
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    found = subprocess.run(command, capture_output=True, env=env, check=False)
+    assert (found.returncode, found.stderr) == (0, b"")
+    shown = name.encode(encoding, errors="backslashreplace")
+    assert shown + b": 10 good to train" in found.stdout and b"index: " in found.stdout
+
+
 @pytest.mark.parametrize("work", [lambda: b" " * 10**17, lambda: torch.empty(10**15)])
 def test_memory_that_runs_out_is_one_line(work, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -21,7 +21,7 @@ class ResumeLog:
         self._path = path
         self._entries: dict[str, Any] = {}
         for file in self._files():
-            lines = file.read_text().splitlines()
+            lines = file.read_text(encoding="utf-8").splitlines()
             for line in lines[1:] if lines[:1] == [json.dumps(key)] else []:
                 try:
                     name, value = json.loads(line)
@@ -39,7 +39,7 @@ class ResumeLog:
         if not distributed.is_first():
             path = path.with_name(f"{path.name}.{distributed.rank()}")
             write_atomically(path, json.dumps(key) + "\n")
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         self._lock = Lock()
 
     def get(self, name: str) -> Any:
