@@ -8,7 +8,9 @@ Matplotlib draws the curves. Pillow draws the result of each image: Matplotlib w
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -23,6 +25,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from student_teacher.reports import fonts
+
 DPI = 400
 SHEET_DPI = 240
 COLUMN_WIDTH = 3.5  # inches
@@ -30,7 +34,8 @@ TYPE_SIZE = 7.5  # points
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#666666"
 OUTLINE = np.array([0, 220, 255], dtype=np.uint8)  # cyan: rare in materials, and not part of inferno
 
-# No fonts or styles of the user's, no date and no random identifiers: the same bytes everywhere.
+# No styles of the user's, and fonts for what Matplotlib's own lacks only; no date and no random identifiers: the same
+# bytes everywhere.
 STYLE = {
     **{
         name: value
@@ -55,6 +60,7 @@ STYLE = {
     "axes.spines.right": False,
     "lines.linewidth": 1.2,
     "svg.hashsalt": "anomaly detection",
+    "text.parse_math": False,  # a name may have dollar signs in it
 }
 
 MAP_COLOURS = (matplotlib.colormaps["inferno"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.float32)
@@ -161,11 +167,11 @@ class Sheet:
     def write(self, words: str, place: tuple[float, float], anchor: str, style: Style, colour: str = "black") -> None:
         """Write a line; `anchor` is Pillow's: which point of the text is at `place`."""
         x, y = (length * self.dpi for length in place)
-        self._draw.text((x, y), words, colour, _font(style, self.dpi), anchor)
+        self._draw.text((x, y), words, colour, _font_for(words, style, self.dpi), anchor)
 
     def length(self, words: str, style: Style) -> float:
         """The length of a line of text, in inches."""
-        return _font(style, self.dpi).getlength(words) / self.dpi
+        return _font_for(words, style, self.dpi).getlength(words) / self.dpi
 
     def paste(self, content: np.ndarray, left: float, top: float, room: tuple[int, int]) -> None:
         """Paste (h, w, 3) uint8 into the middle of a box of (H, W) pixels."""
@@ -177,7 +183,7 @@ class Sheet:
         """Write an example's title and its score in one line; a title that is too long is shortened in its middle."""
         score = f"score {example.score:.3g}"
         self.write(score, (right, baseline), "rs", PLAIN)
-        words = "".join(c if c.isprintable() else "?" for c in example.title)
+        words = _printable(example.title)
         room, shown, keep = right - left - 0.1 - self.length(score, PLAIN), words, len(words)
         while self.length(shown, BOLD) > room and keep > 2:
             keep = min(keep - 1, int(keep * room / self.length(shown, BOLD)) + 1)
@@ -197,7 +203,7 @@ def result_figure(example: Example, vmin: float, vmax: float) -> Image.Image:
     names = ["image", "anomaly map"]
     if example.mask is not None:
         names.insert(1, "ground truth" if np.any(example.mask) else "empty mask")
-    bar = 2 * gap + bar_width + max(_font(SMALL, DPI).getlength(tick) for tick in ticks) / DPI
+    bar = 2 * gap + bar_width + max(_font_for(tick, SMALL, DPI).getlength(tick) for tick in ticks) / DPI
     width = (COLUMN_WIDTH - 2 * margin - bar - (len(names) - 1) * gap) / len(names)
     rows, columns = np.shape(example.image)[:2]
     height = float(np.clip(width * rows / columns, 0.7, 2.4))  # beyond these, images get margins
@@ -239,7 +245,7 @@ def save_curves_figure(
         image_roc, pixel_roc: (fpr, tpr); None where there is none.
         pro: (fpr, pro); None where there is none.
     """
-    with matplotlib.rc_context(STYLE):
+    with _style():
         _save_both(_curves_figure(measures, scores, labels, kinds, image_roc, pixel_roc, pro), path)
 
 
@@ -251,7 +257,7 @@ def save_training_curve(path: Path, steps: Sequence[float], losses: Mapping[str,
         steps: (T,) ascending.
         losses: (T,) for each name; NaN where it was not recorded. Long curves are drawn pale, with a running mean.
     """
-    with matplotlib.rc_context(STYLE):
+    with _style():
         _save_both(_training_figure(steps, losses), path)
 
 
@@ -437,14 +443,32 @@ def _panels(example: Example, room: tuple[int, int], vmin: float, vmax: float, l
     return found
 
 
+def _font_for(words: str, style: Style, dpi: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's own, as in the curves; one of the machine's for names that it can't write."""
+    own = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{style.name}.ttf")
+    return _font(own if words.isascii() else fonts.file_for(words, own), style.points * dpi / 72)
+
+
 @cache
-def _font(style: Style, dpi: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own, as in the curves; no fonts of the user's."""
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{style.name}.ttf")
-    return ImageFont.truetype(path, style.points * dpi / 72, layout_engine=ImageFont.Layout.BASIC)
+def _font(file: str | Path, size: float) -> ImageFont.FreeTypeFont:
+    index = getattr(file, "face_index", 0)  # in a collection of fonts
+    return ImageFont.truetype(file, size, index, layout_engine=ImageFont.Layout.BASIC)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """STYLE, with the machine's fonts for what Matplotlib's lack; where there is none, boxes and no warnings."""
+    with matplotlib.rc_context(STYLE | {"font.family": ["sans-serif", *fonts.families()]}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
+        yield
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _cut(name: str, length: int = 18) -> str:
+    name = _printable(name)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
