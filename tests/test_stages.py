@@ -112,6 +112,10 @@ def test_the_stages_leave_models_maps_figures_and_measures(done):
     model = {path.name for path in (done.model / CATEGORY).iterdir()}
     assert {"resnet18.pt", "teacher_17.pt", "students_17.pt", "detector.pt", "students_17_training.png"} <= model
     assert not [name for name in model if "checkpoint" in name]
+    with (done.model / CATEGORY / "students_17_training.csv").open() as file:
+        losses = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in losses] == list(range(1, len(losses) + 1))
+    assert losses and all(0 < float(row["loss"]) < 10 for row in losses)
     results = done.results / CATEGORY
     measures = json.loads((results / "metrics.json").read_text())
     for measure in ("image_au_roc", "pixel_au_roc", "au_pro"):

@@ -16,6 +16,7 @@ from student_teacher.images.folders import changes
 from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import write_atomically
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 
@@ -148,11 +149,13 @@ class Model:
         return Training(self.path, title, self.category, self.settings, parts, steps)
 
     def save(self, content: Mapping[str, Any], training: Training, loss: str = "loss") -> None:
-        """Write the model and its training curve, labelled `loss`; remove the checkpoint."""
+        """Write the model and its training curve, labelled `loss`, as picture and CSV; remove the checkpoint."""
         checkpoints.save(self.path, self.kind, self.category, {"settings": self.settings, **content})
         if distributed.is_first():
             picture = self.path.with_name(f"{self.path.stem}_training.png")
             figures.save_training_curve(picture, *training.curve(loss))
+            table = "".join(f"{step},{value}\n" for step, value in training.history)
+            write_atomically(picture.with_suffix(".csv"), f"step,loss\n{table}")
         training.finish()
         print(f"saved {self.path}")
 
