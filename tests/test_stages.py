@@ -28,6 +28,7 @@ from student_teacher.evaluation import metrics
 from student_teacher.evaluation.regions import Region
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.ledger import NAME
 from student_teacher.runtime.paths import ROOT
 from student_teacher.training import loop, patch_students
 
@@ -488,6 +489,51 @@ def test_missing_files_are_named_in_one_line(tmp_path, data, monkeypatch):
         place.teacher("--images", str(tmp_path / "empty"))
     with pytest.raises(UserError, match="--device nonsense"):
         place.backbone("--device", "nonsense")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that takes 128 kilobytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def ends_in_one_line(arguments, words):
+    """What a command leaves in the folder for `--results` or `--model`, its last option, when it can't write there."""
+    found = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
+    lines = [line for line in found.stderr.splitlines() if line.strip() and "%|" not in line]  # without bars
+    assert (found.returncode, len(lines)) == (2, 1), found.stderr
+    assert words in lines[0] and str(arguments[-1]) in lines[0]
+    return [path for path in arguments[-1].rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--input", "test")])
+def test_results_on_a_full_or_read_only_disk_end_in_one_line(done, small_disk, more):
+    more = [done.data / CATEGORY / each if each == "test" else each for each in more]
+    command = [ROOT / "src/anomaly_detection.py", CATEGORY, *done.folders, *more, "--results", small_disk]
+    found = ends_in_one_line(command, "No space left on device")
+    assert found and not [path for path in found if path.stat().st_size == 0]
+    for path in found:  # whole, or not there
+        if path.suffix in (".jpg", ".png", ".tiff"):
+            Image.open(path).load()
+        assert not path.name.startswith(".") or path.name == NAME
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert ends_in_one_line(command, "Read-only file system") == found
+
+
+@pytest.mark.slow
+def test_models_on_a_full_or_read_only_disk_end_in_one_line(data, small_disk):
+    options = ["--patch-size", "17", "--students", "1", "--epochs", "1", "--image-size", "32", "--data", data]
+    command = [ROOT / "src/students_training.py", CATEGORY, *options, "--model", small_disk]
+    assert ends_in_one_line(command, "No space left on device") == []
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert ends_in_one_line(command, "Read-only file system") == []
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
