@@ -15,6 +15,7 @@ from student_teacher.images.index import read_settings
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import checkpoints, command_line, distributed
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import make_folder
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.BackboneTeacher import seen_size
 from student_teacher.training import backbone_students, paper, patch_students
@@ -185,7 +186,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(args.shown_teacher)
     paper.STUDENTS.show(args)
     train = train_backbone_students if args.teacher == "backbone" else train_patch_students
-    train(args, made_from(args))
+    before = made_from(args)
+    if before is None:
+        make_folder(args.model / args.category)  # now, not after the training, is the time to hear of it
+    train(args, before)
     print(f"next: python3 anomaly_detection.py {args.category}")
 
 

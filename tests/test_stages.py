@@ -508,6 +508,7 @@ def ends_in_one_line(arguments, words):
     found = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
     lines = [line for line in found.stderr.splitlines() if line.strip() and "%|" not in line]  # without bars
     assert (found.returncode, len(lines)) == (2, 1), found.stderr
+    assert words == "No space left on device" or "%|" not in found.stderr  # at once, before anything is computed
     assert words in lines[0] and str(arguments[-1]) in lines[0]
     return [path for path in arguments[-1].rglob("*") if path.is_file()]
 
@@ -525,6 +526,14 @@ def test_results_on_a_full_or_read_only_disk_end_in_one_line(done, small_disk, m
         assert not path.name.startswith(".") or path.name == NAME
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert ends_in_one_line(command, "Read-only file system") == found
+
+
+@pytest.mark.parametrize("stage", ["backbone", "teacher", "students"])
+def test_a_model_folder_that_can_not_be_made_is_said_before_the_training(done, tmp_path, stage):
+    place = Place(tmp_path, done.data)
+    place.model.touch()  # a file, where root may write too
+    with pytest.raises(UserError, match="model/knit can't be written into"):
+        getattr(place, stage)()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from student_teacher.images.folders import changes
 from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import write_atomically
+from student_teacher.runtime.files import make_folder, write_atomically
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 
@@ -145,7 +145,8 @@ class Model:
         return True
 
     def training(self, title: str, parts: Mapping[str, Any], steps: int) -> Training:
-        """Its training, from the start or from its checkpoint."""
+        """Its training, from the start or from its checkpoint. Raises UserError if its folder can't be written into."""
+        make_folder(self.path.parent)
         return Training(self.path, title, self.category, self.settings, parts, steps)
 
     def save(self, content: Mapping[str, Any], training: Training, loss: str = "loss") -> None:
