@@ -6,7 +6,7 @@ train/good is set aside: it validates the training, and calibrates the scores on
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -183,13 +183,16 @@ def score_calibration(networks: AnomalyDetector, args: Namespace) -> Calibration
     where = device.choose(args.device)
     networks.to(where, memory_format=device.memory_format(where))
     _, validation = category.validation_split(len(dataset), args.seed)
-    found = []
     indices = distributed.share(validation)
     samples = prefetched(lambda index: dataset[index]["image"], indices)
-    for image in with_bar(samples, len(indices), "scores of good images"):
-        with device.autocast(where, args.precision):
-            found.append(Maps(*(maps.cpu() for maps in networks.maps(image[None].to(where)))))
-    return Calibration(distributed.in_order(found))
+
+    def maps() -> Iterator[Maps]:  # one image's at a time: those of all, at native size, would fill the memory
+        for image in with_bar(samples, len(indices), "scores of good images"):
+            with device.autocast(where, args.precision):
+                found = networks.maps(image[None].to(where))
+            yield found
+
+    return Calibration(maps(), shared=True)
 
 
 def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
