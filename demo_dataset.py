@@ -7,7 +7,6 @@ So a cut pushes yarns apart, in a hole they are missing, and no two images have 
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 import zlib
@@ -22,6 +21,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from student_teacher.runtime.errors import UserError, run  # noqa: E402
+from student_teacher.runtime.prefetch import processors  # noqa: E402
 
 DEFECTS = ("cut", "hole", "thread", "stain", "metal")
 VERSION = 1  # of the pictures: increase it with every change that alters a pixel
@@ -438,7 +438,7 @@ def write_category(category: Path, parameters: dict[str, int]) -> bool:
     if category.exists() or category.is_symlink():
         if category.is_symlink() or not record.is_file():
             raise UserError(f"{category}: exists and is not a demo category; remove it or choose another --category")
-        files = len(list(category.glob("t*/*/*.png"))) if record.read_text() == contents else -1
+        files = len(list(category.glob("t*/*/*.png"))) if record.read_text(encoding="utf-8") == contents else -1
         if files == len(pictures):
             return False
 
@@ -450,10 +450,10 @@ def write_category(category: Path, parameters: dict[str, int]) -> bool:
         (unfinished / folder).mkdir(parents=True, exist_ok=True)
         if kind != "good":
             (unfinished / "ground_truth" / kind).mkdir(parents=True, exist_ok=True)
-    (unfinished / record.name).write_text(contents)
+    (unfinished / record.name).write_text(contents, encoding="utf-8")
 
     numbers = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy computes outside the interpreter's lock
+    with ThreadPoolExecutor(processors()) as pool:  # NumPy computes outside the interpreter's lock
         jobs = []
         for folder, kind, strength in pictures:
             numbers[folder] = numbers.get(folder, -1) + 1

@@ -73,7 +73,7 @@ def measure(category: str, args: Namespace) -> dict:
     training = stage("students_training", category, args, "--restart", "--seed", str(args.seed), *args.training.split())
     results = args.folder / "results"
     stage("anomaly_detection", category, args, "--results", str(results))
-    measures = json.loads((results / category / "metrics.json").read_text())
+    measures = json.loads((results / category / "metrics.json").read_text(encoding="utf-8"))
     path = args.folder / "model" / category / "detector.pt"
     detector = load_detector(path, precision=args.precision)
     test = AnomalyDataset(args.data / category, type="test")

@@ -142,7 +142,7 @@ def resident_bytes(field: str) -> int:
     """This process's memory: VmRSS now, VmHWM its peak. Without Linux's /proc it is the peak for both."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss would include the peak of the process that started this one
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -44,7 +44,7 @@ def main() -> None:
     for part in PARTS:
         path = folder / f"{part}.json"
         if path.exists():
-            report = json.loads(path.read_text())
+            report = json.loads(path.read_text(encoding="utf-8"))
             if not lines:
                 print(measuring.machine_line(report["machine"]), "\n")
             lines += lines_of(part, report)
@@ -52,7 +52,7 @@ def main() -> None:
             lines.append((part, "not measured", "", "", "", ""))
     teacher = folder / "teacher.json"
     if teacher.exists():
-        taught = json.loads(teacher.read_text())
+        taught = json.loads(teacher.read_text(encoding="utf-8"))
         lines.append(
             ("teacher", f"{taught['steps']} steps, start included", "4", f"{1e3 * taught['seconds']:,}", "", "")
         )

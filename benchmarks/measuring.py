@@ -6,7 +6,6 @@ they include one-time costs such as allocating memory, choosing algorithms and c
 
 import json
 import math
-import os
 import platform
 import statistics
 import time
@@ -23,6 +22,7 @@ from AnomalyDataset import AnomalyDataset
 from AnomalyNet import PATCH_SIZES
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.prefetch import processors
 
 STRIDES = (1, 2, 4, 8)
 WARM_UP = 1
@@ -257,7 +257,7 @@ def machine(where: torch.device | None = None) -> dict[str, Any]:
     """The hardware and the PyTorch version of a measurement."""
     found = {
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "threads": torch.get_num_threads(),
         "architecture": platform.machine(),
         "matrix_units": [name for name in ("amx_bf16", "avx512_bf16") if torch.cpu.get_capabilities().get(name)],
@@ -273,7 +273,7 @@ def machine(where: torch.device | None = None) -> dict[str, Any]:
 def cpu_model() -> str:
     """The processor's name."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -315,4 +315,4 @@ def write_json(
     options = {name: value for name, value in vars(settings).items() if name != "output"}
     report = {"benchmark": benchmark, "machine": found, "settings": options} | content
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    path.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")

@@ -159,7 +159,7 @@ def read_result(category: str, data: Path, results: Path) -> tuple[list[np.ndarr
 def check_result(category: str, data: Path, results: Path) -> float:
     """Print metrics.json of a category beside the plain figures of the same maps; return the largest difference."""
     maps, masks = read_result(category, data, results)
-    found = json.loads((results / category / "metrics.json").read_text())
+    found = json.loads((results / category / "metrics.json").read_text(encoding="utf-8"))
     anomalous = np.array([row["label"] for row in AnomalyDataset(data / category, type="test").rows]) != 0
     expected = plain(maps, masks) | plain_at_good_thresholds(maps, masks, anomalous, found["pixel_f1_threshold"])
     maxima = np.array([values.max() for values in maps])

@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         folders = [f"--{folder}={args.folder / folder}" for folder in ("data", "model")]
         students_training.main([name, *folders, "--epochs", str(args.visits / len(learned)), *theirs])
         anomaly_detection.main([name, *folders, f"--results={args.folder / 'results'}"])
-        measures = json.loads((args.folder / "results" / name / "metrics.json").read_text())
+        measures = json.loads((args.folder / "results" / name / "metrics.json").read_text(encoding="utf-8"))
         rows.append({"images": number} | {key: measures.get(key) for key in ("image_au_roc", "au_pro")})
     lines = [
         (row["images"], *("-" if row[key] is None else f"{row[key]:.3f}" for key in ("image_au_roc", "au_pro")))

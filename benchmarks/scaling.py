@@ -28,6 +28,7 @@ from FDFE import PADDING
 from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.runtime import command_line, device, distributed
 from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.prefetch import processors
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.training.optimiser import Optimiser
 from student_teacher.training.patch_students import Students
@@ -85,12 +86,12 @@ def work() -> None:
     """Run as one of the processes that `main` starts."""
     found = measure_steps(parse_arguments())
     if distributed.is_first():
-        Path(os.environ[WORKER]).write_text(json.dumps(found))
+        Path(os.environ[WORKER]).write_text(json.dumps(found), encoding="utf-8")
 
 
 def measured(processes: int, arguments: list[str]) -> dict:
     """The measurements of this number of processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = processors()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "steps.json"
         variables = {"OMP_NUM_THREADS": str(max(1, cores // processes)), WORKER: str(file)}
@@ -98,7 +99,7 @@ def measured(processes: int, arguments: list[str]) -> dict:
         command = [sys.executable, *launcher, __file__, *arguments]
         if status := subprocess.run(command, env=os.environ | variables).returncode:
             raise UserError(f"--processes {processes}: ended with status {status}, see above")
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def ring_seconds(processes: int, size: int, bandwidth: float) -> float:

@@ -48,12 +48,12 @@ def pair(value: int | tuple[int, ...]) -> Pair:
 
 
 def flat_layers(net: nn.Module) -> list[nn.Module]:
-    """The layers of nested nn.Sequential in order, without a final nn.Flatten.
+    """The layers of nested nn.Sequential in order, without a final nn.Flatten; one that is used twice is there twice.
 
     Raises ValueError if a layer's output depends on more than its window: with padding, rounding up, adaptive pooling
     or normalisation over the patch.
     """
-    layers = [layer for layer in net.modules() if not isinstance(layer, nn.Sequential)]
+    layers = list(_in_order(net))  # not net.modules(), which gives each module once
     if layers and isinstance(layers[-1], nn.Flatten):
         layers.pop()
     for layer in layers:
@@ -68,6 +68,14 @@ def flat_layers(net: nn.Module) -> list[nn.Module]:
         if not good:
             raise ValueError(f"{layer} can't be made dense: use unpadded convolution and pooling, and pointwise layers")
     return layers
+
+
+def _in_order(net):
+    if type(net).forward is nn.Sequential.forward:  # not of a subclass that does something else
+        for part in net:
+            yield from _in_order(part)
+    else:
+        yield net
 
 
 def activations_after_pooling(layers: list[nn.Module]) -> list[nn.Module]:

@@ -169,7 +169,8 @@ def detect(
 
     def predict(number: int, sample: dict) -> tuple:
         score = log.get(sample["path"])
-        if score is not None and path_of(number).exists() and page.picture_of(number).exists():
+        written = path_of(number), page.picture_of(number), page.picture_of(number, "_small")
+        if score is not None and all(path.exists() for path in written):
             return number, sample, None, score
         return number, sample, *detector.predict(sample["image"], args.image_score)
 

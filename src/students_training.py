@@ -15,6 +15,7 @@ from student_teacher.images.category import GoodImages
 from student_teacher.images.index import read_settings
 from student_teacher.runtime import checkpoints, distributed
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import make_folder
 from student_teacher.runtime.settings import TrainingStage, image_size_option, option
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.BackboneTeacher import seen_size
@@ -169,7 +170,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(teacher)
     paper.STUDENTS.show(settings)
     train = train_backbone_students if settings.teacher == "backbone" else train_patch_students
-    train(settings, made_from(settings))
+    before = made_from(settings)
+    if before is None:
+        make_folder(settings.models)  # now, not after the training, is the time to hear of it
+    train(settings, before)
     print(f"next: python3 anomaly_detection.py {settings.category}")
 
 

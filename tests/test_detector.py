@@ -15,6 +15,7 @@ from AnomalyNet import AnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import AnomalyDetector, Maps, Scale, scale_to_checkpoint
 from student_teacher.detection.Detector import VERSION, Calibration, Detector, load_detector
+from student_teacher.reports import inspection
 from student_teacher.reports.inspection import files_in
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
@@ -233,6 +234,27 @@ def test_after_a_stop_it_continues_with_the_remaining_images(folder, pictures, t
     assert len(seen) == 4
     assert (tmp_path / "out" / "decisions.csv").read_text() == (tmp_path / "again" / "decisions.csv").read_text()
     assert not list((tmp_path / "out").glob("*.unfinished"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "anomaly_maps/line/a.png.tiff",
+        "overlays/line/a.png.jpg",
+        *("page/0000.jpg", "page/0000_small.jpg", "page/0000_map.png"),
+    ],
+)
+def test_what_has_gone_since_a_stop_is_made_again(folder, pictures, tmp_path, monkeypatch, name):
+    finish = inspection.ResultPage.finish
+    monkeypatch.setattr(inspection.ResultPage, "finish", lambda *_, **__: 1 / 0)
+    arguments = ["--input", pictures / "line", "--output", tmp_path]
+    with pytest.raises(ZeroDivisionError):
+        run(folder, tmp_path, *arguments)
+    assert (tmp_path / name).exists()
+    (tmp_path / name).unlink()
+    monkeypatch.setattr(inspection.ResultPage, "finish", finish)
+    run(folder, tmp_path, *arguments)
+    assert (tmp_path / name).exists()
 
 
 def test_a_rate_that_can_t_be_guaranteed_is_named(folder, pictures, tmp_path, capsys):

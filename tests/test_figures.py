@@ -1,12 +1,17 @@
 """The pictures open, keep their sizes and colours, and clip no text."""
 
+import warnings
+
 import matplotlib
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from PIL import Image, ImageDraw
 
 from student_teacher.evaluation.Evaluation import Evaluation
-from student_teacher.reports import figures
+from student_teacher.reports import figures, fonts
 
 
 def make_example(shape=(60, 80), seed=0, score=3.0, title="crack/000"):
@@ -199,6 +204,73 @@ def test_curves_are_the_same_bytes_twice(tmp_path, curves):
         figures.save_curves_figure(tmp_path / folder / "curves", **curves)
     for suffix in ("png", "svg"):
         assert (tmp_path / f"one/curves.{suffix}").read_bytes() == (tmp_path / f"two/curves.{suffix}").read_bytes()
+
+
+@pytest.fixture
+def font(tmp_path, monkeypatch):
+    """A machine with a font that has the character 木, as a box of its own, and a to z."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0)), pen.lineTo((0, 900)), pen.lineTo((900, 900)), pen.lineTo((900, 0)), pen.closePath()
+    builder = FontBuilder(1000, isTTF=True)
+    names = [".notdef", "wood", *"abcdefghijklmnopqrstuvwxyz"]
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord("木"): "wood"} | {ord(name): name for name in names[2:]})
+    builder.setupGlyf(dict.fromkeys(names, TTGlyphPen(None).glyph()) | {"wood": pen.glyph()})
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Noto Sans CJK JP", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "font.ttf")
+    entries = list(font_manager.fontManager.ttflist)
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+    font_manager.fontManager.addfont(tmp_path / "font.ttf")
+    fonts.families.cache_clear()
+    yield tmp_path / "font.ttf"
+    monkeypatch.undo()
+    fonts.families.cache_clear()
+
+
+def pixels_of(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("L")).astype(int)
+
+
+def test_names_that_our_font_lacks_are_written_in_one_of_the_machine(tmp_path, curves, font):
+    curves["kinds"] = [kind.replace("crack", "木木木") for kind in curves["kinds"]]
+    figures.save_curves_figure(tmp_path / "with.png", **curves)
+    title = figures.result_figure(make_example(title="木木木"), 0, 4)
+    own = font_manager.findfont("DejaVu Sans")
+    assert [str(fonts.file_for(words, own)) for words in ("木 ü", "ü", "Ж", "木")] == [own, own, own, str(font)]
+    font_manager.fontManager.ttflist.pop()  # now a machine without it
+    fonts.families.cache_clear()
+    figures.save_curves_figure(tmp_path / "without.png", **curves)
+    found, lacking = pixels_of(tmp_path / "with.png"), pixels_of(tmp_path / "without.png")
+    assert (found != lacking).any()
+    assert found.sum() < lacking.sum()  # filled boxes instead of empty ones
+    assert np.asarray(title).sum() < np.asarray(figures.result_figure(make_example(title="木木木"), 0, 4)).sum()
+
+
+def test_other_names_are_written_in_our_own_font(tmp_path, curves, font):
+    figures.save_curves_figure(tmp_path / "with.png", **curves)
+    title = figures.result_figure(make_example(title="crack ü …"), 0, 4)
+    font_manager.fontManager.ttflist.pop()
+    fonts.families.cache_clear()
+    figures.save_curves_figure(tmp_path / "without.png", **curves)
+    for suffix in ("png", "svg"):
+        assert (tmp_path / f"with.{suffix}").read_bytes() == (tmp_path / f"without.{suffix}").read_bytes()
+    assert title == figures.result_figure(make_example(title="crack ü …"), 0, 4)
+
+
+@pytest.mark.parametrize("kind", ["木目", "caf\udce9", "$\\frac$", "a_$b_$"])
+def test_no_name_stops_the_curves_or_fills_the_screen(tmp_path, curves, kind, monkeypatch, capfd):
+    monkeypatch.setattr(fonts, "families", tuple)
+    curves["kinds"] = [each.replace("crack", kind) for each in curves["kinds"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.save_curves_figure(tmp_path / "curves.png", **curves)
+        figures.result_figure(make_example(title=f"{kind}/000"), 0, 4)
+    assert capfd.readouterr().err == ""
 
 
 def test_curves_figure_clips_no_text(curves):

@@ -110,3 +110,10 @@ def test_left_out_weights_need_no_particular_order():
     found = left_out_weights(gram, torch.tensor(0.5), groups)
     again = left_out_weights(gram, torch.tensor(0.5), [group[::-1] for group in reversed(groups)])
     torch.testing.assert_close(found, again)
+
+
+def test_a_state_dict_holds_all_that_predictions_depend_on():
+    first, second = (GlobalStudent.fit(mixtures(12, seed))[0] for seed in (0, 1))
+    first.load_state_dict(second.state_dict())
+    maps = mixtures(3, 2)
+    assert torch.equal(first(maps), second(maps))

@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 import threading
 import time
 
@@ -11,9 +13,9 @@ from torchvision.transforms import Normalize
 
 from student_teacher.images import preprocessing
 from student_teacher.images.store import ImageStore
-from student_teacher.runtime import files
+from student_teacher.runtime import checkpoints, files, prefetch
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.prefetch import cpu_count, prefetched
+from student_teacher.runtime.prefetch import prefetched, processors, size_of
 from student_teacher.runtime.resume_log import ResumeLog
 
 # prefetch
@@ -34,9 +36,43 @@ def test_only_a_few_are_computed_ahead():
 
     results = prefetched(str, items())
     assert [next(results), next(results)] == ["0", "1"]
-    assert 2 < len(drawn) <= 2 * (cpu_count() or 1) + 2
+    assert 2 < len(drawn) <= 2 * processors() + 2
     results.close()
     assert len(drawn) < 10_000
+
+
+def most_ahead(function, items=range(300)):
+    """How many items were drawn, but not given back yet."""
+    drawn, most = [], 0
+    for count, _ in enumerate(prefetched(function, (drawn.append(item) or item for item in items))):
+        most = max(most, len(drawn) - count)
+    return most
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_large_results_are_computed_ahead_while_they_fit_into_the_budget(monkeypatch, several):
+    monkeypatch.setattr(prefetch, "processors", lambda: 64)
+    monkeypatch.setattr(prefetch, "BUDGET", 30_000)
+    assert most_ahead(lambda _: None) == 129
+    assert most_ahead(lambda _: [np.zeros(5000, np.uint8)] * 2 if several else np.zeros(10_000, np.uint8)) == 4
+    assert most_ahead(lambda _: {"image": torch.zeros(100_000)}) == 2
+    given = [Image.new("RGB", (100, 100)) for _ in range(30)]  # held in memory, too
+    assert most_ahead(lambda _: None, given) == 2
+
+
+def test_as_many_threads_as_processors_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6}, raising=False)
+    assert processors() == 3
+    assert most_ahead(str) == 7
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert processors() == 64
+
+
+def test_the_size_of_pictures_and_of_what_holds_them():
+    picture, array, tensor = Image.new("RGB", (5, 4)), np.zeros((2, 3), np.float32), torch.zeros(7, dtype=torch.uint8)
+    assert [size_of(value) for value in (picture, array, tensor, "text", None)] == [60, 24, 7, 0, 0]
+    assert size_of((1, {"image": picture, "both": [array, tensor]})) == 91
 
 
 def test_an_exception_is_raised_at_its_items_turn():
@@ -59,17 +95,18 @@ def test_with_finish_pending_calls_are_completed_at_a_stop():
     stopped, done = threading.Event(), []
 
     def items():
-        yield from range(2 * (cpu_count() or 1))
+        yield from range(2 * processors())
         stopped.set()
         raise KeyboardInterrupt
 
     def work(item):
-        stopped.wait(10)
+        if item:  # the first one is waited for before others start
+            stopped.wait(10)
         done.append(item)
 
     with pytest.raises(KeyboardInterrupt):
         list(prefetched(work, items(), finish=True))
-    assert sorted(done) == list(range(2 * (cpu_count() or 1)))
+    assert sorted(done) == list(range(2 * processors()))
 
 
 # resume_log
@@ -171,8 +208,21 @@ def test_bytes_and_text_are_written_into_folders_that_are_made(tmp_path):
     assert path.read_bytes() == b"\x00\xff"
     files.write_atomically(path, "größer\udcff")
     assert path.read_text(encoding="utf-8") == "größer?"
-    assert path.stat().st_mode & 0o777 == 0o644
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of Unix")
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_permissions_are_those_that_the_umask_leaves(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        files.write_atomically(tmp_path / "folder" / "file", "text")
+        checkpoints.save(tmp_path / "folder" / "model.pt", "teacher", "carpet", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+    for name in ("file", "model.pt"):
+        assert (tmp_path / "folder" / name).stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

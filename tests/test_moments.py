@@ -31,6 +31,20 @@ def test_merging_equals_updating():
     assert torch.allclose(whole.std, parts.std)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_no_rows_change_nothing(place):
+    values = torch.randn(20, 2, dtype=torch.float64)
+    parts = [values[:10], values[10:]]
+    parts.insert(place, values[:0])
+    found = RunningMoments()
+    for part in parts:
+        found.update(part)
+        found.merge(0, values[:0].mean(0), values[:0].mean(0))
+    assert found.count == 20
+    assert torch.allclose(found.mean, values.mean(0), rtol=1e-12)
+    assert torch.allclose(found.std, values.std(0, correction=0), rtol=1e-12)
+
+
 def test_a_constant_channel_has_a_std_of_1():
     found = RunningMoments()
     found.update(torch.tensor([[2.0, 1.0], [2.0, 3.0]]))

@@ -360,10 +360,10 @@ def test_a_former_index_outlives_a_failure(category):
 
 
 def test_a_folder_that_takes_no_files(category, monkeypatch):
-    def refuse(**_):
+    def refuse(_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("student_teacher.runtime.files.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("student_teacher.runtime.files.os.fsync", refuse)
     assert "tiny.csv can't be written: Permission denied; make the folder writable" in refused(category)
 
 

@@ -96,6 +96,7 @@ def test_pooling_by_shifted_views_equals_pooling_by_the_library(dilation, stride
     assert torch.equal(FDFE.max_pool(x, *placement), FDFE.max_pool(x.clone().requires_grad_(), *placement))
 
 
+SHARED, SHARED_PART = nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 3), nn.LeakyReLU(0.1), nn.MaxPool2d(2))
 OTHER_NETS = {
     "strided convolutions": (nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 5, 3, stride=3)), 9),
     "pooling by three, and its mean": (
@@ -108,6 +109,9 @@ OTHER_NETS = {
         ), 11,
     ),
     "overlapping pooling": (nn.Sequential(nn.MaxPool2d(3, stride=2), nn.Conv2d(3, 4, 2), nn.AvgPool2d(3, stride=2)), 9),
+    "layers that are used twice": (
+        nn.Sequential(nn.Conv2d(3, 4, 2), SHARED, SHARED_PART, nn.Conv2d(4, 4, 1), SHARED, SHARED_PART), 11,
+    ),
 }  # fmt: skip
 
 
@@ -123,9 +127,15 @@ def test_any_net_of_convolutions_pooling_and_pointwise_layers(name, stride):
     assert relative_error(found, expected) < 1e-5
 
 
+class Skip(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
 @pytest.mark.parametrize(
     "net",
     (
+        Skip(nn.Conv2d(3, 3, 1)),
         nn.Conv2d(3, 4, 3, padding=1),
         nn.MaxPool2d(2, ceil_mode=True),
         nn.AdaptiveAvgPool2d(1),

@@ -61,3 +61,25 @@ def test_the_package_does_not_collide_with_names_of_users():
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(SRC)))
 def test_nothing_is_for_unix_alone(path):
     assert not {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"} & set(imported(path))
+
+
+def opened_as_text(path):
+    """Lines at which a file opens others as text without naming the encoding: the system's may be any."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        name, called_on = node.func.attr, ast.unparse(node.func.value)
+        modes = [each.value for each in node.args if isinstance(each, ast.Constant)] or ["r"]
+        text = name in ("read_text", "write_text") or (
+            name == "open" and called_on not in ("Image", "tarfile", "lzma", "os") and "b" not in str(modes[0])
+        )
+        if text and "encoding" not in {keyword.arg for keyword in node.keywords}:
+            yield node.lineno
+
+
+def test_text_files_are_utf_8_whatever_the_system_s_encoding():
+    scripts = [
+        path for folder in (".", "benchmarks", "examples", "model") for path in (SRC.parent / folder).glob("*.py")
+    ]
+    found = {path.name: lines for path in (*files(), *scripts) if (lines := list(opened_as_text(path)))}
+    assert not found

@@ -132,6 +132,17 @@ def test_a_scale_survives_its_checkpoint():
     assert torch.equal(AnomalyDetector([scale])(images), AnomalyDetector([again])(images))
 
 
+def test_weights_that_are_loaded_count_at_once():
+    first, second = (AnomalyDetector([make_scale(size, students=2)], 4) for size in (17, 17))
+    with torch.no_grad():
+        for values in second.state_dict().values():
+            values.mul_(1.1)
+    first.load_state_dict(second.state_dict())
+    images = pictures(20, 24)
+    expected = AnomalyDetector(second.scales, 4)(images)
+    assert torch.equal(first(images), expected)
+
+
 def test_an_image_is_scored_by_its_highest_pixels_its_maximum_or_its_mean():
     maps = torch.arange(400.0).view(1, 20, 20)[:, torch.randperm(20, generator=torch.Generator().manual_seed(0))]
     maps = torch.cat([maps, torch.zeros_like(maps)])

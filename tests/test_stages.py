@@ -21,12 +21,14 @@ import mvtec_dataset
 import resnet18_training
 import students_training
 import teacher_training
+from AnomalyDataset import AnomalyDataset
 from student_teacher.detection.AnomalyDetector import AnomalyDetector
 from student_teacher.detection.Detector import load_detector
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.regions import Region
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError, run
+from student_teacher.runtime.ledger import NAME
 from student_teacher.runtime.paths import ROOT
 from student_teacher.training import loop, patch_students
 
@@ -111,6 +113,10 @@ def test_the_stages_leave_models_maps_figures_and_measures(done):
     model = {path.name for path in (done.model / CATEGORY).iterdir()}
     assert {"resnet18.pt", "teacher_17.pt", "students_17.pt", "detector.pt", "students_17_training.png"} <= model
     assert not [name for name in model if "checkpoint" in name]
+    with (done.model / CATEGORY / "students_17_training.csv").open() as file:
+        losses = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in losses] == list(range(1, len(losses) + 1))
+    assert losses and all(0 < float(row["loss"]) < 10 for row in losses)
     results = done.results / CATEGORY
     measures = json.loads((results / "metrics.json").read_text())
     for measure in ("image_au_roc", "pixel_au_roc", "au_pro"):
@@ -389,6 +395,19 @@ def test_images_too_small_for_the_stride_are_refused(done, tmp_path):
         done.students("--model", str(tmp_path), "--image-size", "14", "--stride", "8")
 
 
+def test_images_too_small_for_the_stride_are_named_before_one_is_decoded(data, tmp_path, done, monkeypatch):
+    shutil.copytree(data / CATEGORY, tmp_path / CATEGORY)
+    image = tmp_path / CATEGORY / "train" / "good" / "small.png"
+    Image.new("RGB", (40, 15)).save(image)
+    mvtec_dataset.main([CATEGORY, "--data", str(tmp_path)])
+    decoded = []
+    monkeypatch.setattr(AnomalyDataset, "__getitem__", lambda _, index: decoded.append(index))
+    arguments = ["--model", str(tmp_path), "--data", str(tmp_path), "--image-size", "native", "--stride", "8"]
+    with pytest.raises(UserError, match=r"small\.png: too small, 15 pixels where 16 are the least"):
+        done.students(*arguments)
+    assert not decoded
+
+
 def test_native_size_trains_on_images_of_different_sizes(data, tmp_path, done):
     other = tmp_path / "data" / CATEGORY / "train" / "good"
     other.mkdir(parents=True)
@@ -470,6 +489,76 @@ def test_missing_files_are_named_in_one_line(tmp_path, data, monkeypatch):
         place.teacher("--images", str(tmp_path / "empty"))
     with pytest.raises(UserError, match="--device nonsense"):
         place.backbone("--device", "nonsense")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that takes 128 kilobytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def ends_in_one_line(arguments, words):
+    """What a command leaves in the folder for `--results` or `--model`, its last option, when it can't write there."""
+    found = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
+    lines = [line for line in found.stderr.splitlines() if line.strip() and "%|" not in line]  # without bars
+    assert (found.returncode, len(lines)) == (2, 1), found.stderr
+    assert words == "No space left on device" or "%|" not in found.stderr  # at once, before anything is computed
+    assert words in lines[0] and str(arguments[-1]) in lines[0]
+    return [path for path in arguments[-1].rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--input", "test")])
+def test_results_on_a_full_or_read_only_disk_end_in_one_line(done, small_disk, more):
+    more = [done.data / CATEGORY / each if each == "test" else each for each in more]
+    command = [ROOT / "src/anomaly_detection.py", CATEGORY, *done.folders, *more, "--results", small_disk]
+    found = ends_in_one_line(command, "No space left on device")
+    assert found and not [path for path in found if path.stat().st_size == 0]
+    for path in found:  # whole, or not there
+        if path.suffix in (".jpg", ".png", ".tiff"):
+            Image.open(path).load()
+        assert not path.name.startswith(".") or path.name == NAME
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert ends_in_one_line(command, "Read-only file system") == found
+
+
+@pytest.mark.parametrize("stage", ["backbone", "teacher", "students"])
+def test_a_model_folder_that_can_not_be_made_is_said_before_the_training(done, tmp_path, stage):
+    place = Place(tmp_path, done.data)
+    place.model.touch()  # a file, where root may write too
+    with pytest.raises(UserError, match="model/knit can't be written into"):
+        getattr(place, stage)()
+
+
+@pytest.mark.slow
+def test_models_on_a_full_or_read_only_disk_end_in_one_line(data, small_disk):
+    options = ["--patch-size", "17", "--students", "1", "--epochs", "1", "--image-size", "32", "--data", data]
+    command = [ROOT / "src/students_training.py", CATEGORY, *options, "--model", small_disk]
+    assert ends_in_one_line(command, "No space left on device") == []
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert ends_in_one_line(command, "Read-only file system") == []
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_that_the_output_s_encoding_lacks_stop_no_stage(tmp_path, encoding):
+    name = "木目→" if encoding != "utf-8" else "caf\udce9"  # bytes that are not UTF-8
+    make_category(tmp_path)
+    try:
+        (tmp_path / CATEGORY).rename(tmp_path / name)
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    command = [sys.executable, ROOT / "mvtec_dataset.py", name, "--data", tmp_path]
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    found = subprocess.run(command, capture_output=True, env=env, check=False)
+    assert (found.returncode, found.stderr) == (0, b"")
+    shown = name.encode(encoding, errors="backslashreplace")
+    assert shown + b": 10 good to train" in found.stdout and b"index: " in found.stdout
 
 
 @pytest.mark.parametrize("work", [lambda: b" " * 10**17, lambda: torch.empty(10**15)])

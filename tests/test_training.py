@@ -288,9 +288,16 @@ def test_pictures_in_a_folder_and_below_are_found_sorted(tmp_path):
 # device
 
 
-@pytest.mark.parametrize("name", ["nonsense", "", "cpu:x", "cuda:999", "hpu", "meta"])
+@pytest.mark.parametrize("name", ["nonsense", "", "cpu:x", "cuda:999"])
 def test_a_device_that_is_not_there_is_refused(name):
     with pytest.raises(UserError, match=f"--device {name} is not available"):
+        device.choose(name)
+
+
+@pytest.mark.parametrize("name", ["mps", "mps:0", "xpu", "hpu", "meta"])
+def test_other_kinds_of_devices_are_refused_where_they_are_there_too(name, monkeypatch):
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))  # as on a machine that has one
+    with pytest.raises(UserError, match=f"--device {name} is not available here: only CPUs and GPUs"):
         device.choose(name)
 
 

@@ -123,6 +123,12 @@ class AnomalyDetector(nn.Module):
         self._make_dense()
         return self
 
+    def load_state_dict(self, *args, **kwargs) -> NamedTuple:
+        """As nn.Module's; the dense networks follow, which hold normalised copies of the teachers."""
+        found = super().load_state_dict(*args, **kwargs)
+        self._make_dense()
+        return found
+
 
 def scale_to_checkpoint(scale: Scale) -> dict[str, Any]:
     """A Scale as tensors and numbers, for `scale_from_checkpoint`."""

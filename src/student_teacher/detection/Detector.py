@@ -1,6 +1,6 @@
 """A trained detector in one file: image in, anomaly map, score, p-value and decision out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ from torch import Tensor
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
+from student_teacher.detection.PixelQuantiles import PixelQuantiles
 from student_teacher.images import preprocessing
 from student_teacher.images.arrays import picture_of
 from student_teacher.images.reading import ValueRange, load_reduced
-from student_teacher.runtime import checkpoints, device
+from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
 
@@ -56,18 +57,19 @@ class Calibration:
     Image scores give conformal p-values; quantiles of the pixels' scores give the pixel threshold.
     """
 
-    def __init__(self, found: Sequence[Maps]):
-        """From those images' maps."""
-        self._scores = {
-            image_score: torch.cat([scoring.image_scores(image.scored_maps, image_score) for image in found])
-            .double()
-            .cpu()
-            .sort()
-            .values
-            for image_score in scoring.IMAGE_SCORES
-        }
-        pixels = np.concatenate([image.anomaly_maps.flatten().numpy(force=True) for image in found])
-        self._pixels = torch.from_numpy(np.quantile(pixels, np.linspace(0, 1, QUANTILES)))
+    def __init__(self, found: Iterable[Maps], *, shared: bool = False):
+        """From those images' maps. `shared`: each of several processes gives the maps of its share of the images."""
+        scores: list[dict[str, Tensor]] = []
+        pixels = PixelQuantiles(shared)
+        for image in found:
+            scores.append(
+                {name: scoring.image_scores(image.scored_maps, name).double().cpu() for name in scoring.IMAGE_SCORES}
+            )
+            pixels.update(image.anomaly_maps)
+        if shared:
+            scores = [each for part in distributed.gathered(scores) for each in part]
+        self._scores = {name: torch.cat([each[name] for each in scores]).sort().values for name in scoring.IMAGE_SCORES}
+        self._pixels = torch.from_numpy(pixels.at(np.linspace(0, 1, QUANTILES)))
 
     def scores(self, image_score: str = scoring.IMAGE_SCORES[0]) -> Tensor:
         """The good images' scores, ascending: float64 (n,)."""

@@ -67,6 +67,16 @@ class GoodImages:
                 )
         return first[1:]
 
+    def require_sides(self, least: int) -> None:
+        """Raise UserError, naming it, if an image's shorter side is below `least` pixels. Nothing is decoded."""
+        for path in self.paths:
+            sides = reading.sides_of(path)
+            if min(sides) < least:
+                raise UserError(
+                    f"{path}: too small, {min(sides)} pixels where {least} are the least for this --stride: give an "
+                    "--image-size, a smaller --stride, or remove it"
+                )
+
     def split(self, seed: int) -> tuple[list[int], list[int]]:
         """Indices to train on, and for validation: see `validation_split`."""
         return validation_split(len(self), seed)

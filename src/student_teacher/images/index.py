@@ -85,7 +85,7 @@ def read_settings(category: Path) -> dict[str, Any]:
     category = Path(category)
     path = category / f"{category.name}.json"
     try:
-        return NO_SETTINGS | json.loads(path.read_text())
+        return NO_SETTINGS | json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return NO_SETTINGS
     except (OSError, ValueError) as error:

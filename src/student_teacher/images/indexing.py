@@ -22,6 +22,7 @@ from student_teacher.images.masks import Mask, look_at_mask, warnings_of
 from student_teacher.images.reading import ValueRange, load_deep
 from student_teacher.images.value_range import Extremes, common_range, extremes_of
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.prefetch import processors
 
 
 def index_category(
@@ -173,5 +174,5 @@ def check_images(category: Path, rows: list[dict[str, str | int]], threshold: fl
             problems = [f"{row['gt_name']}: {mask_size}, but {row['image_name']} is {image_size}; they must agree"]
         return Checked(problems, mask, extremes)
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+    with ThreadPoolExecutor(processors()) as pool:  # Pillow decodes outside the interpreter's lock
         return list(tqdm(pool.map(check, rows), total=len(rows), desc="checking", unit="image", disable=None))

@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,6 +169,16 @@ def load_deep(path: str | Path) -> tuple[np.ndarray | None, tuple[int, int]]:
     return _read(path, _deep_values)
 
 
+def sides_of(path: str | Path) -> tuple[int, int]:
+    """The lengths of an image's sides in pixels, from its header: nothing is decoded, and it may lie on its side.
+
+    Raises:
+        UserError: as `load_rgb`, but for what is broken behind the header.
+    """
+    with _opened(path) as (image, *_):
+        return image.size
+
+
 def as_rgb(picture: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
     """An opened picture, converted as by `load_rgb`. Raises UserError if it needs a value range."""
     decoded = _Decoded(_straight(ImageOps.exif_transpose(picture)), None, _white_is_zero(picture))
@@ -259,19 +270,26 @@ class _NoRange(ValueError):
 
 
 def _read(path, convert, least=None):
+    with _opened(path) as (image, file, page):
+        size, white_is_zero, low_bytes = image.size, _white_is_zero(image), _low_bytes(file, page, image)
+        if least:
+            image.draft(None, (least, least))
+        image.tile = [_in_native_order(tile) for tile in image.tile]
+        image.load()
+        on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        ImageOps.exif_transpose(image, in_place=True)
+        decoded = _Decoded(_straight(image), low_bytes, white_is_zero)
+        return convert(decoded), size if on_its_side else size[::-1]
+
+
+@contextmanager
+def _opened(path):
+    """The opened image at its page, the file and the page's number; what goes wrong with it becomes a UserError."""
     try:
         file, page = file_and_page(path)
         with Image.open(file) as image:
             _go_to_page(image, page)
-            size, white_is_zero, low_bytes = image.size, _white_is_zero(image), _low_bytes(file, page, image)
-            if least:
-                image.draft(None, (least, least))
-            image.tile = [_in_native_order(tile) for tile in image.tile]
-            image.load()
-            on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            ImageOps.exif_transpose(image, in_place=True)
-            decoded = _Decoded(_straight(image), low_bytes, white_is_zero)
-            return convert(decoded), size if on_its_side else size[::-1]
+            yield image, file, page
     except (_NoRange, _Pages) as error:
         raise UserError(f"{path}: {error}") from None
     except FileNotFoundError:

@@ -7,8 +7,11 @@ maps use inferno, which is perceptually uniform. The same input gives the same b
 Matplotlib draws the curves. Pillow draws the result of each image: Matplotlib would take longer than the networks.
 """
 
+import io
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -23,6 +26,10 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from student_teacher.images.reading import encoded
+from student_teacher.reports import fonts
+from student_teacher.runtime.files import write_atomically
+
 DPI = 400
 SHEET_DPI = 240
 COLUMN_WIDTH = 3.5  # inches
@@ -30,7 +37,8 @@ TYPE_SIZE = 7.5  # points
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#666666"
 OUTLINE = np.array([0, 220, 255], dtype=np.uint8)  # cyan: rare in materials, and not part of inferno
 
-# No fonts or styles of the user's, no date and no random identifiers: the same bytes everywhere.
+# No styles of the user's, and fonts for what Matplotlib's own lacks only; no date and no random identifiers: the same
+# bytes everywhere.
 STYLE = {
     **{
         name: value
@@ -55,6 +63,7 @@ STYLE = {
     "axes.spines.right": False,
     "lines.linewidth": 1.2,
     "svg.hashsalt": "anomaly detection",
+    "text.parse_math": False,  # a name may have dollar signs in it
 }
 
 MAP_COLOURS = (matplotlib.colormaps["inferno"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.float32)
@@ -161,11 +170,11 @@ class Sheet:
     def write(self, words: str, place: tuple[float, float], anchor: str, style: Style, colour: str = "black") -> None:
         """Write a line; `anchor` is Pillow's: which point of the text is at `place`."""
         x, y = (length * self.dpi for length in place)
-        self._draw.text((x, y), words, colour, _font(style, self.dpi), anchor)
+        self._draw.text((x, y), words, colour, _font_for(words, style, self.dpi), anchor)
 
     def length(self, words: str, style: Style) -> float:
         """The length of a line of text, in inches."""
-        return _font(style, self.dpi).getlength(words) / self.dpi
+        return _font_for(words, style, self.dpi).getlength(words) / self.dpi
 
     def paste(self, content: np.ndarray, left: float, top: float, room: tuple[int, int]) -> None:
         """Paste (h, w, 3) uint8 into the middle of a box of (H, W) pixels."""
@@ -177,7 +186,7 @@ class Sheet:
         """Write an example's title and its score in one line; a title that is too long is shortened in its middle."""
         score = f"score {example.score:.3g}"
         self.write(score, (right, baseline), "rs", PLAIN)
-        words = "".join(c if c.isprintable() else "?" for c in example.title)
+        words = _printable(example.title)
         room, shown, keep = right - left - 0.1 - self.length(score, PLAIN), words, len(words)
         while self.length(shown, BOLD) > room and keep > 2:
             keep = min(keep - 1, int(keep * room / self.length(shown, BOLD)) + 1)
@@ -197,7 +206,7 @@ def result_figure(example: Example, vmin: float, vmax: float) -> Image.Image:
     names = ["image", "anomaly map"]
     if example.mask is not None:
         names.insert(1, "ground truth" if np.any(example.mask) else "empty mask")
-    bar = 2 * gap + bar_width + max(_font(SMALL, DPI).getlength(tick) for tick in ticks) / DPI
+    bar = 2 * gap + bar_width + max(_font_for(tick, SMALL, DPI).getlength(tick) for tick in ticks) / DPI
     width = (COLUMN_WIDTH - 2 * margin - bar - (len(names) - 1) * gap) / len(names)
     rows, columns = np.shape(example.image)[:2]
     height = float(np.clip(width * rows / columns, 0.7, 2.4))  # beyond these, images get margins
@@ -239,7 +248,7 @@ def save_curves_figure(
         image_roc, pixel_roc: (fpr, tpr); None where there is none.
         pro: (fpr, pro); None where there is none.
     """
-    with matplotlib.rc_context(STYLE):
+    with _style():
         _save_both(_curves_figure(measures, scores, labels, kinds, image_roc, pixel_roc, pro), path)
 
 
@@ -251,7 +260,7 @@ def save_training_curve(path: Path, steps: Sequence[float], losses: Mapping[str,
         steps: (T,) ascending.
         losses: (T,) for each name; NaN where it was not recorded. Long curves are drawn pale, with a running mean.
     """
-    with matplotlib.rc_context(STYLE):
+    with _style():
         _save_both(_training_figure(steps, losses), path)
 
 
@@ -295,10 +304,9 @@ def contact_sheet(rows: Sequence[Example], vmin: float, vmax: float, columns: in
 
 def save_picture(picture: Image.Image, path: Path, dpi: int) -> None:
     """Write a PNG or JPEG, by the suffix; a JPEG has full colour resolution."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Level 2 takes half the time of the default for a tenth more bytes.
-    options = {"compress_level": 2} if path.suffix == ".png" else JPEG
-    picture.save(path, dpi=(dpi, dpi), **options)
+    kind, options = ("PNG", {"compress_level": 2}) if path.suffix == ".png" else ("JPEG", JPEG)
+    write_atomically(path, encoded(picture, kind, dpi=(dpi, dpi), **options))
 
 
 def _curves_figure(
@@ -437,14 +445,32 @@ def _panels(example: Example, room: tuple[int, int], vmin: float, vmax: float, l
     return found
 
 
+def _font_for(words: str, style: Style, dpi: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's own, as in the curves; one of the machine's for names that it can't write."""
+    own = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{style.name}.ttf")
+    return _font(own if words.isascii() else fonts.file_for(words, own), style.points * dpi / 72)
+
+
 @cache
-def _font(style: Style, dpi: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own, as in the curves; no fonts of the user's."""
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{style.name}.ttf")
-    return ImageFont.truetype(path, style.points * dpi / 72, layout_engine=ImageFont.Layout.BASIC)
+def _font(file: str | Path, size: float) -> ImageFont.FreeTypeFont:
+    index = getattr(file, "face_index", 0)  # in a collection of fonts
+    return ImageFont.truetype(file, size, index, layout_engine=ImageFont.Layout.BASIC)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """STYLE, with the machine's fonts for what Matplotlib's lack; where there is none, boxes and no warnings."""
+    with matplotlib.rc_context(STYLE | {"font.family": ["sans-serif", *fonts.families()]}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
+        yield
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _cut(name: str, length: int = 18) -> str:
+    name = _printable(name)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
@@ -471,6 +497,7 @@ def _save_both(figure: Figure, path: Path) -> None:
     path = Path(path)
     if path.suffix.lower() in {".png", ".svg"}:
         path = path.with_suffix("")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_name(f"{path.name}.png"), metadata={"Software": None})
-    figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None, "Creator": None})
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, metadata=metadata)
+        write_atomically(path.with_name(f"{path.name}.{kind}"), content.getvalue())

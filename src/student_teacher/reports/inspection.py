@@ -16,7 +16,7 @@ from student_teacher.detection.Detector import Detector, at_own_size
 from student_teacher.images.folders import images_below, told
 from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, pages_of
 from student_teacher.reports import figures
-from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
+from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files, page_pictures
 from student_teacher.runtime import distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
@@ -179,7 +179,9 @@ def inspect(
     page = ResultPage(output, category)
     numbered = [(number, *file) for number, file in enumerate(files)]
     rows = {
-        name: row for number, _, name in numbered if (row := log.get(str(name))) and page.picture_of(number).exists()
+        name: row
+        for number, _, name in numbered
+        if (row := log.get(str(name))) and all(path.exists() for path in _pictures(output, number, name))
     }
     broken = {}
     wanted = distributed.share([file for file in numbered if file[-1] not in rows])
@@ -217,9 +219,13 @@ def _finished(page, numbered, rows, threshold):
 
 def _written(output, numbered):
     """All files that are written of images with these numbers and names."""
-    numbered = list(numbered)
-    pictures = [path for _, name in numbered for path in pictures_of(output, name)]
-    return [output / "decisions.csv", *pictures, *page_files(output, (number for number, _ in numbered))]
+    pictures = [path for number, name in numbered for path in _pictures(output, number, name)]
+    return [output / "decisions.csv", *page_files(output, ()), *pictures]
+
+
+def _pictures(output, number, name):
+    """The files that are written of one image."""
+    return [*pictures_of(output, name), *page_pictures(output, number)]
 
 
 def shown_side(detector: Detector) -> int | None:

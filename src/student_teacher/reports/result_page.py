@@ -16,7 +16,7 @@ import numpy as np
 from contourpy import contour_generator
 from PIL import Image
 
-from student_teacher.images.reading import at_most
+from student_teacher.images.reading import at_most, encoded
 from student_teacher.reports import figures
 from student_teacher.reports.published import BESIDE, SOURCES
 from student_teacher.runtime.files import write_atomically
@@ -33,8 +33,13 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 def page_files(folder: Path, numbers: Iterable[int]) -> list[Path]:
     """All files of the page in `folder` that shows images of these numbers."""
-    pictures = [_picture(folder, number, kind) for number in numbers for kind in ("", "_small", "_map")]
+    pictures = [path for number in numbers for path in page_pictures(folder, number)]
     return [folder / "index.html", folder / "page" / "cover.jpg", *pictures]
+
+
+def page_pictures(folder: Path, number: int) -> list[Path]:
+    """The page's pictures of the image of this number: large, small and map."""
+    return [_picture(folder, number, kind) for kind in ("", "_small", "_map")]
 
 
 def _picture(folder, number, kind):
@@ -69,8 +74,8 @@ class ResultPage:
 
     def save_image(self, number: int, picture: Image.Image) -> None:
         """Write the RGB picture of an image, at most LARGE_SIDE long, and a small one."""
-        at_most(picture, LARGE_SIDE).save(self.picture_of(number), **figures.JPEG)
-        at_most(picture, CARD_SIDE).save(self.picture_of(number, "_small"), quality=82)
+        write_atomically(self.picture_of(number), encoded(at_most(picture, LARGE_SIDE), "JPEG", **figures.JPEG))
+        write_atomically(self.picture_of(number, "_small"), encoded(at_most(picture, CARD_SIDE), "JPEG", quality=82))
 
     def save_map(self, number: int, anomaly_map: np.ndarray, vmin: float, vmax: float) -> None:
         """Write the picture of an image's anomaly map (h, w), of any size; it is stretched over the image.
@@ -89,7 +94,8 @@ class ResultPage:
         picture.putpalette(figures.MAP_COLOURS.round().astype(np.uint8).tobytes())
         opacity = (255 * figures.MAP_OPACITY).round().astype(np.uint8)
         # Level 2 takes half the time of the default for a tenth more bytes.
-        picture.save(self.picture_of(number, "_map"), transparency=opacity.tobytes(), compress_level=2)
+        content = encoded(picture, "PNG", transparency=opacity.tobytes(), compress_level=2)
+        write_atomically(self.picture_of(number, "_map"), content)
 
     def add(
         self, number: int, name: str, kind: str, *, label: int | None, score: float, mask: np.ndarray | None = None
@@ -176,7 +182,7 @@ class ResultPage:
         cover = Image.new("RGB", (2 * small.width, small.height))
         cover.paste(small)
         cover.paste(Image.alpha_composite(grey, heat).convert("RGB"), (small.width, 0))
-        cover.save(path, quality=85)
+        write_atomically(path, encoded(cover, "JPEG", quality=85))
 
 
 def outline_path(mask: np.ndarray) -> str:

@@ -74,5 +74,5 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     """Digest of a network's weights, to notice when students and teacher don't belong together."""
     digest = hashlib.sha256()
     for value in state.values():
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

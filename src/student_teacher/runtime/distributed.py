@@ -74,7 +74,7 @@ def _as_one_of_several(main: Callable[[], int | None]) -> int | None:
     try:
         with contextlib.ExitStack() as quiet:
             if number:
-                nowhere = quiet.enter_context(Path(os.devnull).open("w"))
+                nowhere = quiet.enter_context(Path(os.devnull).open("w", encoding="utf-8", errors="replace"))
                 quiet.enter_context(contextlib.redirect_stdout(nowhere))
                 quiet.enter_context(contextlib.redirect_stderr(nowhere))
             _collective(partial(dist.init_process_group, backend, store=store, rank=number, world_size=total))

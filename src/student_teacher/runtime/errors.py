@@ -1,5 +1,6 @@
 """Errors that the user can fix, and the exit status of commands."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +16,11 @@ def run(main: Callable[[], int | None], resumes: bool = True) -> NoReturn:
     """Call `main()` and exit. An error that the user can fix prints one line, status 2; Ctrl-C one line, status 130.
 
     The former are UserError, OSError and running out of memory. `resumes`: the same command continues after a stop.
+    Characters that the terminal's or the file's encoding lacks are printed as escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else without encoding, or replaced by the caller
+            stream.reconfigure(errors="backslashreplace")
     command = Path(sys.argv[0]).name
     try:
         status = main()

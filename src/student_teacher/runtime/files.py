@@ -1,7 +1,10 @@
 """Files that appear complete or not at all."""
 
+import contextlib
 import os
 import tempfile
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from student_teacher.runtime.errors import UserError
@@ -10,26 +13,32 @@ from student_teacher.runtime.errors import UserError
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a temporary file beside `path`, then rename it: an older file stays until the new one is complete.
 
-    Text is written as UTF-8; undecodable bytes of file names become question marks. Raises UserError if the file can't
-    be written.
+    Text is written as UTF-8; undecodable bytes of file names become question marks. Permissions are those of any new
+    file. Raises UserError if the file can't be written.
     """
     if isinstance(content, str):
         content = content.encode(errors="replace")
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # not of mkstemp, which ignores the umask
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave an empty file under the new name
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut could leave an empty file under the new name
+            temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # such as a folder that can't be written: the first error says so
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into a UserError that says that `path` can't be written, and why."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

@@ -78,7 +78,7 @@ def own_files(folder: Path) -> set[Path]:
 
 def _read(folder):
     try:
-        return json.loads((folder / NAME).read_text())
+        return json.loads((folder / NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"source": None, "files": []}
     except (OSError, ValueError) as error:

@@ -1,13 +1,15 @@
 """A log of what a long job has done, so that it can continue after a stop."""
 
+import errno
 import glob
 import json
+import os
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from student_teacher.runtime import distributed
-from student_teacher.runtime.files import write_atomically
+from student_teacher.runtime.files import write_atomically, writing
 
 
 class ResumeLog:
@@ -21,7 +23,7 @@ class ResumeLog:
         self._path = path
         self._entries: dict[str, Any] = {}
         for file in self._files():
-            lines = file.read_text().splitlines()
+            lines = file.read_text(encoding="utf-8").splitlines()
             for line in lines[1:] if lines[:1] == [json.dumps(key)] else []:
                 try:
                     name, value = json.loads(line)
@@ -39,7 +41,8 @@ class ResumeLog:
         if not distributed.is_first():
             path = path.with_name(f"{path.name}.{distributed.rank()}")
             write_atomically(path, json.dumps(key) + "\n")
-        self._file = path.open("a")
+        # Unbuffered: else what a full disk refuses is tried again at the very end, with a second message.
+        self._file = path.open("ab", buffering=0)
         self._lock = Lock()
 
     def get(self, name: str) -> Any:
@@ -47,10 +50,11 @@ class ResumeLog:
         return self._entries.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a result. Safe to call from several threads."""
-        with self._lock:
-            self._file.write(json.dumps([name, value]) + "\n")
-            self._file.flush()
+        """Keep a result. Safe to call from several threads. Raises UserError if it can't be written."""
+        line = (json.dumps([name, value]) + "\n").encode()
+        with self._lock, writing(self._path):
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def finish(self) -> None:
         """Remove the files: the job is done in all processes."""

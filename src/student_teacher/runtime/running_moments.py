@@ -19,13 +19,17 @@ class RunningMoments:
         self._squares: Tensor | float = 0.0
 
     def update(self, values: Tensor) -> None:
-        """Add `values` (N,C): N observations of C channels."""
+        """Add `values` (N,C): N observations of C channels; N may be 0."""
+        if len(values) == 0:  # their mean is not a number
+            return
         values = values.detach().double()
         mean = values.mean(0)
         self.merge(len(values), mean, (values - mean).square().sum(0))
 
     def merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
-        """Add `count` observations, given their mean and their sum of squared differences from it."""
+        """Add `count` observations, given their mean and their sum of squared differences from it; none if it is 0."""
+        if count == 0:
+            return
         total = self.count + count
         difference = mean - self.mean
         self._squares = self._squares + squares + difference.square() * (self.count * count / total)
@@ -39,8 +43,7 @@ class RunningMoments:
         parts = distributed.gathered([torch.as_tensor(value).cpu() for value in (self.count, self.mean, self._squares)])
         self.count, self.mean, self._squares = 0, 0.0, 0.0
         for count, mean, squares in parts:
-            if count:
-                self.merge(count.item(), mean, squares)
+            self.merge(count.item(), mean, squares)
 
     @property
     def std(self) -> Tensor:

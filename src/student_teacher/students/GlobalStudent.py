@@ -30,7 +30,7 @@ class GlobalStudent(nn.Module):
         self.explained = explained
         self.register_buffer("mean", mean)
         self.register_buffer("scales", scales)
-        self.register_buffer("basis", basis.float() * scales[:, None], persistent=False)
+        self.register_buffer("basis", basis.float() * scales[:, None])
 
     def forward(self, maps: Tensor) -> Tensor:
         """Squared error of the prediction at each place, summed over channels: maps (N,K,h,w) -> (N,h,w)."""
@@ -39,7 +39,7 @@ class GlobalStudent(nn.Module):
         return error.square_().view(-1, *self.mean.shape).sum(1)
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()  # tensors created in inference mode can't be loaded into
     def fit(cls, maps: Tensor, groups: Sequence[Sequence[int]] | None = None) -> tuple[Self, Tensor]:
         """Fit to the maps (n,K,h,w) of n good images, n >= 2; any floating-point type, computed in float32.
 

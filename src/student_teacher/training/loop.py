@@ -16,6 +16,7 @@ from student_teacher.images.folders import changes
 from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import make_folder, write_atomically
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 
@@ -147,15 +148,18 @@ class Model:
         return True
 
     def training(self, title: str, parts: Mapping[str, Any], steps: int) -> Training:
-        """Its training, from the start or from its checkpoint."""
+        """Its training, from the start or from its checkpoint. Raises UserError if its folder can't be written into."""
+        make_folder(self.path.parent)
         return Training(self.path, title, self.category, self.settings, parts, steps)
 
     def save(self, content: Mapping[str, Any], training: Training, loss: str = "loss") -> None:
-        """Write the model and its training curve, labelled `loss`; remove the checkpoint."""
+        """Write the model and its training curve, labelled `loss`, as picture and CSV; remove the checkpoint."""
         checkpoints.save(self.path, self.kind, self.category, {"settings": self.settings, **content})
         if distributed.is_first():
             picture = self.path.with_name(f"{self.path.stem}_training.png")
             figures.save_training_curve(picture, *training.curve(loss))
+            table = "".join(f"{step},{value}\n" for step, value in training.history)
+            write_atomically(picture.with_suffix(".csv"), f"step,loss\n{table}")
         training.finish()
         print(f"saved {self.path}")
 

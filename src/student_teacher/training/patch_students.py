@@ -5,7 +5,7 @@ train/good is set aside: it validates the training, and calibrates the scores on
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -234,11 +234,15 @@ def score_calibration(
 ) -> Calibration:
     """Measure the scores of the images `indices` of the store, which were not trained on."""
     compute.place(networks)
-    found, indices = [], distributed.share(indices)
-    for groups in with_bar(store.batches([index] for index in indices), len(indices), "scores of good images"):
-        with compute.autocast():
-            found.append(Maps(*(maps.cpu() for maps in networks.maps(groups[0].to(compute.where)))))
-    return Calibration(distributed.in_order(found))
+    indices = distributed.share(indices)
+
+    def maps() -> Iterator[Maps]:  # one image's at a time: those of all, at native size, would fill the memory
+        for groups in with_bar(store.batches([index] for index in indices), len(indices), "scores of good images"):
+            with compute.autocast():
+                found = networks.maps(groups[0].to(compute.where))
+            yield found
+
+    return Calibration(maps(), shared=True)
 
 
 def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
@@ -294,6 +298,8 @@ def model_of(settings: PatchSettings, images: GoodImages, teacher: AnomalyNet) -
         raise UserError(
             f"--image-size {min(size)}: too small for patches of {patch_size} pixels with --stride {settings.stride}"
         )
+    if size is None:
+        images.require_sides(2 * settings.stride)
     learned, _ = images.split(settings.seed)
     made_from = settings.identity() | {
         "detector_version": VERSION,
