@@ -27,7 +27,8 @@ from PIL import Image
 from AnomalyDataset import AnomalyDataset
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS
-from student_teacher.detection.Detector import FALSE_ALARM_RATE, Detector, at_own_size, load_detector
+from student_teacher.detection.decisions import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, Decisions
+from student_teacher.detection.Detector import Detector, at_own_size, load_detector
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.regions import Region
@@ -87,9 +88,10 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--pixel-false-alarm-rate",
         type=command_line.fraction,
-        default=0.01,
+        default=PIXEL_FALSE_ALARM_RATE,
         metavar="X",
-        help="fraction of good images' pixels that may be outlined and count as found in pixel_f1 (default 0.01)",
+        help="fraction of good images' pixels that may be outlined and count as found in pixel_f1 (default "
+        f"{PIXEL_FALSE_ALARM_RATE})",
     )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
     return paper.DETECTION.parse(options, arguments)
@@ -119,8 +121,8 @@ def add_input(options: ArgumentParser) -> None:
     )
 
 
-def detector_of(args: Namespace) -> Detector:
-    """The category's detector, with the options of the command line. Sets args.image_score if none is given."""
+def detector_of(args: Namespace) -> tuple[Detector, Decisions]:
+    """The category's detector with the options of the command line, and its thresholds."""
     path = args.model / args.category / "detector.pt"
     size = "trained" if args.image_size is None else command_line.image_size(args)
     detector = load_detector(
@@ -133,7 +135,7 @@ def detector_of(args: Namespace) -> Detector:
         args.precision,
         paper=args.paper,
     )
-    args.image_score = args.image_score or detector.image_score
+    decisions = detector.decisions(args.image_score, args.false_alarm_rate, args.pixel_false_alarm_rate)
     paper.DETECTION.show(args)
     paper.say("not trained as published", detector.paper or ())
     if detector.calibration is None:
@@ -145,11 +147,11 @@ def detector_of(args: Namespace) -> Detector:
         )
     if detector.calibration and detector.networks.stride != detector.calibrated_stride:
         print(f"p-values are approximate: they were calibrated with --stride {detector.calibrated_stride}")
-    return detector
+    return detector, decisions
 
 
 def detect(
-    detector: Detector, dataset: AnomalyDataset, args: Namespace, page: ResultPage, log: ResumeLog
+    detector: Detector, dataset: AnomalyDataset, image_score: str, page: ResultPage, log: ResumeLog
 ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
     """Map (H,W), score and mask (None without a defect) of each image. Resumes after a stop.
 
@@ -160,13 +162,13 @@ def detect(
     numbers = distributed.share(range(len(dataset)))
 
     def path_of(number: int) -> Path:
-        return pictures_of(page.path.parent, args.category, dataset.rows[number])[0]
+        return pictures_of(page.path.parent, page.category, dataset.rows[number])[0]
 
     def predict(number: int, sample: dict) -> tuple:
         score = log.get(sample["path"])
         if score is not None and path_of(number).exists() and page.picture_of(number).exists():
             return number, sample, None, score
-        return number, sample, *detector.predict(sample["image"], args.image_score)
+        return number, sample, *detector.predict(sample["image"], image_score)
 
     def keep(found: tuple) -> tuple:
         number, sample, small_map, score = found
@@ -204,11 +206,13 @@ def scores_table(dataset: AnomalyDataset, scores: np.ndarray, p_values: list[flo
     return text.getvalue()
 
 
-def decisions(p_values: np.ndarray, labels: np.ndarray, rate: float) -> dict[str, float]:
+def decided(decisions: Decisions, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The fractions of good and of defective test images that are called anomalous, beside the requested rate."""
-    called = p_values <= rate
+    called = scores >= decisions.threshold
     shares = {"observed_false_alarm_rate": called[labels == 0], "found": called[labels == 1]}
-    return {"false_alarm_rate": rate} | {name: float(part.mean()) for name, part in shares.items() if len(part)}
+    return {"false_alarm_rate": decisions.false_alarm_rate} | {
+        name: float(part.mean()) for name, part in shares.items() if len(part)
+    }
 
 
 def regions_of(dataset: AnomalyDataset) -> list[list[Region]] | None:
@@ -221,17 +225,6 @@ def regions_of(dataset: AnomalyDataset) -> list[list[Region]] | None:
         [Region(*region) for region in load_regions(path, saturations, dataset.mask_threshold)] if path else []
         for path in paths
     ]
-
-
-def thresholds_of(detector: Detector, args: Namespace) -> dict[str, float | None]:
-    """From which scores on images and pixels are called anomalous: set by good images alone, None where by none."""
-    if detector.calibration is None:
-        return {"image_threshold": None, "pixel_threshold": None}
-    threshold = detector.calibration.threshold(args.false_alarm_rate, args.image_score)
-    return {
-        "image_threshold": threshold if np.isfinite(threshold) else None,
-        "pixel_threshold": detector.calibration.pixel_threshold(args.pixel_false_alarm_rate),
-    }
 
 
 def kind_of(row: dict) -> str:
@@ -314,9 +307,8 @@ def inspect_input(args: Namespace) -> int:
     if args.show:
         raise UserError("--show is for the test images; with --input open the result page, index.html")
     output = args.output or args.results / args.category / "inspection"
-    rates = args.false_alarm_rate, args.pixel_false_alarm_rate
-    detector = detector_of(args)
-    broken = inspect(detector, args.input, output, args.category, args.image_score, *rates, overwrite=args.overwrite)
+    detector, decisions = detector_of(args)
+    broken = inspect(detector, decisions, args.input, output, category=args.category, overwrite=args.overwrite)
     return BROKEN_IMAGES if broken else 0
 
 
@@ -331,14 +323,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, or give --input")
     regions = regions_of(dataset)  # first, so that what is wrong with them is known at once
-    detector = detector_of(args)
+    detector, decisions = detector_of(args)
     dataset.least, dataset.value_range = shown_side(detector), detector.value_range
     results = args.results / args.category
     ledger = Ledger(results, "test images", files_written(results, args.category, dataset), overwrite=args.overwrite)
     images = category.identity_of(dataset)["images"]
-    log = ResumeLog(results / "detection.unfinished", f"{detector.fingerprint} {images} {args.image_score}")
+    log = ResumeLog(results / "detection.unfinished", f"{detector.fingerprint} {images} {decisions.image_score}")
     page = ResultPage(results, args.category)
-    maps, scores, masks = detect(detector, dataset, args, page, log)
+    maps, scores, masks = detect(detector, dataset, decisions.image_score, page, log)
     if not distributed.is_first():
         log.finish()
         return 0
@@ -346,12 +338,20 @@ def main(arguments: list[str] | None = None) -> int:
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
     kinds = [kind_of(row) for row in dataset.rows]
     have_masks = any(row["gt_name"] for row in dataset.rows)
-    known = {"regions": regions} | thresholds_of(detector, args)
-    evaluation = Evaluation(maps, masks if have_masks else None, scores, labels, kinds, **known)
+    evaluation = Evaluation(
+        maps,
+        masks if have_masks else None,
+        scores,
+        labels,
+        kinds,
+        regions=regions,
+        image_threshold=None if decisions.threshold == np.inf else decisions.threshold,
+        pixel_threshold=decisions.pixel_threshold,
+    )
     measures = measures_of(evaluation, dataset, maps, labels)
-    p_values = [detector.p_value_of(score, args.image_score) for score in scores]
-    if detector.calibration:
-        measures["decisions"] = decisions(np.array(p_values), labels, args.false_alarm_rate)
+    p_values = [detector.p_value_of(score, decisions.image_score) for score in scores]
+    if decisions.threshold is not None:
+        measures["decisions"] = decided(decisions, scores, labels)
     write_atomically(results / "scores.csv", scores_table(dataset, scores, p_values))
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)

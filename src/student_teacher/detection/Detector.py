@@ -13,6 +13,7 @@ from torch import Tensor
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
+from student_teacher.detection.decisions import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, Decisions
 from student_teacher.images import preprocessing
 from student_teacher.images.arrays import picture_of
 from student_teacher.images.reading import ValueRange, load_reduced
@@ -21,7 +22,6 @@ from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
 
 VERSION = 6  # of the file; increase it when networks or scores change, as the calibration is then wrong
-FALSE_ALARM_RATE = 0.05
 CONFIDENCE = 0.95
 QUANTILES = 20_001  # of good images' pixels, for the pixel threshold
 
@@ -179,6 +179,22 @@ class Detector:
         """The p-value of a score from `predict`, in (0, 1]; None without calibration."""
         return None if self.calibration is None else self.calibration.p_value(score, image_score or self.image_score)
 
+    def decisions(
+        self,
+        image_score: str | None = None,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE,
+    ) -> Decisions:
+        """The thresholds that keep these false-alarm rates, 0 to 1; `image_score` as in `__call__`."""
+        image_score, calibration = image_score or self.image_score, self.calibration
+        thresholds = None, None
+        if calibration is not None:
+            thresholds = (
+                calibration.threshold(false_alarm_rate, image_score),
+                calibration.pixel_threshold(pixel_false_alarm_rate),
+            )
+        return Decisions(image_score, *thresholds, false_alarm_rate)
+
     def __call__(
         self,
         image: Image.Image | np.ndarray | Tensor | str | Path,
@@ -198,10 +214,10 @@ class Detector:
         else:
             picture = picture_of(image, self.value_range)
             size = picture.size[::-1]
+        decisions = self.decisions(image_score, false_alarm_rate)
         anomaly_map, score = self.predict(picture, image_score)
-        p_value = self.p_value_of(score, image_score)
-        decision = None if p_value is None else p_value <= false_alarm_rate
-        return Detection(at_own_size(anomaly_map, size), score, p_value, decision)
+        p_value, anomalous = self.p_value_of(score, image_score), decisions.anomalous(score)
+        return Detection(at_own_size(anomaly_map, size), score, p_value, anomalous)
 
 
 def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:

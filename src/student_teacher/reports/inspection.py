@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from student_teacher.detection.decisions import Decisions
 from student_teacher.detection.Detector import Detector, at_own_size
 from student_teacher.images.folders import images_below, told
 from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, pages_of
@@ -83,19 +84,16 @@ class Inspector:
     def __init__(
         self,
         detector: Detector,
+        decisions: Decisions,
         output: Path,
         page: ResultPage,
         log: ResumeLog,
-        *,
-        image_score: str,
-        rates: Sequence[float],
     ):
-        """`image_score`: one of scoring.IMAGE_SCORES; `rates`: of false alarms, of images and of pixels."""
-        self.detector, self.output, self.page, self.log = detector, output, page, log
-        self.image_score, self.rate = image_score, rates[0]
-        self.pixel_threshold = detector.calibration.pixel_threshold(rates[1]) if detector.calibration else None
+        self.detector, self.decisions = detector, decisions
+        self.output, self.page, self.log = output, page, log
         # Good images have 0 on average; the colour scale ends well above their highest pixels.
-        self.highest = 10.0 if self.pixel_threshold is None else max(1.0, 2 * self.pixel_threshold)
+        pixel_threshold = decisions.pixel_threshold
+        self.highest = 10.0 if pixel_threshold is None else max(1.0, 2 * pixel_threshold)
 
     def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, list[str] | str]]:
         """For each (number, path, name): the name, and its row of the table or the reason why it can't be read."""
@@ -112,7 +110,7 @@ class Inspector:
         number, _, name = file
         if isinstance(loaded, str):
             return Prediction(number, name, loaded)
-        return Prediction(number, name, "", *loaded, *self.detector.predict(loaded[0], self.image_score))
+        return Prediction(number, name, "", *loaded, *self.detector.predict(loaded[0], self.decisions.image_score))
 
     def _write(self, prediction):
         if prediction.error:
@@ -125,14 +123,13 @@ class Inspector:
         self.page.save_image(prediction.number, picture)
         self.page.save_map(prediction.number, shown_map, 0, self.highest)
         shown = figures.overlay(np.asarray(picture), shown_map, 0, self.highest)
-        p_value = self.detector.p_value_of(prediction.score, self.image_score)
-        row = [f"{prediction.score:.6g}"]
-        if p_value is None:
-            row += ["", "", ""]
-        else:
-            shown = figures.outline(shown, shown_map >= self.pixel_threshold, max(1, max(picture.size) // 200))
-            above = (anomaly_map >= self.pixel_threshold).sum()
-            row += [f"{p_value:.6g}", str(int(p_value <= self.rate)), str(int(above))]
+        p_value = self.detector.p_value_of(prediction.score, self.decisions.image_score)
+        anomalous, threshold, above = self.decisions.anomalous(prediction.score), self.decisions.pixel_threshold, ""
+        if threshold is not None:
+            shown = figures.outline(shown, shown_map >= threshold, max(1, max(picture.size) // 200))
+            above = str(int((anomaly_map >= threshold).sum()))
+        row = [f"{prediction.score:.6g}", "" if p_value is None else f"{p_value:.6g}"]
+        row += ["" if anomalous is None else str(int(anomalous)), above]
         write_atomically(overlay_path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
         self.log.put(str(prediction.name), row)
         return prediction.name, row
@@ -148,13 +145,11 @@ def pictures_of(output: Path, name: Path) -> tuple[Path, Path]:
 
 def inspect(
     detector: Detector,
+    decisions: Decisions,
     paths: Sequence[Path],
     output: Path,
-    category: str,
-    image_score: str,
-    false_alarm_rate: float,
-    pixel_false_alarm_rate: float,
     *,
+    category: str,
     overwrite: bool = False,
 ) -> int:
     """Predict all images of `paths`, write the results under `output`, and return the number that could not be read.
@@ -165,7 +160,6 @@ def inspect(
     share of the images, and the first writes table and page. Raises UserError if files that are not ours, or the
     results of other `paths`, would be replaced, unless told to `overwrite`.
     """
-    calibration = detector.calibration
     files, passed_over = files_in(paths, output)
     source = " ".join(["--input", *(str(path.absolute()) for path in paths)])
     unfinished, table_path = output / "inspection.unfinished", output / "decisions.csv"
@@ -174,8 +168,7 @@ def inspect(
     # Not from the files' contents: a file that can't be read should not stop the others.
     stamps = [(str(name), (found := file_and_page(path)[0].stat()).st_size, found.st_mtime_ns) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
-    options = f"{detector.fingerprint} {image_score} {false_alarm_rate} {pixel_false_alarm_rate}"
-    log = ResumeLog(unfinished, f"{options} {digest}")
+    log = ResumeLog(unfinished, f"{detector.fingerprint} {decisions} {digest}")
     page = ResultPage(output, category)
     numbered = [(number, *file) for number, file in enumerate(files)]
     rows = {
@@ -183,8 +176,7 @@ def inspect(
     }
     broken = {}
     wanted = distributed.share([file for file in numbered if file[-1] not in rows])
-    rates = false_alarm_rate, pixel_false_alarm_rate
-    inspector = Inspector(detector, output, page, log, image_score=image_score, rates=rates)
+    inspector = Inspector(detector, decisions, output, page, log)
     for name, row in with_bar(inspector.inspected(wanted), len(wanted), "images"):
         (broken if isinstance(row, str) else rows)[name] = row
     for others in distributed.gathered((rows, broken)):
@@ -192,13 +184,12 @@ def inspect(
             found |= theirs
     if distributed.is_first():
         write_atomically(table_path, _table([[str(path), *rows[name]] for path, name in files if name in rows]))
-        least = calibration.threshold(false_alarm_rate, image_score) if calibration else None
-        from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=least)
+        from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=decisions.threshold)
         page_path = _finished(page, numbered, rows, from_score)
         print(f"{len(rows)} images, {table_path}; result page: {page_path}")
-        if calibration:
+        if decisions.threshold is not None:
             flagged = sum(row[2] == "1" for row in rows.values())
-            print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
+            print(f"{flagged} called anomalous, {decisions.described()}: scores from {decisions.threshold:.4g}")
         for line in (*passed_over, *(f"not inspected: {broken[name]}" for _, name in files if name in broken)):
             print(line, file=sys.stderr)
     log.finish()
