@@ -5,9 +5,9 @@ std of good images. BackboneDetector.py and AnomalyDetector.py combine the stude
 Written under results/CATEGORY/:
   index.html      the result page: measures, curves and every image; opens from disk (its pictures are in page/)
   metrics.json    image_au_roc, pixel_au_roc, au_pro, aupimo and others, over all images and per kind of defect;
-                  image_f1 and pixel_f1 at the detector's own thresholds, which only good images set; au_spro where
-                  the category has a defects_config.json, as in MVTec LOCO; image_au_roc_of_maxima uses the maps'
-                  maxima as scores, like MVTec AD's evaluation script
+                  image_f1 and pixel_f1 at the thresholds of the decisions; au_spro where the category has a
+                  defects_config.json, as in MVTec LOCO; image_au_roc_of_maxima uses the maps' maxima as scores, like
+                  MVTec AD's evaluation script
   scores.csv      path, label, image score and p-value of every test image
   figures/        image, ground truth and anomaly map of every test image, on one colour scale; JPEG
   curves.png      ROC and PRO curves, and the scores of good against anomalous images (also as SVG)
@@ -18,7 +18,7 @@ Written under results/CATEGORY/:
 import csv
 import io
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,14 @@ from PIL import Image
 from AnomalyDataset import AnomalyDataset
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS
-from student_teacher.detection.decisions import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, Decisions
-from student_teacher.detection.Detector import Detector, at_own_size, load_detector
+from student_teacher.detection.decisions import (
+    FALSE_ALARM_RATE,
+    PIXEL_FALSE_ALARM_RATE,
+    Decisions,
+    Threshold,
+    halfway_below,
+)
+from student_teacher.detection.Detector import Detector, at_own_size, load_detector, save_threshold
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.regions import Region
@@ -47,8 +53,21 @@ from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 from student_teacher.training import paper
 
+BEST_F1, NO_THRESHOLD = "best-f1", "none"  # values of --threshold
 BROKEN_IMAGES = 3  # exit status
 SUMMARY = "image_au_roc", "image_f1", "pixel_au_roc", "au_pro", "au_spro_0.05", "aupimo", "pixel_f1"
+
+
+def threshold(text: str) -> float | str:
+    """The value of --threshold: a score, or BEST_F1 or NO_THRESHOLD."""
+    if text in (BEST_F1, NO_THRESHOLD):
+        return text
+    try:
+        if np.isfinite(score := float(text)):
+            return score
+    except ValueError:
+        pass
+    raise ArgumentTypeError(f"{text}: must be a score, {BEST_F1} or {NO_THRESHOLD}")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Namespace:
@@ -80,10 +99,19 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument(
         "--false-alarm-rate",
         type=command_line.fraction,
-        default=FALSE_ALARM_RATE,
         metavar="X",
-        help="fraction of good images that may be called anomalous: lower misses more defects (default "
-        f"{FALSE_ALARM_RATE})",
+        help="fraction of good images that may be called anomalous: lower misses more defects (default: the threshold "
+        f"that --save-threshold has kept, or {FALSE_ALARM_RATE})",
+    )
+    options.add_argument(
+        "--threshold",
+        type=threshold,
+        metavar="SCORE",
+        help="call images anomalous from this score on, instead; best-f1 takes the one that is best on the category's "
+        "labelled test images; none goes back to the false-alarm rate",
+    )
+    options.add_argument(
+        "--save-threshold", action="store_true", help="keep --threshold in detector.pt, so that it holds from now on"
     )
     options.add_argument(
         "--pixel-false-alarm-rate",
@@ -94,7 +122,25 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         f"{PIXEL_FALSE_ALARM_RATE})",
     )
     options.add_argument("--show", action="store_true", help="open the curves and the examples in a window")
-    return paper.DETECTION.parse(options, arguments)
+    args = paper.DETECTION.parse(options, arguments)
+    _refuse_contradictions(args)
+    return args
+
+
+def _refuse_contradictions(args):
+    if args.threshold is not None and args.false_alarm_rate is not None:
+        raise UserError("--threshold contradicts --false-alarm-rate: leave one of them out")
+    if args.save_threshold and args.threshold is None:
+        raise UserError("--save-threshold needs --threshold: a score, best-f1, or none to remove the one that is kept")
+    if args.input and args.threshold == BEST_F1:
+        raise UserError(
+            "--threshold best-f1 comes from the labelled test images: run without --input, with --save-threshold; "
+            "--input then uses it"
+        )
+    if args.input and args.show:
+        raise UserError("--show is for the test images; with --input open the result page, index.html")
+    if args.output and not args.input:
+        raise UserError("--output needs --input; results of the test images go to the folder --results")
 
 
 def add_input(options: ArgumentParser) -> None:
@@ -121,9 +167,14 @@ def add_input(options: ArgumentParser) -> None:
     )
 
 
+def detector_path(args: Namespace) -> Path:
+    """Where the category's detector is."""
+    return args.model / args.category / "detector.pt"
+
+
 def detector_of(args: Namespace) -> tuple[Detector, Decisions]:
     """The category's detector with the options of the command line, and its thresholds."""
-    path = args.model / args.category / "detector.pt"
+    path = detector_path(args)
     size = "trained" if args.image_size is None else command_line.image_size(args)
     detector = load_detector(
         path,
@@ -135,15 +186,22 @@ def detector_of(args: Namespace) -> tuple[Detector, Decisions]:
         args.precision,
         paper=args.paper,
     )
-    decisions = detector.decisions(args.image_score, args.false_alarm_rate, args.pixel_false_alarm_rate)
+    rate = args.false_alarm_rate or (FALSE_ALARM_RATE if args.threshold in (BEST_F1, NO_THRESHOLD) else None)
+    given = args.threshold if isinstance(args.threshold, float) else None
+    decisions = detector.decisions(args.image_score, rate, args.pixel_false_alarm_rate, given)
     paper.DETECTION.show(args)
     paper.say("not trained as published", detector.paper or ())
     if detector.calibration is None:
-        print("no p-values and no decisions: the detector was calibrated with other settings")
-    elif args.false_alarm_rate < (least := detector.calibration.smallest_rate):
+        print("no p-values and no thresholds: the detector was calibrated with other settings")
+    elif decisions.threshold == np.inf and args.threshold != BEST_F1:
         print(
-            f"--false-alarm-rate {args.false_alarm_rate:g} is below {least:.3g}, the smallest that so few good "
-            "images can guarantee: no image will be called anomalous"
+            f"--false-alarm-rate {decisions.false_alarm_rate:g} is below {detector.calibration.smallest_rate:.3g}, the "
+            "smallest that so few good images can guarantee: no image will be called anomalous"
+        )
+    if args.save_threshold and (detector.calibration is None or decisions.image_score != detector.image_score):
+        raise UserError(
+            "--save-threshold keeps a threshold for the settings of training: leave out --image-score, "
+            "--patch-size, --image-size and --normalisation"
         )
     if detector.calibration and detector.networks.stride != detector.calibrated_stride:
         print(f"p-values are approximate: they were calibrated with --stride {detector.calibrated_stride}")
@@ -206,13 +264,22 @@ def scores_table(dataset: AnomalyDataset, scores: np.ndarray, p_values: list[flo
     return text.getvalue()
 
 
-def decided(decisions: Decisions, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The fractions of good and of defective test images that are called anomalous, beside the requested rate."""
+def best_threshold(scores: np.ndarray, labels: np.ndarray) -> Threshold:
+    """The threshold of the test images' best F1. Raises UserError if not both kinds of images are there."""
+    if not 0 < labels.sum() < len(labels):
+        raise UserError("--threshold best-f1 needs test images of both kinds: good ones and some with defects")
+    _, score = metrics.count_scores(scores, labels).best_f1()
+    return Threshold(halfway_below(score, scores), from_labels=True)
+
+
+def decided(decisions: Decisions, scores: np.ndarray, labels: np.ndarray) -> dict[str, float | bool]:
+    """The fractions of good and of defective test images that are called anomalous, beside what has decided it."""
     called = scores >= decisions.threshold
     shares = {"observed_false_alarm_rate": called[labels == 0], "found": called[labels == 1]}
-    return {"false_alarm_rate": decisions.false_alarm_rate} | {
-        name: float(part.mean()) for name, part in shares.items() if len(part)
-    }
+    by = {"false_alarm_rate": decisions.false_alarm_rate}
+    if decisions.false_alarm_rate is None:
+        by = {"threshold": decisions.threshold, "threshold_used_labels": decisions.from_labels}
+    return by | {name: float(part.mean()) for name, part in shares.items() if len(part)}
 
 
 def regions_of(dataset: AnomalyDataset) -> list[list[Region]] | None:
@@ -269,7 +336,11 @@ def summary_of(measures: dict) -> list[str]:
         lines.append(
             f"{unmasked} images with defects have no mask: they count for image figures, not for pixel figures"
         )
-    return lines + [f"{name} {value:.4f}" for name, value in measures.get("decisions", {}).items()]
+    decided_by = measures.get("decisions", {})
+    lines += [f"{name} {value:.4f}" for name, value in decided_by.items() if not isinstance(value, bool)]
+    if decided_by.get("threshold_used_labels"):
+        lines.append("the threshold used the test images' labels: figures at it flatter the detector")
+    return lines
 
 
 def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage) -> None:
@@ -304,21 +375,24 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
 
 def inspect_input(args: Namespace) -> int:
     """Inspect the images of --input. Returns the exit status."""
-    if args.show:
-        raise UserError("--show is for the test images; with --input open the result page, index.html")
     output = args.output or args.results / args.category / "inspection"
     detector, decisions = detector_of(args)
+    if args.save_threshold:
+        keep_threshold(args, decisions)
     broken = inspect(detector, decisions, args.input, output, category=args.category, overwrite=args.overwrite)
     return BROKEN_IMAGES if broken else 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run stage 4. Returns the exit status: 3 if some images of --input could not be read."""
-    args = parse_arguments(arguments)
-    if args.input:
-        return inspect_input(args)
-    if args.output:
-        raise UserError("--output needs --input; results of the test images go to the folder --results")
+def keep_threshold(args: Namespace, decisions: Decisions) -> None:
+    """Write the image threshold into detector.pt, or remove it for --threshold none."""
+    path = detector_path(args)
+    chosen = decisions.false_alarm_rate is None
+    save_threshold(path, Threshold(decisions.threshold, decisions.from_labels) if chosen else None)
+    print(f"{path}: {f'keeps the threshold {decisions.threshold:.6g}' if chosen else 'keeps no threshold'}")
+
+
+def measure_test_images(args: Namespace) -> None:
+    """Score and measure the category's test images."""
     dataset = AnomalyDataset(args.data / args.category, type="test")
     if not dataset.rows:
         raise UserError(f"{args.data / args.category} has no images in test/: put some there, or give --input")
@@ -331,43 +405,57 @@ def main(arguments: list[str] | None = None) -> int:
     log = ResumeLog(results / "detection.unfinished", f"{detector.fingerprint} {images} {decisions.image_score}")
     page = ResultPage(results, args.category)
     maps, scores, masks = detect(detector, dataset, decisions.image_score, page, log)
-    if not distributed.is_first():
-        log.finish()
-        return 0
-
     labels = np.array([row["label"] for row in dataset.rows], dtype=int)
-    kinds = [kind_of(row) for row in dataset.rows]
-    have_masks = any(row["gt_name"] for row in dataset.rows)
-    evaluation = Evaluation(
-        maps,
-        masks if have_masks else None,
-        scores,
-        labels,
-        kinds,
-        regions=regions,
-        image_threshold=None if decisions.threshold == np.inf else decisions.threshold,
-        pixel_threshold=decisions.pixel_threshold,
-    )
-    measures = measures_of(evaluation, dataset, maps, labels)
-    p_values = [detector.p_value_of(score, decisions.image_score) for score in scores]
-    if decisions.threshold is not None:
-        measures["decisions"] = decided(decisions, scores, labels)
-    write_atomically(results / "scores.csv", scores_table(dataset, scores, p_values))
-    curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
-    figures.save_curves_figure(results / "curves.png", measures, scores, labels, kinds, *curves)
-    write_figures(dataset, maps, scores, masks, page)
-    page.finish(measures, *curves)
-    write_atomically(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
+    if args.threshold == BEST_F1:
+        decisions = decisions.by(best_threshold(scores, labels))
+    if args.save_threshold:
+        keep_threshold(args, decisions)
+    if distributed.is_first():
+        have_masks = any(row["gt_name"] for row in dataset.rows)
+        evaluation = Evaluation(
+            maps,
+            masks if have_masks else None,
+            scores,
+            labels,
+            [kind_of(row) for row in dataset.rows],
+            regions=regions,
+            image_threshold=None if decisions.threshold == np.inf else decisions.threshold,
+            pixel_threshold=decisions.pixel_threshold,
+        )
+        measures = measures_of(evaluation, dataset, maps, labels)
+        if decisions.threshold is not None:
+            measures["decisions"] = decided(decisions, scores, labels)
+        p_values = [detector.p_value_of(score, decisions.image_score) for score in scores]
+        write_atomically(results / "scores.csv", scores_table(dataset, scores, p_values))
+        draw(evaluation, measures, dataset, (maps, scores, masks), page)
+        write_atomically(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
+        print("\n".join(summary_of(measures)))
+        print(f"result page: {page.path}")
+        print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
     log.finish()
     ledger.finish(files_written(results, args.category, dataset))
 
-    for line in summary_of(measures):
-        print(line)
-    print(f"result page: {page.path}")
-    print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
-    if args.show:
+
+def draw(evaluation: Evaluation, measures: dict, dataset: AnomalyDataset, found: tuple, page: ResultPage) -> None:
+    """Draw curves, figures and page of what `detect` has found."""
+    maps, scores, masks = found
+    curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
+    labels, kinds = [row["label"] for row in dataset.rows], [kind_of(row) for row in dataset.rows]
+    path = page.path.with_name("curves.png")
+    figures.save_curves_figure(path, measures, scores, np.array(labels, dtype=int), kinds, *curves)
+    write_figures(dataset, maps, scores, masks, page)
+    page.finish(measures, *curves, threshold=measures.get("decisions", {}).get("threshold"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run stage 4. Returns the exit status: 3 if some images of --input could not be read."""
+    args = parse_arguments(arguments)
+    if args.input:
+        return inspect_input(args)
+    measure_test_images(args)
+    if args.show and distributed.is_first():
         for name in ("examples.png", "curves.png"):
-            Image.open(results / name).show()
+            Image.open(args.results / args.category / name).show()
     return 0
 
 

@@ -362,3 +362,54 @@ def test_a_picture_is_seen_as_its_file_is(folder, tmp_path, mode):
     detector.value_range = (0, 1) if mode == "F" else None
     assert np.array_equal(detector(picture).anomaly_map, detector(tmp_path / "picture.tiff").anomaly_map)
     assert np.array_equal(detector(Image.open(tmp_path / "picture.tiff")).anomaly_map, detector(picture).anomaly_map)
+
+
+def save_copy(folder, tmp_path):
+    """A detector.pt of its own, to be changed."""
+    path = tmp_path / "own" / CATEGORY / "detector.pt"
+    path.parent.mkdir(parents=True)
+    shutil.copy(folder / CATEGORY / "detector.pt", path)
+    return path
+
+
+def test_a_threshold_of_ones_own_decides_and_is_kept(folder, pictures, tmp_path, capsys):
+    path, line = save_copy(folder, tmp_path), pictures / "line"
+    scores = {name: load_detector(path)(line / name).score for name in ("a.png", "deep/b.jpg")}
+    between = sum(scores.values()) / 2
+    before = checkpoints.load(path, "detector")
+    for options in (("--threshold", between, "--save-threshold"), ()):  # then it holds without an option
+        run(path.parent.parent, tmp_path, "--input", line, "--output", tmp_path / "out", *options)
+        with (tmp_path / "out" / "decisions.csv").open() as file:
+            rows = {str(Path(row["path"]).relative_to(line)): row["anomalous"] for row in csv.DictReader(file)}
+        assert rows == {name: str(int(score >= between)) for name, score in scores.items()}
+        assert "by a threshold of your own" in capsys.readouterr().out
+    after = checkpoints.load(path, "detector")
+    assert after.pop("threshold") == (between, False)
+    assert repr(after) == repr(before)
+    detector = load_detector(path)
+    assert [detector(line / name).anomalous for name in scores] == [score >= between for score in scores.values()]
+    assert detector(line / "a.png", threshold=-1e9).anomalous
+    assert not detector(line / "a.png", false_alarm_rate=0.01).anomalous  # too few images for this rate
+    assert detector.decisions("mean").false_alarm_rate == 0.05  # it is a threshold for another score
+    run(path.parent.parent, tmp_path, "--input", line, "--threshold", "none", "--save-threshold")
+    assert load_detector(path).saved_threshold is None
+
+
+def test_thresholds_that_contradict_are_refused(folder, pictures, tmp_path):
+    for options, told in (
+        (("--threshold", "3", "--false-alarm-rate", "0.05"), "contradicts"),
+        (("--save-threshold",), "needs --threshold"),
+        (("--threshold", "best-f1"), "run without --input"),
+        (("--threshold", "3", "--save-threshold", "--image-score", "mean"), "settings of training"),
+    ):
+        with pytest.raises(UserError, match=told):
+            run(folder, tmp_path, "--input", pictures / "line", *options)
+    with pytest.raises(SystemExit) as ended:
+        run(folder, tmp_path, "--threshold", "nan")
+    assert ended.value.code == 2
+
+
+def test_without_calibration_a_threshold_of_ones_own_still_decides(folder, pictures, tmp_path):
+    run(folder, tmp_path, "--input", pictures / "line", "--image-size", "30", "--threshold", "-9999")
+    with (tmp_path / CATEGORY / "inspection" / "decisions.csv").open() as file:
+        assert [(row["anomalous"], row["p_value"]) for row in csv.DictReader(file)] == [("1", ""), ("1", "")]

@@ -199,6 +199,19 @@ def test_the_example_gives_the_detector_s_results(tmp_path, size):
         assert np.abs(found - expected.anomaly_map).max() <= TOLERANCE * np.ptp(expected.anomaly_map)
 
 
+def test_the_saved_threshold_decides_in_the_example(tmp_path):
+    path = save_detector(tmp_path / "model", [scale_of(17)], threshold=(-1e9, False))
+    metadata = exported(path).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["threshold"]) == -1e9
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 44, 3), np.uint8)).save(folder / "noise.png")
+    command = [sys.executable, ROOT / "examples" / "inspect_folder.py", path.with_suffix(".onnx"), folder]
+    for options, decision in (((), "anomalous"), (("--false-alarm-rate", "0.05"), "good")):
+        done = subprocess.run([*command, *options], check=True, capture_output=True, text=True, env=os.environ)
+        assert done.stdout.split()[-1] == decision
+
+
 def test_runtimes_are_timed_on_the_same_maps(tmp_path, capsys):
     save_detector(tmp_path, [scale_of(17)])
     output = tmp_path / "figures.json"

@@ -167,6 +167,24 @@ def test_measures_at_thresholds_that_good_images_set(done, tmp_path, capsys):
     assert set(measures["aupimo_of_images"]) == {row["path"] for row in rows if row["label"] == "1"}
 
 
+def test_the_best_threshold_of_the_test_images_is_kept_and_says_that_it_used_labels(done, tmp_path, capsys):
+    shutil.copytree(done.model, tmp_path / "model")
+    place = Place(tmp_path, done.data)
+    place.detection("--threshold", "best-f1", "--save-threshold")
+    assert "the threshold used the test images' labels" in capsys.readouterr().out
+    measures = json.loads((place.results / CATEGORY / "metrics.json").read_text())
+    threshold, by_labels = place.load("detector.pt", "detector")["threshold"]
+    assert by_labels and measures["decisions"]["threshold_used_labels"]
+    assert measures["image_f1"] == measures["image_best_f1"] > 0
+    assert measures["image_f1_threshold"] == threshold == measures["decisions"]["threshold"]
+    assert threshold <= measures["image_best_f1_threshold"]
+    with (place.results / CATEGORY / "scores.csv").open() as file:
+        scores = [float(row["image_score"]) for row in csv.DictReader(file)]
+    assert not any(threshold <= score < measures["image_best_f1_threshold"] - 1e-3 for score in scores)
+    place.detection()  # it holds from now on
+    assert json.loads((place.results / CATEGORY / "metrics.json").read_text()) == measures
+
+
 def test_masks_of_several_regions_give_the_saturated_overlap(done, tmp_path, capsys):
     """MVTec LOCO: a spot's left half and the whole of it are two regions; the first saturates at a quarter of it."""
     shutil.copytree(done.data / CATEGORY, tmp_path / CATEGORY)

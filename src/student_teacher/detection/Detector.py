@@ -13,7 +13,7 @@ from torch import Tensor
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
-from student_teacher.detection.decisions import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, Decisions
+from student_teacher.detection.decisions import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, Decisions, Threshold
 from student_teacher.images import preprocessing
 from student_teacher.images.arrays import picture_of
 from student_teacher.images.reading import ValueRange, load_reduced
@@ -123,7 +123,7 @@ class Detector:
 
     `image_score`, one of scoring.IMAGE_SCORES, is its default. `paper` is None unless the students were trained with
     --paper: then it lists their settings that differ from the published ones. `value_range` holds the values that
-    become black and white in images of more than 8 bits.
+    become black and white in images of more than 8 bits. `saved_threshold` is that of --save-threshold, if any.
 
     detector = load_detector("model/magnetic_tile/detector.pt")
     found = detector("tile.png")
@@ -142,7 +142,9 @@ class Detector:
         image_score: str = scoring.IMAGE_SCORES[0],
         paper: Sequence[str] | None = None,
         value_range: ValueRange | None = None,
+        saved_threshold: Threshold | None = None,
     ):
+        self.saved_threshold = saved_threshold
         self.image_score, self.paper, self.value_range = image_score, paper, value_range
         self.networks = networks.to(where, memory_format=device.memory_format(where)).eval()
         for student in getattr(networks, "global_students", ()):
@@ -182,39 +184,45 @@ class Detector:
     def decisions(
         self,
         image_score: str | None = None,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
         pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE,
+        threshold: float | None = None,
     ) -> Decisions:
-        """The thresholds that keep these false-alarm rates, 0 to 1; `image_score` as in `__call__`."""
-        image_score, calibration = image_score or self.image_score, self.calibration
-        thresholds = None, None
-        if calibration is not None:
-            thresholds = (
-                calibration.threshold(false_alarm_rate, image_score),
-                calibration.pixel_threshold(pixel_false_alarm_rate),
-            )
-        return Decisions(image_score, *thresholds, false_alarm_rate)
+        """When images are anomalous: from `threshold` on, or else as often among good ones as `false_alarm_rate` says.
+
+        With neither, the threshold that --save-threshold has kept counts, or else a rate of FALSE_ALARM_RATE. Rates
+        are from 0 to 1; `image_score` is as in `__call__`.
+        """
+        own = Decisions(image_score or self.image_score, None, None)
+        if (calibration := self.calibration) is not None:
+            rate = false_alarm_rate or FALSE_ALARM_RATE
+            from_score = calibration.threshold(rate, own.image_score)
+            own = Decisions(own.image_score, from_score, calibration.pixel_threshold(pixel_false_alarm_rate), rate)
+            if self.saved_threshold and false_alarm_rate is None and own.image_score == self.image_score:
+                own = own.by(self.saved_threshold)
+        return own if threshold is None else own.by(Threshold(threshold, from_labels=False))
 
     def __call__(
         self,
         image: Image.Image | np.ndarray | Tensor | str | Path,
         image_score: str | None = None,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
+        threshold: float | None = None,
     ) -> Detection:
         """Predict one image: a picture or a file of any size and mode, or an array or tensor as `picture_of` takes it.
 
         Arrays are RGB. OpenCV's are BGR: give `cv2.cvtColor(image, cv2.COLOR_BGR2RGB)`.
 
         `image_score` is one of scoring.IMAGE_SCORES; None takes the detector's own. The image is anomalous if its
-        p-value is at most `false_alarm_rate`, 0 to 1. Raises UserError if the file is missing or not an image, and for
-        an array of another shape or type.
+        p-value is at most `false_alarm_rate`, 0 to 1, or its score at least `threshold`: see `decisions`. Raises
+        UserError if the file is missing or not an image, and for an array of another shape or type.
         """
         if isinstance(image, str | Path):
             picture, size = load_reduced(image, self.least_side, self.value_range)
         else:
             picture = picture_of(image, self.value_range)
             size = picture.size[::-1]
-        decisions = self.decisions(image_score, false_alarm_rate)
+        decisions = self.decisions(image_score, false_alarm_rate, threshold=threshold)
         anomaly_map, score = self.predict(picture, image_score)
         p_value, anomalous = self.p_value_of(score, image_score), decisions.anomalous(score)
         return Detection(at_own_size(anomaly_map, size), score, p_value, anomalous)
@@ -272,8 +280,18 @@ def load_detector(
     calibration = Calibration.of_state(content["calibration"]) if same else None
     remembered = {"image_score": content.get("image_score", scoring.IMAGE_SCORES[0]), "paper": content.get("paper")}
     remembered["value_range"] = content.get("value_range") and tuple(content["value_range"])
+    remembered["saved_threshold"] = content.get("threshold") and Threshold(*content["threshold"])
     where = device.choose(device_name)
     return Detector(networks, size, calibration, content["stride"], where, precision, **remembered)
+
+
+def save_threshold(path: Path, threshold: Threshold | None) -> None:
+    """Keep a threshold for the detector's own image score in detector.pt, or None; all else stays as it is.
+
+    Raises UserError if the file can't be read or written.
+    """
+    content = checkpoints.load(path, "detector")
+    checkpoints.save(path, "detector", content["category"], content | {"threshold": threshold and tuple(threshold)})
 
 
 def _patch_detector(path, content, patch_sizes, stride, normalisation):

@@ -54,9 +54,9 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     (batch,rows,columns), over the whole image, and "scores", float32 (batch,): the detector's own image score. The
     batch size is free; with patch students so are height and width, and maps have a value for each pixel. The metadata
     are JSON: `image_size` to resize to (height and width, null for none), `value_range`, the values that become black
-    and white in images of more than 8 bits (null: 0 to 65535), and `calibration_scores`, for p-values as in
-    Calibration.p_value. Raises ValueError for a detector without calibration, or a backbone other than
-    EfficientNet-Lite0.
+    and white in images of more than 8 bits (null: 0 to 65535), `calibration_scores`, for p-values as in
+    Calibration.p_value, and `threshold`, the score that --save-threshold has kept (null: none). Raises
+    ValueError for a detector without calibration, or a backbone other than EfficientNet-Lite0.
     """
     networks, calibration = detector.networks, detector.calibration
     if calibration is None:
@@ -86,6 +86,7 @@ def model_of(detector: Detector) -> onnx.ModelProto:
         "image_size": detector.size,
         "calibration_scores": calibration.scores(detector.image_score).tolist(),
         "value_range": detector.value_range,
+        "threshold": detector.saved_threshold and detector.saved_threshold.score,
     }
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
