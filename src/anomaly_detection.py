@@ -9,16 +9,16 @@ Written under results/CATEGORY/:
                   defects_config.json, as in MVTec LOCO; image_au_roc_of_maxima uses the maps' maxima as scores, like
                   MVTec AD's evaluation script
   scores.csv      path, label, image score and p-value of every test image
+  regions.csv     of every connected region above the pixel threshold: box, area, peak and mean score, centre
   figures/        image, ground truth and anomaly map of every test image, on one colour scale; JPEG
   curves.png      ROC and PRO curves, and the scores of good against anomalous images (also as SVG)
   examples.png    of each kind the most anomalous image, the median and the least anomalous, on one sheet
   anomaly_maps/   float32 TIFFs at the images' own size, as MVTec AD's evaluation script reads them
 """
 
-import csv
-import io
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from student_teacher.detection.decisions import (
     halfway_below,
 )
 from student_teacher.detection.Detector import Detector, at_own_size, load_detector, save_threshold
+from student_teacher.detection.regions import regions_above
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.regions import Region
@@ -42,7 +43,7 @@ from student_teacher.images import category
 from student_teacher.images.defect_regions import load_regions, read_saturations
 from student_teacher.images.reading import encoded, stem_of
 from student_teacher.reports import figures
-from student_teacher.reports.inspection import inspect, shown_side
+from student_teacher.reports.inspection import inspect, regions_table, shown_side, table
 from student_teacher.reports.result_page import ResultPage, page_files
 from student_teacher.runtime import command_line, distributed
 from student_teacher.runtime.bars import with_bar
@@ -254,14 +255,19 @@ def detect(
 
 def scores_table(dataset: AnomalyDataset, scores: np.ndarray, p_values: list[float | None]) -> str:
     """Path, label, image score and p-value of every image, as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "image_score", "p_value"])
-    writer.writerows(
-        (row["image_name"], row["label"], score, "" if p_value is None else p_value)
-        for row, score, p_value in zip(dataset.rows, scores, p_values, strict=True)
+    rows = zip(dataset.rows, scores, p_values, strict=True)
+    cells = ((row["image_name"], row["label"], score, "" if p is None else p) for row, score, p in rows)
+    return table(("path", "label", "image_score", "p_value"), cells)
+
+
+def regions_found(dataset: AnomalyDataset, maps: Sequence[np.ndarray], threshold: float | None) -> str:
+    """The regions of every image above the pixel threshold, as CSV."""
+    found = prefetched(lambda scores: regions_above(scores, threshold), () if threshold is None else maps)
+    cells = (
+        (row["image_name"], [region.cells() for region in regions])
+        for row, regions in zip(dataset.rows, found, strict=False)
     )
-    return text.getvalue()
+    return regions_table(cells)
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> Threshold:
@@ -308,7 +314,15 @@ def pictures_of(results: Path, category: str, row: dict) -> tuple[Path, Path]:
 
 def files_written(results: Path, category: str, dataset: AnomalyDataset) -> list[Path]:
     """All files that are written of a category's test images."""
-    names = "scores.csv", "metrics.json", "curves.png", "curves.svg", "examples.png", "detection.unfinished"
+    names = (
+        "scores.csv",
+        "regions.csv",
+        "metrics.json",
+        "curves.png",
+        "curves.svg",
+        "examples.png",
+        "detection.unfinished",
+    )
     pictures = [path for row in dataset.rows for path in pictures_of(results, category, row)]
     return [*(results / name for name in names), *pictures, *page_files(results, range(len(dataset)))]
 
@@ -427,6 +441,7 @@ def measure_test_images(args: Namespace) -> None:
             measures["decisions"] = decided(decisions, scores, labels)
         p_values = [detector.p_value_of(score, decisions.image_score) for score in scores]
         write_atomically(results / "scores.csv", scores_table(dataset, scores, p_values))
+        write_atomically(results / "regions.csv", regions_found(dataset, maps, decisions.pixel_threshold))
         draw(evaluation, measures, dataset, (maps, scores, masks), page)
         write_atomically(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
         print("\n".join(summary_of(measures)))

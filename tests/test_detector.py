@@ -15,6 +15,7 @@ from AnomalyNet import AnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import AnomalyDetector, Maps, Scale, scale_to_checkpoint
 from student_teacher.detection.Detector import VERSION, Calibration, Detector, load_detector
+from student_teacher.detection.regions import AnomalousRegion, regions_above
 from student_teacher.reports.inspection import files_in
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
@@ -327,7 +328,8 @@ def test_results_of_images_that_have_gone_are_removed(folder, pictures, tmp_path
     run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
     names = {path.relative_to(tmp_path / "out").as_posix() for path in contents(tmp_path / "out")}
     page = {"index.html", "page/cover.jpg", "page/0000.jpg", "page/0000_small.jpg", "page/0000_map.png"}
-    ours = {"anomaly_maps/line/a.png.tiff", "overlays/line/a.png.jpg", "decisions.csv", ".student_teacher.json"}
+    ours = {"anomaly_maps/line/a.png.tiff", "overlays/line/a.png.jpg"}
+    ours |= {"decisions.csv", "regions.csv", ".student_teacher.json"}
     assert names == page | ours
 
 
@@ -362,6 +364,50 @@ def test_a_picture_is_seen_as_its_file_is(folder, tmp_path, mode):
     detector.value_range = (0, 1) if mode == "F" else None
     assert np.array_equal(detector(picture).anomaly_map, detector(tmp_path / "picture.tiff").anomaly_map)
     assert np.array_equal(detector(Image.open(tmp_path / "picture.tiff")).anomaly_map, detector(picture).anomaly_map)
+
+
+def test_regions_are_connected_and_have_box_area_scores_and_centre():
+    anomaly_map = np.zeros((12, 20), np.float32)
+    anomaly_map[2:5, 4:6] = 3  # 3 x 2 pixels
+    anomaly_map[5, 6] = 4  # touches a corner: the same region
+    anomaly_map[10, 0] = 7
+    anomaly_map[0, 19] = 1.9
+    assert regions_above(anomaly_map, 2) == [
+        AnomalousRegion(0, 10, 1, 1, area=1, peak=7, mean=7, centre_x=0, centre_y=10),
+        AnomalousRegion(4, 2, 3, 4, area=7, peak=4, mean=22 / 7, centre_x=33 / 7, centre_y=23 / 7),
+    ]
+    assert regions_above(anomaly_map, 8) == []
+
+
+def test_regions_csv_has_the_regions_that_python_gives_also_after_a_stop(folder, pictures, tmp_path, monkeypatch):
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    middle = float(np.median(detector(pictures / "line" / "a.png").anomaly_map))
+    monkeypatch.setattr(Calibration, "pixel_threshold", lambda *_: middle)
+    options = ("--input", pictures / "line", "--output")
+    seen, predict = [], Detector.predict
+
+    def stopped(*given):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(given)
+        return predict(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Detector, "predict", stopped)
+        run(folder, tmp_path, *options, tmp_path / "stopped")
+    for output in (tmp_path / "stopped", tmp_path / "out"):
+        run(folder, tmp_path, *options, output)
+    assert (tmp_path / "stopped" / "regions.csv").read_text() == (tmp_path / "out" / "regions.csv").read_text()
+    expected = []
+    for name in ("a.png", "deep/b.jpg"):
+        found = detector(pictures / "line" / name)
+        assert found.regions == regions_above(found.anomaly_map, middle)
+        expected += [[str(pictures / "line" / name), *region.cells()] for region in found.regions]
+    with (tmp_path / "out" / "regions.csv").open() as file:
+        assert list(csv.reader(file))[1:] == expected != []
+    with (tmp_path / "out" / "decisions.csv").open() as file:
+        pixels = sum(int(row["anomalous_pixels"]) for row in csv.DictReader(file))
+    assert pixels == sum(int(row[5]) for row in expected)
 
 
 def save_copy(folder, tmp_path):

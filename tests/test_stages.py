@@ -23,6 +23,7 @@ import students_training
 import teacher_training
 from student_teacher.detection.AnomalyDetector import AnomalyDetector
 from student_teacher.detection.Detector import load_detector
+from student_teacher.detection.regions import regions_above
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.regions import Region
 from student_teacher.runtime import checkpoints
@@ -231,6 +232,19 @@ def test_settings_of_detection_are_compared_on_the_same_images(done, tmp_path):
     assert rows[0]["image_au_roc"] == pytest.approx(measures["image_au_roc"], abs=0.1)
     assert rows[0]["au_pro"] == pytest.approx(measures["au_pro"], abs=0.02)  # those are in the default precision
     assert all(len(row["turns"]) == 8 for row in rows)
+
+
+def test_regions_of_the_test_images_are_those_of_their_maps(done):
+    results = done.results / CATEGORY
+    threshold = load_detector(done.model / CATEGORY / "detector.pt").calibration.pixel_threshold(0.01)
+    expected = []
+    for kind in ("good", "spot"):
+        for number in range(4):
+            anomaly_map = Image.open(results / "anomaly_maps" / CATEGORY / "test" / kind / f"{number:03d}.tiff")
+            regions = regions_above(np.asarray(anomaly_map), threshold)
+            expected += [[f"test/{kind}/{number:03d}.png", *region.cells()] for region in regions]
+    with (results / "regions.csv").open() as file:
+        assert list(csv.reader(file))[1:] == expected != []
 
 
 def test_a_red_spot_on_grey_is_found_even_so(done):

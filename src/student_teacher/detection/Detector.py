@@ -14,6 +14,7 @@ from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
 from student_teacher.detection.decisions import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, Decisions, Threshold
+from student_teacher.detection.regions import AnomalousRegion, regions_above
 from student_teacher.images import preprocessing
 from student_teacher.images.arrays import picture_of
 from student_teacher.images.reading import ValueRange, load_reduced
@@ -33,6 +34,14 @@ class Detection(NamedTuple):
     score: float
     p_value: float | None  # None if the detector was calibrated with other settings
     anomalous: bool | None
+    pixel_threshold: float | None
+
+    @property
+    def regions(self) -> list[AnomalousRegion]:
+        """The connected regions above the pixel threshold, the highest first. Raises UserError if there is none."""
+        if self.pixel_threshold is None:
+            raise UserError("regions need a pixel threshold: load the detector with the settings of its training")
+        return regions_above(self.anomaly_map, self.pixel_threshold)
 
 
 def conformal_p_value(good_scores: Tensor, score: float) -> float:
@@ -225,7 +234,7 @@ class Detector:
         decisions = self.decisions(image_score, false_alarm_rate, threshold=threshold)
         anomaly_map, score = self.predict(picture, image_score)
         p_value, anomalous = self.p_value_of(score, image_score), decisions.anomalous(score)
-        return Detection(at_own_size(anomaly_map, size), score, p_value, anomalous)
+        return Detection(at_own_size(anomaly_map, size), score, p_value, anomalous, decisions.pixel_threshold)
 
 
 def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from student_teacher.detection.decisions import Decisions
 from student_teacher.detection.Detector import Detector, at_own_size
+from student_teacher.detection.regions import AnomalousRegion, regions_above
 from student_teacher.images.folders import images_below, told
 from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, pages_of
 from student_teacher.reports import figures
@@ -27,6 +28,7 @@ from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
+REGION_COLUMNS = ("path", *AnomalousRegion._fields)
 
 
 def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
@@ -78,6 +80,13 @@ class Prediction(NamedTuple):
     score: float = 0.0
 
 
+class Row(NamedTuple):
+    """What the tables say of an image: the cells of COLUMNS and of REGION_COLUMNS, without its path."""
+
+    cells: list[str]
+    regions: list[list[str]]
+
+
 class Inspector:
     """Predicts images and writes their results: threads load and write while others are predicted."""
 
@@ -95,7 +104,7 @@ class Inspector:
         pixel_threshold = decisions.pixel_threshold
         self.highest = 10.0 if pixel_threshold is None else max(1.0, 2 * pixel_threshold)
 
-    def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, list[str] | str]]:
+    def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, Row | str]]:
         """For each (number, path, name): the name, and its row of the table or the reason why it can't be read."""
         predictions = map(self._predict, files, prefetched(self._load, files))
         return prefetched(self._write, predictions, finish=True)
@@ -124,13 +133,21 @@ class Inspector:
         self.page.save_map(prediction.number, shown_map, 0, self.highest)
         shown = figures.overlay(np.asarray(picture), shown_map, 0, self.highest)
         p_value = self.detector.p_value_of(prediction.score, self.decisions.image_score)
-        anomalous, threshold, above = self.decisions.anomalous(prediction.score), self.decisions.pixel_threshold, ""
+        anomalous, threshold = self.decisions.anomalous(prediction.score), self.decisions.pixel_threshold
         if threshold is not None:
             shown = figures.outline(shown, shown_map >= threshold, max(1, max(picture.size) // 200))
-            above = str(int((anomaly_map >= threshold).sum()))
-        row = [f"{prediction.score:.6g}", "" if p_value is None else f"{p_value:.6g}"]
-        row += ["" if anomalous is None else str(int(anomalous)), above]
         write_atomically(overlay_path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
+        regions = [] if threshold is None else regions_above(anomaly_map, threshold)
+        above = "" if threshold is None else str(sum(region.area for region in regions))
+        row = Row(
+            [
+                f"{prediction.score:.6g}",
+                "" if p_value is None else f"{p_value:.6g}",
+                "" if anomalous is None else str(int(anomalous)),
+                above,
+            ],
+            [region.cells() for region in regions],
+        )
         self.log.put(str(prediction.name), row)
         return prediction.name, row
 
@@ -154,15 +171,16 @@ def inspect(
 ) -> int:
     """Predict all images of `paths`, write the results under `output`, and return the number that could not be read.
 
-    decisions.csv has a line for each image; anomaly_maps/ has float32 TIFFs at the images' own size; overlays/ has the
-    maps over the images, at most LARGE_SIDE long, on one colour scale, with pixels above the pixel threshold outlined;
-    index.html shows all images, the most anomalous first. Resumes after a stop. Each of several processes takes its
-    share of the images, and the first writes table and page. Raises UserError if files that are not ours, or the
-    results of other `paths`, would be replaced, unless told to `overwrite`.
+    decisions.csv has a line for each image, regions.csv one for each region above the pixel threshold. anomaly_maps/
+    has float32 TIFFs at the images' own size; overlays/ has the maps over the images, at most LARGE_SIDE long, on one
+    colour scale, with pixels above the pixel threshold outlined; index.html shows all images, the most anomalous first.
+    Resumes after a stop. Each of several processes takes its share of the images, and the first writes tables and page.
+    Raises UserError if files that are not ours, or the results of other `paths`, would be replaced, unless told to
+    `overwrite`.
     """
     files, passed_over = files_in(paths, output)
     source = " ".join(["--input", *(str(path.absolute()) for path in paths)])
-    unfinished, table_path = output / "inspection.unfinished", output / "decisions.csv"
+    unfinished = output / "inspection.unfinished"
     written = [unfinished, *_written(output, enumerate(name for _, name in files))]
     ledger = Ledger(output, source, written, overwrite=overwrite, inputs=[file_and_page(path)[0] for path, _ in files])
     # Not from the files' contents: a file that can't be read should not stop the others.
@@ -172,7 +190,9 @@ def inspect(
     page = ResultPage(output, category)
     numbered = [(number, *file) for number, file in enumerate(files)]
     rows = {
-        name: row for number, _, name in numbered if (row := log.get(str(name))) and page.picture_of(number).exists()
+        name: Row(*row)
+        for number, _, name in numbered
+        if (row := log.get(str(name))) and page.picture_of(number).exists()
     }
     broken = {}
     wanted = distributed.share([file for file in numbered if file[-1] not in rows])
@@ -183,13 +203,15 @@ def inspect(
         for found, theirs in zip((rows, broken), others, strict=True):
             found |= theirs
     if distributed.is_first():
-        write_atomically(table_path, _table([[str(path), *rows[name]] for path, name in files if name in rows]))
-        from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=decisions.threshold)
+        written_of = [(str(path), rows[name]) for path, name in files if name in rows]
+        write_atomically(output / "decisions.csv", table(COLUMNS, ([path, *row.cells] for path, row in written_of)))
+        write_atomically(output / "regions.csv", regions_table((path, row.regions) for path, row in written_of))
+        flagged = [float(row.cells[0]) for row in rows.values() if row.cells[2] == "1"]
+        from_score = min(flagged, default=decisions.threshold)
         page_path = _finished(page, numbered, rows, from_score)
-        print(f"{len(rows)} images, {table_path}; result page: {page_path}")
+        print(f"{len(rows)} images, {output / 'decisions.csv'}; result page: {page_path}")
         if decisions.threshold is not None:
-            flagged = sum(row[2] == "1" for row in rows.values())
-            print(f"{flagged} called anomalous, {decisions.described()}: scores from {decisions.threshold:.4g}")
+            print(f"{len(flagged)} called anomalous, {decisions.described()}: scores from {decisions.threshold:.4g}")
         for line in (*passed_over, *(f"not inspected: {broken[name]}" for _, name in files if name in broken)):
             print(line, file=sys.stderr)
     log.finish()
@@ -202,7 +224,7 @@ def _finished(page, numbered, rows, threshold):
     for number, path, name in numbered:
         if name in rows:
             folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
-            page.add(number, name.name, str(folder), label=None, score=float(rows[name][0]))
+            page.add(number, name.name, str(folder), label=None, score=float(rows[name].cells[0]))
     return page.finish({}, threshold=threshold)
 
 
@@ -210,7 +232,12 @@ def _written(output, numbered):
     """All files that are written of images with these numbers and names."""
     numbered = list(numbered)
     pictures = [path for _, name in numbered for path in pictures_of(output, name)]
-    return [output / "decisions.csv", *pictures, *page_files(output, (number for number, _ in numbered))]
+    return [
+        output / "decisions.csv",
+        output / "regions.csv",
+        *pictures,
+        *page_files(output, (number for number, _ in numbered)),
+    ]
 
 
 def shown_side(detector: Detector) -> int | None:
@@ -218,8 +245,15 @@ def shown_side(detector: Detector) -> int | None:
     return detector.least_side and max(LARGE_SIDE, detector.least_side)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def regions_table(found: Iterable[tuple[str, Sequence[Sequence[str]]]]) -> str:
+    """regions.csv of images' paths and AnomalousRegion.cells."""
+    return table(REGION_COLUMNS, ([path, *cells] for path, regions in found for cells in regions))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *rows])
+    writer.writerow(columns)
+    writer.writerows(rows)
     return text.getvalue()

@@ -1,0 +1,40 @@
+"""Connected regions of an anomaly map: where an image is anomalous, in numbers."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from student_teacher.images.masks import EIGHT_CONNECTED
+
+
+class AnomalousRegion(NamedTuple):
+    """A connected region above the pixel threshold; lengths in pixels of the image, positions from its top left."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    area: int  # pixels
+    peak: float  # highest and mean score of its pixels
+    mean: float
+    centre_x: float  # mean position of its pixels
+    centre_y: float
+
+    def cells(self) -> list[str]:
+        """Its numbers as texts, for a table."""
+        return [f"{value:.6g}" if isinstance(value, float) else str(value) for value in self]
+
+
+def regions_above(anomaly_map: np.ndarray, threshold: float) -> list[AnomalousRegion]:
+    """The 8-connected regions of a map (H,W) from `threshold` on, the one with the highest peak first."""
+    labels, _ = ndimage.label(anomaly_map >= threshold, EIGHT_CONNECTED)
+    found = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        down, across = np.nonzero(labels[rows, columns] == number)
+        values = anomaly_map[rows, columns][down, across]
+        box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+        scores = float(values.max()), float(values.mean(dtype=np.float64))
+        centre = float(columns.start + across.mean()), float(rows.start + down.mean())
+        found.append(AnomalousRegion(*box, len(values), *scores, *centre))
+    return sorted(found, key=lambda region: -region.peak)
