@@ -18,7 +18,7 @@ Written under results/CATEGORY/:
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +42,8 @@ from student_teacher.evaluation.regions import Region
 from student_teacher.images import category
 from student_teacher.images.defect_regions import load_regions, read_saturations
 from student_teacher.images.reading import encoded, stem_of
-from student_teacher.reports import figures
-from student_teacher.reports.inspection import inspect, regions_table, shown_side, table
+from student_teacher.reports import figures, inspection
+from student_teacher.reports.inspection import regions_table, shown_side, table
 from student_teacher.reports.result_page import ResultPage, page_files
 from student_teacher.runtime import command_line, distributed
 from student_teacher.runtime.bars import with_bar
@@ -55,6 +55,7 @@ from student_teacher.runtime.resume_log import ResumeLog
 from student_teacher.training import paper
 
 BEST_F1, NO_THRESHOLD = "best-f1", "none"  # values of --threshold
+SAVED = "maps", "figures", "page"  # what can be written of test images beside the tables
 BROKEN_IMAGES = 3  # exit status
 SUMMARY = "image_au_roc", "image_f1", "pixel_au_roc", "au_pro", "au_spro_0.05", "aupimo", "pixel_f1"
 
@@ -133,6 +134,8 @@ def _refuse_contradictions(args):
         raise UserError("--threshold contradicts --false-alarm-rate: leave one of them out")
     if args.save_threshold and args.threshold is None:
         raise UserError("--save-threshold needs --threshold: a score, best-f1, or none to remove the one that is kept")
+    if unfit := set(args.save or ()) - set(inspection.SAVED if args.input else SAVED):
+        raise UserError(f"--save {min(unfit)} is for {'the test images' if args.input else '--input'}: leave it out")
     if args.input and args.threshold == BEST_F1:
         raise UserError(
             "--threshold best-f1 comes from the labelled test images: run without --input, with --save-threshold; "
@@ -140,6 +143,8 @@ def _refuse_contradictions(args):
         )
     if args.input and args.show:
         raise UserError("--show is for the test images; with --input open the result page, index.html")
+    if args.show and args.save is not None and "figures" not in args.save:
+        raise UserError("--show needs --save figures")
     if args.output and not args.input:
         raise UserError("--output needs --input; results of the test images go to the folder --results")
 
@@ -159,6 +164,13 @@ def add_input(options: ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="folder for the results of --input (default results/CATEGORY/inspection)",
+    )
+    options.add_argument(
+        "--save",
+        nargs="*",
+        choices=sorted({*SAVED, *inspection.SAVED}),
+        help="what is written beside the tables: of --input maps, overlays and page, of the test images maps, figures "
+        "and page (default: all of these; with no name: tables alone)",
     )
     options.add_argument(
         "--overwrite",
@@ -312,19 +324,14 @@ def pictures_of(results: Path, category: str, row: dict) -> tuple[Path, Path]:
     return anomaly_map, results / "figures" / kind_of(row) / f"{stem_of(name)}.jpg"
 
 
-def files_written(results: Path, category: str, dataset: AnomalyDataset) -> list[Path]:
-    """All files that are written of a category's test images."""
-    names = (
-        "scores.csv",
-        "regions.csv",
-        "metrics.json",
-        "curves.png",
-        "curves.svg",
-        "examples.png",
-        "detection.unfinished",
-    )
-    pictures = [path for row in dataset.rows for path in pictures_of(results, category, row)]
-    return [*(results / name for name in names), *pictures, *page_files(results, range(len(dataset)))]
+def files_written(results: Path, category: str, dataset: AnomalyDataset, kinds: Collection[str] = SAVED) -> list[Path]:
+    """All files that are written of a category's test images, of these kinds."""
+    names = ["scores.csv", "regions.csv", "metrics.json", "detection.unfinished"]
+    names += ["curves.png", "curves.svg", "examples.png"] if "figures" in kinds else []
+    maps, drawn = zip(*(pictures_of(results, category, row) for row in dataset.rows), strict=True)
+    files = [results / name for name in names]
+    files += [*(maps if "maps" in kinds else ()), *(drawn if "figures" in kinds else ())]
+    return files + (page_files(results, range(len(dataset))) if "page" in kinds else [])
 
 
 def measures_of(evaluation: Evaluation, dataset: AnomalyDataset, maps, labels) -> dict:
@@ -357,7 +364,7 @@ def summary_of(measures: dict) -> list[str]:
     return lines
 
 
-def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage) -> None:
+def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage, wanted: Collection[str]) -> None:
     """Draw a figure of each image, a sheet with each kind's highest, median and lowest score, and the page's maps."""
     scale = figures.colour_scale(maps)
     results = page.path.parent
@@ -375,7 +382,8 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
             np.asarray(picture), masks[number], maps[number], scores[number], f"{kind}/{stem_of(name)}"
         )
         path = pictures_of(results, page.category, row)[1]
-        figures.save_picture(figures.result_figure(example, *scale), path, figures.DPI)
+        if "figures" in wanted:
+            figures.save_picture(figures.result_figure(example, *scale), path, figures.DPI)
         page.save_map(number, maps[number], *scale)
         page.add(number, name.name, kind, label=row["label"], score=scores[number], mask=masks[number])
         return example
@@ -383,17 +391,21 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
     drawn = prefetched(draw, range(len(dataset)))
     bar = enumerate(with_bar(drawn, len(dataset), "figures"))
     examples = {number: example for number, example in bar if number in chosen}
-    sheet = figures.contact_sheet([examples[number] for number in chosen], *scale)
-    figures.save_picture(sheet, results / "examples.png", figures.SHEET_DPI)
+    if "figures" in wanted:
+        sheet = figures.contact_sheet([examples[number] for number in chosen], *scale)
+        figures.save_picture(sheet, results / "examples.png", figures.SHEET_DPI)
 
 
 def inspect_input(args: Namespace) -> int:
     """Inspect the images of --input. Returns the exit status."""
     output = args.output or args.results / args.category / "inspection"
+    outputs = inspection.Outputs(output, frozenset(inspection.SAVED if args.save is None else args.save))
     detector, decisions = detector_of(args)
     if args.save_threshold:
         keep_threshold(args, decisions)
-    broken = inspect(detector, decisions, args.input, output, category=args.category, overwrite=args.overwrite)
+    broken = inspection.inspect(
+        detector, decisions, args.input, outputs, category=args.category, overwrite=args.overwrite
+    )
     return BROKEN_IMAGES if broken else 0
 
 
@@ -413,7 +425,7 @@ def measure_test_images(args: Namespace) -> None:
     regions = regions_of(dataset)  # first, so that what is wrong with them is known at once
     detector, decisions = detector_of(args)
     dataset.least, dataset.value_range = shown_side(detector), detector.value_range
-    results = args.results / args.category
+    results, kinds = args.results / args.category, SAVED if args.save is None else args.save
     ledger = Ledger(results, "test images", files_written(results, args.category, dataset), overwrite=args.overwrite)
     images = category.identity_of(dataset)["images"]
     log = ResumeLog(results / "detection.unfinished", f"{detector.fingerprint} {images} {decisions.image_score}")
@@ -442,24 +454,37 @@ def measure_test_images(args: Namespace) -> None:
         p_values = [detector.p_value_of(score, decisions.image_score) for score in scores]
         write_atomically(results / "scores.csv", scores_table(dataset, scores, p_values))
         write_atomically(results / "regions.csv", regions_found(dataset, maps, decisions.pixel_threshold))
-        draw(evaluation, measures, dataset, (maps, scores, masks), page)
+        draw(evaluation, measures, dataset, (maps, scores, masks), page, kinds)
         write_atomically(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
         print("\n".join(summary_of(measures)))
-        print(f"result page: {page.path}")
-        print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
+        if "page" in kinds:
+            print(f"result page: {page.path}")
+        if "figures" in kinds:
+            print(f"pictures: {results / 'examples.png'}, {results / 'curves.png'}, {results / 'figures'}/")
     log.finish()
-    ledger.finish(files_written(results, args.category, dataset))
+    # Maps and pictures that were needed on the way, but not to be kept, are removed.
+    ledger.finish(files_written(results, args.category, dataset, kinds))
 
 
-def draw(evaluation: Evaluation, measures: dict, dataset: AnomalyDataset, found: tuple, page: ResultPage) -> None:
-    """Draw curves, figures and page of what `detect` has found."""
+def draw(
+    evaluation: Evaluation,
+    measures: dict,
+    dataset: AnomalyDataset,
+    found: tuple,
+    page: ResultPage,
+    kinds: Collection[str],
+) -> None:
+    """Draw curves, figures and page of what `detect` has found, those of these kinds."""
     maps, scores, masks = found
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
-    labels, kinds = [row["label"] for row in dataset.rows], [kind_of(row) for row in dataset.rows]
-    path = page.path.with_name("curves.png")
-    figures.save_curves_figure(path, measures, scores, np.array(labels, dtype=int), kinds, *curves)
-    write_figures(dataset, maps, scores, masks, page)
-    page.finish(measures, *curves, threshold=measures.get("decisions", {}).get("threshold"))
+    if "figures" in kinds:
+        labels = np.array([row["label"] for row in dataset.rows], dtype=int)
+        path = page.path.with_name("curves.png")
+        figures.save_curves_figure(path, measures, scores, labels, [kind_of(row) for row in dataset.rows], *curves)
+    if {"figures", "page"} & set(kinds):
+        write_figures(dataset, maps, scores, masks, page, kinds)
+    if "page" in kinds:
+        page.finish(measures, *curves, threshold=measures.get("decisions", {}).get("threshold"))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -459,3 +459,24 @@ def test_without_calibration_a_threshold_of_ones_own_still_decides(folder, pictu
     run(folder, tmp_path, "--input", pictures / "line", "--image-size", "30", "--threshold", "-9999")
     with (tmp_path / CATEGORY / "inspection" / "decisions.csv").open() as file:
         assert [(row["anomalous"], row["p_value"]) for row in csv.DictReader(file)] == [("1", ""), ("1", "")]
+
+
+@pytest.mark.parametrize("kinds", [(), ("maps",), ("overlays",), ("page",), ("maps", "overlays", "page")])
+def test_what_is_saved_can_be_chosen(folder, pictures, tmp_path, kinds):
+    for output, options in (("all", ()), ("out", ("--save", *kinds))):
+        run(folder, tmp_path, "--input", pictures / "line" / "a.png", "--output", tmp_path / output, *options)
+    places = {"anomaly_maps": "maps", "overlays": "overlays", "index.html": "page", "page": "page"}
+    everything = {path.relative_to(tmp_path / "all"): content for path, content in contents(tmp_path / "all").items()}
+    found = {path.relative_to(tmp_path / "out"): content for path, content in contents(tmp_path / "out").items()}
+    wanted = {path for path in everything if places.get(path.parts[0], "") in ("", *kinds)}
+    assert found.keys() == wanted
+    for path in wanted - {Path(".student_teacher.json")}:
+        assert found[path] == everything[path]
+    with pytest.raises(UserError, match="--save figures is for the test images"):
+        run(folder, tmp_path, "--input", pictures, "--save", "figures")
+    run(folder, tmp_path, "--input", pictures / "line" / "a.png", "--output", tmp_path / "all", "--save")
+    assert {path.name for path in contents(tmp_path / "all")} == {
+        "decisions.csv",
+        "regions.csv",
+        ".student_teacher.json",
+    }

@@ -247,6 +247,24 @@ def test_regions_of_the_test_images_are_those_of_their_maps(done):
         assert list(csv.reader(file))[1:] == expected != []
 
 
+@pytest.mark.parametrize("kinds", [(), ("maps",), ("figures",), ("page",)])
+def test_what_is_saved_of_test_images_can_be_chosen(done, tmp_path, kinds):
+    place = Place(tmp_path, done.data)
+    place.folders[-1] = str(done.model)
+    place.detection("--save", *kinds)
+    found, everything = (
+        {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+        for folder in (place.results / CATEGORY, done.results / CATEGORY)
+    )
+    places = {"anomaly_maps": "maps", "index.html": "page", "page": "page", "figures": "figures"}
+    places |= {"examples.png": "figures", "curves.png": "figures", "curves.svg": "figures"}
+    assert found.keys() == {path for path in everything if places.get(path.parts[0], "") in ("", *kinds)}
+    for name in found.keys() - {Path(".student_teacher.json")}:
+        assert found[name].read_bytes() == everything[name].read_bytes()
+    with pytest.raises(UserError, match="--save overlays is for --input"):
+        place.detection("--save", "overlays")
+
+
 def test_a_red_spot_on_grey_is_found_even_so(done):
     assert json.loads((done.results / CATEGORY / "metrics.json").read_text())["pixel_au_roc"] > 0.8
 

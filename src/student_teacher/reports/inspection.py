@@ -5,6 +5,7 @@ import hashlib
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
+SAVED = ("maps", "overlays", "page")  # what can be written beside the tables
 REGION_COLUMNS = ("path", *AnomalousRegion._fields)
 
 
@@ -80,6 +82,30 @@ class Prediction(NamedTuple):
     score: float = 0.0
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """Where results go, and which of `kinds` are written beside the tables."""
+
+    folder: Path
+    kinds: frozenset[str] = frozenset(SAVED)
+
+    def pictures_of(self, name: Path) -> list[Path]:
+        """Map and overlay of an image, as far as they are written."""
+        return [path for kind in ("maps", "overlays") if kind in self.kinds for path in [self.path_of(kind, name)]]
+
+    def path_of(self, kind: str, name: Path) -> Path:
+        """Where a map or an overlay of an image goes."""
+        folder, suffix = {"maps": ("anomaly_maps", "tiff"), "overlays": ("overlays", "jpg")}[kind]
+        return self.folder / folder / name.with_name(f"{name.name}.{suffix}")
+
+    def written(self, numbered: Iterable[tuple[int, Path]]) -> list[Path]:
+        """All files that are written of images with these numbers and names."""
+        numbered = list(numbered)
+        files = [self.folder / name for name in ("decisions.csv", "regions.csv")]
+        files += [path for _, name in numbered for path in self.pictures_of(name)]
+        return files + (page_files(self.folder, (number for number, _ in numbered)) if "page" in self.kinds else [])
+
+
 class Row(NamedTuple):
     """What the tables say of an image: the cells of COLUMNS and of REGION_COLUMNS, without its path."""
 
@@ -94,12 +120,14 @@ class Inspector:
         self,
         detector: Detector,
         decisions: Decisions,
-        output: Path,
-        page: ResultPage,
+        outputs: Outputs,
+        page: ResultPage | None,
         log: ResumeLog,
     ):
         self.detector, self.decisions = detector, decisions
-        self.output, self.page, self.log = output, page, log
+        self.outputs, self.page, self.log = outputs, page, log
+        pictured = outputs.kinds & {"overlays", "page"}
+        self.least_side = shown_side(detector) if pictured else detector.least_side
         # Good images have 0 on average; the colour scale ends well above their highest pixels.
         pixel_threshold = decisions.pixel_threshold
         self.highest = 10.0 if pixel_threshold is None else max(1.0, 2 * pixel_threshold)
@@ -111,7 +139,7 @@ class Inspector:
 
     def _load(self, file):
         try:
-            return load_reduced(file[1], shown_side(self.detector), self.detector.value_range)
+            return load_reduced(file[1], self.least_side, self.detector.value_range)
         except UserError as error:
             return str(error)
 
@@ -125,51 +153,51 @@ class Inspector:
         if prediction.error:
             return prediction.name, prediction.error
         anomaly_map = at_own_size(prediction.anomaly_map, prediction.size)
-        map_path, overlay_path = pictures_of(self.output, prediction.name)
-        write_atomically(map_path, encoded(Image.fromarray(anomaly_map), "TIFF"))
-        picture = at_most(prediction.picture, LARGE_SIDE)
-        shown_map = at_own_size(prediction.anomaly_map, picture.size[::-1])
-        self.page.save_image(prediction.number, picture)
-        self.page.save_map(prediction.number, shown_map, 0, self.highest)
-        shown = figures.overlay(np.asarray(picture), shown_map, 0, self.highest)
-        p_value = self.detector.p_value_of(prediction.score, self.decisions.image_score)
-        anomalous, threshold = self.decisions.anomalous(prediction.score), self.decisions.pixel_threshold
-        if threshold is not None:
-            shown = figures.outline(shown, shown_map >= threshold, max(1, max(picture.size) // 200))
-        write_atomically(overlay_path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
-        regions = [] if threshold is None else regions_above(anomaly_map, threshold)
-        above = "" if threshold is None else str(sum(region.area for region in regions))
-        row = Row(
-            [
-                f"{prediction.score:.6g}",
-                "" if p_value is None else f"{p_value:.6g}",
-                "" if anomalous is None else str(int(anomalous)),
-                above,
-            ],
-            [region.cells() for region in regions],
-        )
+        if "maps" in self.outputs.kinds:
+            content = encoded(Image.fromarray(anomaly_map), "TIFF")
+            write_atomically(self.outputs.path_of("maps", prediction.name), content)
+        if self.outputs.kinds & {"overlays", "page"}:
+            self._write_pictures(prediction)
+        row = self._row(prediction.score, anomaly_map)
         self.log.put(str(prediction.name), row)
         return prediction.name, row
 
+    def _write_pictures(self, prediction):
+        picture, threshold = at_most(prediction.picture, LARGE_SIDE), self.decisions.pixel_threshold
+        shown_map = at_own_size(prediction.anomaly_map, picture.size[::-1])
+        if self.page:
+            self.page.save_image(prediction.number, picture)
+            self.page.save_map(prediction.number, shown_map, 0, self.highest)
+        if "overlays" in self.outputs.kinds:
+            shown = figures.overlay(np.asarray(picture), shown_map, 0, self.highest)
+            if threshold is not None:
+                shown = figures.outline(shown, shown_map >= threshold, max(1, max(picture.size) // 200))
+            content = encoded(Image.fromarray(shown), "JPEG", **figures.JPEG)
+            write_atomically(self.outputs.path_of("overlays", prediction.name), content)
 
-def pictures_of(output: Path, name: Path) -> tuple[Path, Path]:
-    """Where map and overlay of an image go."""
-    return tuple(
-        output / folder / name.with_name(f"{name.name}.{suffix}")
-        for folder, suffix in (("anomaly_maps", "tiff"), ("overlays", "jpg"))
-    )
+    def _row(self, score, anomaly_map):
+        p_value = self.detector.p_value_of(score, self.decisions.image_score)
+        anomalous, threshold = self.decisions.anomalous(score), self.decisions.pixel_threshold
+        regions = [] if threshold is None else regions_above(anomaly_map, threshold)
+        cells = [
+            f"{score:.6g}",
+            "" if p_value is None else f"{p_value:.6g}",
+            "" if anomalous is None else str(int(anomalous)),
+            "" if threshold is None else str(sum(region.area for region in regions)),
+        ]
+        return Row(cells, [region.cells() for region in regions])
 
 
 def inspect(
     detector: Detector,
     decisions: Decisions,
     paths: Sequence[Path],
-    output: Path,
+    outputs: Outputs,
     *,
     category: str,
     overwrite: bool = False,
 ) -> int:
-    """Predict all images of `paths`, write the results under `output`, and return the number that could not be read.
+    """Predict all images of `paths`, write the results to `outputs`, and return the number that could not be read.
 
     decisions.csv has a line for each image, regions.csv one for each region above the pixel threshold. anomaly_maps/
     has float32 TIFFs at the images' own size; overlays/ has the maps over the images, at most LARGE_SIDE long, on one
@@ -178,25 +206,26 @@ def inspect(
     Raises UserError if files that are not ours, or the results of other `paths`, would be replaced, unless told to
     `overwrite`.
     """
+    output = outputs.folder
     files, passed_over = files_in(paths, output)
     source = " ".join(["--input", *(str(path.absolute()) for path in paths)])
     unfinished = output / "inspection.unfinished"
-    written = [unfinished, *_written(output, enumerate(name for _, name in files))]
+    written = [unfinished, *outputs.written(enumerate(name for _, name in files))]
     ledger = Ledger(output, source, written, overwrite=overwrite, inputs=[file_and_page(path)[0] for path, _ in files])
     # Not from the files' contents: a file that can't be read should not stop the others.
     stamps = [(str(name), (found := file_and_page(path)[0].stat()).st_size, found.st_mtime_ns) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
-    log = ResumeLog(unfinished, f"{detector.fingerprint} {decisions} {digest}")
-    page = ResultPage(output, category)
+    log = ResumeLog(unfinished, f"{detector.fingerprint} {decisions} {sorted(outputs.kinds)} {digest}")
+    page = ResultPage(output, category) if "page" in outputs.kinds else None
     numbered = [(number, *file) for number, file in enumerate(files)]
     rows = {
         name: Row(*row)
         for number, _, name in numbered
-        if (row := log.get(str(name))) and page.picture_of(number).exists()
+        if (row := log.get(str(name))) and (page is None or page.picture_of(number).exists())
     }
     broken = {}
     wanted = distributed.share([file for file in numbered if file[-1] not in rows])
-    inspector = Inspector(detector, decisions, output, page, log)
+    inspector = Inspector(detector, decisions, outputs, page, log)
     for name, row in with_bar(inspector.inspected(wanted), len(wanted), "images"):
         (broken if isinstance(row, str) else rows)[name] = row
     for others in distributed.gathered((rows, broken)):
@@ -208,14 +237,14 @@ def inspect(
         write_atomically(output / "regions.csv", regions_table((path, row.regions) for path, row in written_of))
         flagged = [float(row.cells[0]) for row in rows.values() if row.cells[2] == "1"]
         from_score = min(flagged, default=decisions.threshold)
-        page_path = _finished(page, numbered, rows, from_score)
-        print(f"{len(rows)} images, {output / 'decisions.csv'}; result page: {page_path}")
+        page_note = f"; result page: {_finished(page, numbered, rows, from_score)}" if page else ""
+        print(f"{len(rows)} images, {output / 'decisions.csv'}{page_note}")
         if decisions.threshold is not None:
             print(f"{len(flagged)} called anomalous, {decisions.described()}: scores from {decisions.threshold:.4g}")
         for line in (*passed_over, *(f"not inspected: {broken[name]}" for _, name in files if name in broken)):
             print(line, file=sys.stderr)
     log.finish()
-    ledger.finish(_written(output, ((number, name) for number, _, name in numbered if name in rows)))
+    ledger.finish(outputs.written(((number, name) for number, _, name in numbered if name in rows)))
     return len(broken)
 
 
@@ -226,18 +255,6 @@ def _finished(page, numbered, rows, threshold):
             folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
             page.add(number, name.name, str(folder), label=None, score=float(rows[name].cells[0]))
     return page.finish({}, threshold=threshold)
-
-
-def _written(output, numbered):
-    """All files that are written of images with these numbers and names."""
-    numbered = list(numbered)
-    pictures = [path for _, name in numbered for path in pictures_of(output, name)]
-    return [
-        output / "decisions.csv",
-        output / "regions.csv",
-        *pictures,
-        *page_files(output, (number for number, _ in numbered)),
-    ]
 
 
 def shown_side(detector: Detector) -> int | None:
