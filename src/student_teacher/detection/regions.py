@@ -30,11 +30,12 @@ def regions_above(anomaly_map: np.ndarray, threshold: float) -> list[AnomalousRe
     """The 8-connected regions of a map (H,W) from `threshold` on, the one with the highest peak first."""
     labels, _ = ndimage.label(anomaly_map >= threshold, EIGHT_CONNECTED)
     found = []
-    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
-        down, across = np.nonzero(labels[rows, columns] == number)
-        values = anomaly_map[rows, columns][down, across]
-        box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        inside = labels[box] == number
+        values, (height, width) = anomaly_map[box][inside], inside.shape
+        top, left = (side.start for side in box)
+        area = len(values)
+        centre = left + inside.sum(0) @ np.arange(width) / area, top + inside.sum(1) @ np.arange(height) / area
         scores = float(values.max()), float(values.mean(dtype=np.float64))
-        centre = float(columns.start + across.mean()), float(rows.start + down.mean())
-        found.append(AnomalousRegion(*box, len(values), *scores, *centre))
+        found.append(AnomalousRegion(left, top, width, height, area, *scores, *map(float, centre)))
     return sorted(found, key=lambda region: -region.peak)
