@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -29,6 +30,7 @@ class AnomalyDataset(Dataset):
         transform: from a PIL image to what the network takes, such as a tensor (3,H,W); None leaves the image.
         gt_transform: the same for the mask, such as to (1,H,W); None leaves the mask.
         least: large JPEGs may be read at a reduced size, both sides at least this long: see `reading.load_reduced`.
+        ignored: regions (h,w) that `transform` paints over, for those who use the dataset.
         **constraint: columns of the index and the value that a row must have, as in `type="train", label=0`.
 
     Attributes:
@@ -50,6 +52,7 @@ class AnomalyDataset(Dataset):
         transform: Callable | None = None,
         gt_transform: Callable | None = None,
         least: int | None = None,
+        ignored: np.ndarray | None = None,
         **constraint: str | int,
     ):
         unknown = sorted(set(constraint) - set(COLUMNS))
@@ -59,6 +62,7 @@ class AnomalyDataset(Dataset):
         self.transform = transform
         self.gt_transform = gt_transform
         self.least = least
+        self.ignored = ignored
         distributed.wait_for_all()
         if distributed.is_first():
             renew_index(self.root_dir)

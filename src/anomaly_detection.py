@@ -34,17 +34,17 @@ from student_teacher.detection.decisions import (
     Threshold,
     halfway_below,
 )
-from student_teacher.detection.Detector import Detector, at_own_size, load_detector, save_threshold
+from student_teacher.detection.Detector import Detector, load_detector, save_threshold
 from student_teacher.detection.regions import regions_above
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.regions import Region
-from student_teacher.images import category
+from student_teacher.images import category, ignored
 from student_teacher.images.defect_regions import load_regions, read_saturations
-from student_teacher.images.reading import encoded, stem_of
+from student_teacher.images.reading import at_most, encoded, stem_of
 from student_teacher.reports import figures, inspection
-from student_teacher.reports.inspection import regions_table, shown_side, table
-from student_teacher.reports.result_page import ResultPage, page_files
+from student_teacher.reports.inspection import regions_table, shown_side, table, with_ignored
+from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
 from student_teacher.runtime import command_line, distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
@@ -97,6 +97,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         help="for patch students: standardise errors with mean and std of good images at each place, or of the whole "
         "image, as in the paper (default place; image if the students were trained with --paper)",
     )
+    ignored.add_option(options)
     add_input(options)
     options.add_argument(
         "--false-alarm-rate",
@@ -188,6 +189,7 @@ def detector_path(args: Namespace) -> Path:
 def detector_of(args: Namespace) -> tuple[Detector, Decisions]:
     """The category's detector with the options of the command line, and its thresholds."""
     path = detector_path(args)
+    given = ignored.load(args.data / args.category, args.ignore)
     size = "trained" if args.image_size is None else command_line.image_size(args)
     detector = load_detector(
         path,
@@ -198,7 +200,10 @@ def detector_of(args: Namespace) -> tuple[Detector, Decisions]:
         args.device,
         args.precision,
         paper=args.paper,
+        ignored=given,
     )
+    if given is not None and (detector.painted is None or (given & ~ignored.at(detector.painted, given.shape)).any()):
+        print("not all that is ignored was so in training: p-values are cautious; train again for exact ones")
     rate = args.false_alarm_rate or (FALSE_ALARM_RATE if args.threshold in (BEST_F1, NO_THRESHOLD) else None)
     given = args.threshold if isinstance(args.threshold, float) else None
     decisions = detector.decisions(args.image_score, rate, args.pixel_false_alarm_rate, given)
@@ -246,8 +251,8 @@ def detect(
         if small_map is None:
             anomaly_map = np.asarray(Image.open(path_of(number)))
         else:
-            anomaly_map = at_own_size(small_map, sample["size"])
-            page.save_image(number, sample["image"])
+            anomaly_map = detector.at_own_size(small_map, sample["size"])
+            page.save_image(number, with_ignored(detector, at_most(sample["image"], LARGE_SIDE)))
             write_atomically(path_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
             log.put(sample["path"], score)
         return anomaly_map, score, np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None
@@ -437,6 +442,7 @@ def measure_test_images(args: Namespace) -> None:
     if args.save_threshold:
         keep_threshold(args, decisions)
     if distributed.is_first():
+        ignored_at = {shape: detector.ignored_at(shape) for shape in {scores.shape for scores in maps}}
         have_masks = any(row["gt_name"] for row in dataset.rows)
         evaluation = Evaluation(
             maps,
@@ -447,6 +453,7 @@ def measure_test_images(args: Namespace) -> None:
             regions=regions,
             image_threshold=None if decisions.threshold == np.inf else decisions.threshold,
             pixel_threshold=decisions.pixel_threshold,
+            ignored=[ignored_at[scores.shape] for scores in maps] if detector.ignores else None,
         )
         measures = measures_of(evaluation, dataset, maps, labels)
         if decisions.threshold is not None:

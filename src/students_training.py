@@ -10,7 +10,7 @@ from argparse import Namespace
 
 from AnomalyNet import DEFAULT_PATCH_SIZES, PATCH_SIZES
 from student_teacher.detection.Detector import VERSION, Calibration
-from student_teacher.images import category
+from student_teacher.images import category, ignored
 from student_teacher.images.index import read_settings
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import checkpoints, command_line, distributed
@@ -48,6 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     command_line.add_image_size(options, default=None, otherwise="512; 256 with --teacher patches")
     command_line.add_training(options, batch_size="4", learning_rate="0.05; of adam 1e-3")
     add_optimiser(options, default=None)
+    ignored.add_option(options)
     backbone_weights.add_options(options, default="efficientnet_lite0")
     patches = options.add_argument_group("with --teacher patches, like --batch-size, --learning-rate and --optimiser")
     patches.add_argument(
@@ -124,7 +125,8 @@ def train_backbone_students(args: Namespace, before: dict | None) -> None:
     backbone = backbone_weights.backbone(args.backbone, args.backbone_weights, adapted)
     dataset = category.good_images(args, size)
     store = ImageStore(lambda index: dataset[index]["image"], len(dataset))
-    networks, calibration = backbone_students.fit(backbone, size, store, list(range(len(dataset))), args)
+    indices = list(range(len(dataset)))
+    networks, calibration = backbone_students.fit(backbone, size, store, indices, args, ignored=dataset.ignored)
     content = {"image_size": list(size), "stride": networks.stride, "backbone": networks.to_checkpoint(args.backbone)}
     save(path, args, settings, calibration, content)
 
@@ -173,6 +175,7 @@ def save(path, args: Namespace, settings, calibration: Calibration, content: dic
         "made_from": settings,
         "calibration": calibration.state_dict(),
         "value_range": read_settings(args.data / args.category)["value_range"],
+        "ignored": ignored.packed(ignored.load(args.data / args.category, args.ignore)),
     } | content
     checkpoints.save(path, "detector", args.category, content)
     print(calibration.promise())

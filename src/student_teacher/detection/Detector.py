@@ -15,6 +15,7 @@ from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDet
 from student_teacher.detection.BackboneDetector import BackboneDetector
 from student_teacher.detection.decisions import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, Decisions, Threshold
 from student_teacher.detection.regions import AnomalousRegion, regions_above
+from student_teacher.images import ignored as ignoring
 from student_teacher.images import preprocessing
 from student_teacher.images.arrays import picture_of
 from student_teacher.images.reading import ValueRange, load_reduced
@@ -65,17 +66,25 @@ class Calibration:
     Image scores give conformal p-values; quantiles of the pixels' scores give the pixel threshold.
     """
 
-    def __init__(self, found: Sequence[Maps]):
-        """From those images' maps."""
+    def __init__(self, found: Sequence[Maps], ignored: np.ndarray | None = None):
+        """From those images' maps, without regions to ignore (h,w)."""
+        seen = [ignoring.seen(ignored, tuple(image.scored_maps.shape[1:])) for image in found]
         self._scores = {
-            image_score: torch.cat([scoring.image_scores(image.scored_maps, image_score) for image in found])
+            image_score: torch.cat(
+                [
+                    scoring.image_scores(image.scored_maps, image_score, of)
+                    for image, of in zip(found, seen, strict=True)
+                ]
+            )
             .double()
             .cpu()
             .sort()
             .values
             for image_score in scoring.IMAGE_SCORES
         }
-        pixels = np.concatenate([image.anomaly_maps.flatten().numpy(force=True) for image in found])
+        pixels = np.concatenate(
+            [image.anomaly_maps[:, of].flatten().numpy(force=True) for image, of in zip(found, seen, strict=True)]
+        )
         self._pixels = torch.from_numpy(np.quantile(pixels, np.linspace(0, 1, QUANTILES)))
 
     def scores(self, image_score: str = scoring.IMAGE_SCORES[0]) -> Tensor:
@@ -133,6 +142,8 @@ class Detector:
     `image_score`, one of scoring.IMAGE_SCORES, is its default. `paper` is None unless the students were trained with
     --paper: then it lists their settings that differ from the published ones. `value_range` holds the values that
     become black and white in images of more than 8 bits. `saved_threshold` is that of --save-threshold, if any.
+    Regions (h,w) that were `painted` over in training are painted over here too, and ignored, as are those of
+    `ignored`.
 
     detector = load_detector("model/magnetic_tile/detector.pt")
     found = detector("tile.png")
@@ -152,7 +163,11 @@ class Detector:
         paper: Sequence[str] | None = None,
         value_range: ValueRange | None = None,
         saved_threshold: Threshold | None = None,
+        painted: np.ndarray | None = None,
+        ignored: np.ndarray | None = None,
     ):
+        self.painted = painted
+        self._ignored = [mask for mask in (painted, ignored) if mask is not None]
         self.saved_threshold = saved_threshold
         self.image_score, self.paper, self.value_range = image_score, paper, value_range
         self.networks = networks.to(where, memory_format=device.memory_format(where)).eval()
@@ -160,7 +175,7 @@ class Detector:
             student.compute_in(device.dtype_of(where, precision))
         self.size, self.calibration, self.calibrated_stride = size, calibration, calibrated_stride
         self._where, self._precision = where, precision
-        self._transform = preprocessing.image_transform(size)
+        self._transform = preprocessing.image_transform(size, painted)
         self._maps = Recorded(self._compute) if where.type == "cuda" and size else self._compute
 
     @property
@@ -174,13 +189,38 @@ class Detector:
         nets = self.networks
         form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._precision}"
         padded = [scale.padding for scale in getattr(nets, "scales", ())]
-        return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded} {self.value_range}"
+        masks = [ignoring.digest_of(mask) for mask in self._ignored]
+        return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded} {self.value_range} {masks}"
+
+    @property
+    def ignores(self) -> bool:
+        """Whether regions of images are ignored."""
+        return bool(self._ignored)
+
+    def ignored_at(self, size: tuple[int, int]) -> np.ndarray | None:
+        """Where to ignore an image or map (H,W); None where nothing is to be ignored."""
+        if not self.ignores:
+            return None
+        ignored = np.any([ignoring.at(mask, size) for mask in self._ignored], axis=0)
+        if ignored.all():
+            raise UserError(f"the regions to ignore leave nothing of {size[0]} x {size[1]} places to be looked at")
+        return ignored
 
     def predict(self, picture: Image.Image, image_score: str | None = None) -> tuple[Tensor, float]:
         """Anomaly map (h,w) of an RGB picture, at the networks' own resolution, on the CPU; and its image score."""
         maps = self._maps(self._transform(picture)[None].to(self._where))
-        score = scoring.image_scores(maps.scored_maps, image_score or self.image_score)
-        return maps.anomaly_maps[0].cpu(), score.item()
+        ignored = self.ignored_at(tuple(maps.scored_maps.shape[1:]))
+        seen = None if ignored is None else torch.from_numpy(~ignored)
+        score = scoring.image_scores(maps.scored_maps, image_score or self.image_score, seen)
+        return torch.from_numpy(self._lowered(maps.anomaly_maps[0].cpu().numpy())), score.item()
+
+    def at_own_size(self, anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
+        """The map (h,w), resized to its image's own `size` (H,W): float32. What is ignored has the lowest score."""
+        return self._lowered(at_own_size(anomaly_map, size))
+
+    def _lowered(self, anomaly_map):
+        ignored = self.ignored_at(anomaly_map.shape)
+        return anomaly_map if ignored is None else np.where(ignored, anomaly_map[~ignored].min(), anomaly_map)
 
     def _compute(self, images):
         with device.autocast(self._where, self._precision):
@@ -234,7 +274,7 @@ class Detector:
         decisions = self.decisions(image_score, false_alarm_rate, threshold=threshold)
         anomaly_map, score = self.predict(picture, image_score)
         p_value, anomalous = self.p_value_of(score, image_score), decisions.anomalous(score)
-        return Detection(at_own_size(anomaly_map, size), score, p_value, anomalous, decisions.pixel_threshold)
+        return Detection(self.at_own_size(anomaly_map, size), score, p_value, anomalous, decisions.pixel_threshold)
 
 
 def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -252,13 +292,15 @@ def load_detector(
     precision: str = "auto",
     *,
     paper: bool = False,
+    ignored: np.ndarray | None = None,
 ) -> Detector:
     """Load the detector that students_training.py wrote. None and "trained" stand for the settings of training.
 
     For patch students only: with fewer `patch_sizes`, or another `size` or `normalisation`, the calibration does not
     hold, and there are no p-values. With another `stride` p-values are approximate: the maximum of a finer map is
-    higher. Students of a frozen backbone accept none of these four. Raises UserError if the file is missing or broken,
-    or if an option doesn't fit it; with `paper`, also if the students were not trained with --paper.
+    higher. Students of a frozen backbone accept none of these four. A mask `ignored` (h,w) is ignored beside what was
+    ignored in training; p-values are then cautious. Raises UserError if the file is missing or broken, or if an option
+    doesn't fit it; with `paper`, also if the students were not trained with --paper.
     """
     path = Path(path)
     if not path.exists():
@@ -290,6 +332,7 @@ def load_detector(
     remembered = {"image_score": content.get("image_score", scoring.IMAGE_SCORES[0]), "paper": content.get("paper")}
     remembered["value_range"] = content.get("value_range") and tuple(content["value_range"])
     remembered["saved_threshold"] = content.get("threshold") and Threshold(*content["threshold"])
+    remembered |= {"painted": ignoring.unpacked(content.get("ignored")), "ignored": ignored}
     where = device.choose(device_name)
     return Detector(networks, size, calibration, content["stride"], where, precision, **remembered)
 

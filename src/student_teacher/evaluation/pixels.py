@@ -56,13 +56,17 @@ def check(anomaly_maps: Maps, ground_truth: Masks) -> tuple[list[np.ndarray], li
 
 
 def gather(
-    anomaly_maps: Sequence[np.ndarray], masks: Sequence[np.ndarray | None], regions: Regions | None = None
+    anomaly_maps: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray | None],
+    regions: Regions | None = None,
+    ignored: Sequence[np.ndarray] | None = None,
 ) -> Pixels:
     """Sort the pixels of some images.
 
     Args:
         anomaly_maps, masks: as `check` returns them.
         regions: of each image, which together are its mask; none for one without a defect. None: not known.
+        ignored: of each image, nonzero where pixels do not count. None: all count.
 
     Raises:
         ValueError: as `regions.saturated`.
@@ -72,14 +76,17 @@ def gather(
     number = saturating_number = 0
     for index, (scores, mask) in enumerate(zip(anomaly_maps, masks, strict=True)):
         of_image = regions[index] if regions is not None else ()
-        if mask is None or not mask.any():
+        counted = np.ones(scores.shape, dtype=bool) if ignored is None else ignored[index] == 0
+        mask = np.zeros_like(counted) if mask is None else (mask != 0) & counted
+        if ignored is not None:
+            of_image = [part for region in of_image if len((part := region.within(counted)).pixels)]
+        if not mask.any():
             if len(of_image):
                 raise ValueError("an image has regions, but no mask")
-            good.append(scores.ravel())
+            good.append(scores[counted])
             defects.append(scores.ravel()[:0])
             continue
-        mask = mask != 0
-        good.append(scores[~mask])
+        good.append(scores[counted & ~mask])
         defects.append(scores[mask])
         share, found = connected(mask)
         weight.append(share)

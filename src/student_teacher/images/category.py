@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 
 from AnomalyDataset import AnomalyDataset
-from student_teacher.images import preprocessing, reading
+from student_teacher.images import ignored, preprocessing, reading
 from student_teacher.images.folders import images_below, told
 from student_teacher.runtime import device
 from student_teacher.runtime.errors import UserError
 
 
 def good_images(args: Namespace, size: preprocessing.Size) -> AnomalyDataset:
-    """The category's anomaly-free training images as uint8 tensors. Raises UserError if there are fewer than 2."""
-    transform, least = preprocessing.image_transform(size), preprocessing.least_side(size)
-    dataset = AnomalyDataset(args.data / args.category, transform, least=least, type="train", label=0)
+    """The category's anomaly-free training images as uint8 tensors. Raises UserError if there are fewer than 2.
+
+    Regions to ignore are painted over, and are the dataset's `ignored`.
+    """
+    mask = ignored.load(args.data / args.category, getattr(args, "ignore", None))
+    transform, least = preprocessing.image_transform(size, mask), preprocessing.least_side(size)
+    dataset = AnomalyDataset(args.data / args.category, transform, least=least, ignored=mask, type="train", label=0)
     if len(dataset) < 2:
         raise UserError(f"{args.data / args.category} has {len(dataset)} images in train/good: two are the least")
     return dataset
@@ -63,7 +67,8 @@ def _named_content(path, contents=True):
 def identity_of(dataset: AnomalyDataset) -> dict[str, Any]:
     """What tells a dataset's images, and how they are read, from others: for the settings that a model is made with.
 
-    `images` is a digest; `image_files`, each file's own by its name, says which ones differ. Raises UserError where a
+    `images` is a digest; `image_files`, each file's own by its name, says which ones differ; `ignored` is the digest of
+    regions to ignore, if there are any. Raises UserError where a
     file is missing.
     """
     whole, files = hashlib.sha256(), {}
@@ -72,7 +77,9 @@ def identity_of(dataset: AnomalyDataset) -> dict[str, Any]:
         whole.update(part)
         files[row["image_name"]] = hashlib.sha256(part).hexdigest()[:16]
     digest = whole.hexdigest()[:16]
-    return {"images": f"{digest} {dataset.value_range}" if dataset.value_range else digest, "image_files": files}
+    regions = {} if dataset.ignored is None else {"ignored": ignored.digest_of(dataset.ignored)}
+    images = f"{digest} {dataset.value_range}" if dataset.value_range else digest
+    return {"images": images, "image_files": files} | regions
 
 
 def image_paths(dataset: AnomalyDataset) -> list[Path]:

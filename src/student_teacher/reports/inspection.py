@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from student_teacher.detection.decisions import Decisions
-from student_teacher.detection.Detector import Detector, at_own_size
+from student_teacher.detection.Detector import Detector
 from student_teacher.detection.regions import AnomalousRegion, regions_above
 from student_teacher.images.folders import images_below, told
 from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, pages_of
@@ -152,7 +152,7 @@ class Inspector:
     def _write(self, prediction):
         if prediction.error:
             return prediction.name, prediction.error
-        anomaly_map = at_own_size(prediction.anomaly_map, prediction.size)
+        anomaly_map = self.detector.at_own_size(prediction.anomaly_map, prediction.size)
         if "maps" in self.outputs.kinds:
             content = encoded(Image.fromarray(anomaly_map), "TIFF")
             write_atomically(self.outputs.path_of("maps", prediction.name), content)
@@ -164,7 +164,8 @@ class Inspector:
 
     def _write_pictures(self, prediction):
         picture, threshold = at_most(prediction.picture, LARGE_SIDE), self.decisions.pixel_threshold
-        shown_map = at_own_size(prediction.anomaly_map, picture.size[::-1])
+        picture = with_ignored(self.detector, picture)
+        shown_map = self.detector.at_own_size(prediction.anomaly_map, picture.size[::-1])
         if self.page:
             self.page.save_image(prediction.number, picture)
             self.page.save_map(prediction.number, shown_map, 0, self.highest)
@@ -260,6 +261,12 @@ def _finished(page, numbered, rows, threshold):
 def shown_side(detector: Detector) -> int | None:
     """The length that both sides of a picture must have at least, for the detector and for the page."""
     return detector.least_side and max(LARGE_SIDE, detector.least_side)
+
+
+def with_ignored(detector: Detector, picture: Image.Image) -> Image.Image:
+    """The picture with what the detector ignores hatched."""
+    ignored = detector.ignored_at(picture.size[::-1])
+    return picture if ignored is None else Image.fromarray(figures.hatch(np.asarray(picture), ignored))
 
 
 def regions_table(found: Iterable[tuple[str, Sequence[Sequence[str]]]]) -> str:

@@ -164,15 +164,15 @@ def descriptor_moments(
 
 
 @torch.inference_mode()
-def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespace) -> None:
-    """Measure mean and std of error and variance on good images, which normalise the maps."""
+def calibrate(scale: Scale, store: ImageStore, indices: list[int], args: Namespace, *, ignored=None) -> None:
+    """Measure mean and std of error and variance on good images, which normalise the maps, without what is ignored."""
     teacher, students = scale.dense(args.stride)
     statistics, where = ScoreStatistics(), device.choose(args.device)
     indices = distributed.share(indices)
     for groups in with_bar(store.batches([index] for index in indices), len(indices), "errors of good images"):
         with device.autocast(where, args.precision):
             images = preprocessing.normalise(groups[0].to(where))
-            statistics.update(*scoring.error_and_variance(teacher, students, images))
+            statistics.update(*scoring.error_and_variance(teacher, students, images), ignored)
     statistics.gather()
     scale.calibrate(statistics)
 
@@ -189,7 +189,7 @@ def score_calibration(networks: AnomalyDetector, args: Namespace) -> Calibration
     for image in with_bar(samples, len(indices), "scores of good images"):
         with device.autocast(where, args.precision):
             found.append(Maps(*(maps.cpu() for maps in networks.maps(image[None].to(where)))))
-    return Calibration(distributed.in_order(found))
+    return Calibration(distributed.in_order(found), dataset.ignored)
 
 
 def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
@@ -226,7 +226,7 @@ def train(args: Namespace, patch_size: int, teacher_net: AnomalyNet) -> Path:
     folded = [net.folded() for net in students.nets]
     scale = Scale(teacher_net, folded, moments.mean, moments.std, padding=args.padding).to(where)
     # The p-values use the validation images. If these also normalise, four numbers per scale depend on them.
-    calibrate(scale, store, validation if args.validation else some, args)
+    calibrate(scale, store, validation if args.validation else some, args, ignored=dataset.ignored)
     left = students.validation_loss(store, validation)
     print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(validation)} validation images")
     content = {"patch_size": patch_size, "scale": scale_to_checkpoint(scale.cpu()), "validation_loss": left}
