@@ -17,8 +17,10 @@ Written under results/CATEGORY/:
 """
 
 import json
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Collection, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,7 @@ from student_teacher.evaluation.regions import Region
 from student_teacher.images import category, ignored
 from student_teacher.images.defect_regions import load_regions, read_saturations
 from student_teacher.images.reading import at_most, encoded, stem_of
-from student_teacher.reports import figures, inspection
+from student_teacher.reports import figures, inspection, watching
 from student_teacher.reports.inspection import regions_table, shown_side, table, with_ignored
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
 from student_teacher.runtime import command_line, distributed
@@ -146,6 +148,12 @@ def _refuse_contradictions(args):
         raise UserError("--show is for the test images; with --input open the result page, index.html")
     if args.show and args.save is not None and "figures" not in args.save:
         raise UserError("--show needs --save figures")
+    if args.watch and not args.input:
+        raise UserError("--watch needs --input with a folder to watch")
+    if watches(args) and "page" in (args.save or ()):
+        raise UserError("--save page needs all images: it does not go with --watch or --input -")
+    if watches(args) and distributed.active():
+        raise UserError("--watch runs in one process, without torchrun")
     if args.output and not args.input:
         raise UserError("--output needs --input; results of the test images go to the folder --results")
 
@@ -159,6 +167,12 @@ def add_input(options: ArgumentParser) -> None:
         metavar="PATH",
         help="inspect these images, and all in these folders and their subfolders, instead of the category's test "
         "images; no labels, masks or index needed",
+    )
+    options.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on looking at the folders of --input, and decide on each image as soon as it is whole, until Ctrl-C; "
+        "--input - takes paths from standard input instead, one a line",
     )
     options.add_argument(
         "--output",
@@ -401,6 +415,23 @@ def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage
         figures.save_picture(sheet, results / "examples.png", figures.SHEET_DPI)
 
 
+def watches(args: Namespace) -> bool:
+    """Whether images of --input are awaited: in folders, or as paths on standard input."""
+    return args.watch or args.input == [watching.STANDARD_INPUT]
+
+
+def watch_input(args: Namespace) -> int:
+    """Decide on the images of --input as they arrive. Returns the exit status."""
+    output = args.output or args.results / args.category / "watch"
+    with redirect_stdout(sys.stderr):  # standard output is for decisions alone
+        detector, decisions = detector_of(args)
+        if args.save_threshold:
+            keep_threshold(args, decisions)
+    outputs = inspection.Outputs(output, frozenset(args.save or ()))
+    broken = watching.watch(detector, decisions, args.input, outputs, overwrite=args.overwrite)
+    return BROKEN_IMAGES if broken and not args.watch else 0
+
+
 def inspect_input(args: Namespace) -> int:
     """Inspect the images of --input. Returns the exit status."""
     output = args.output or args.results / args.category / "inspection"
@@ -498,7 +529,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run stage 4. Returns the exit status: 3 if some images of --input could not be read."""
     args = parse_arguments(arguments)
     if args.input:
-        return inspect_input(args)
+        return watch_input(args) if watches(args) else inspect_input(args)
     measure_test_images(args)
     if args.show and distributed.is_first():
         for name in ("examples.png", "curves.png"):

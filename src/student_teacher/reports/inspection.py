@@ -122,7 +122,7 @@ class Inspector:
         decisions: Decisions,
         outputs: Outputs,
         page: ResultPage | None,
-        log: ResumeLog,
+        log: ResumeLog | None,
     ):
         self.detector, self.decisions = detector, decisions
         self.outputs, self.page, self.log = outputs, page, log
@@ -159,7 +159,8 @@ class Inspector:
         if self.outputs.kinds & {"overlays", "page"}:
             self._write_pictures(prediction)
         row = self._row(prediction.score, anomaly_map)
-        self.log.put(str(prediction.name), row)
+        if self.log:
+            self.log.put(str(prediction.name), row)
         return prediction.name, row
 
     def _write_pictures(self, prediction):

@@ -46,9 +46,14 @@ class ResumeLog:
         """The result under this name, None if there is none."""
         return self._entries.get(name)
 
+    def entries(self) -> dict[str, Any]:
+        """All results by their names."""
+        return dict(self._entries)
+
     def put(self, name: str, value: Any) -> None:
         """Keep a result. Safe to call from several threads."""
         with self._lock:
+            self._entries[name] = value
             self._file.write(json.dumps([name, value]) + "\n")
             self._file.flush()
 
