@@ -14,7 +14,7 @@ import anomaly_detection
 from AnomalyNet import AnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import AnomalyDetector, Maps, Scale, scale_to_checkpoint
-from student_teacher.detection.Detector import VERSION, Calibration, Detector, load_detector
+from student_teacher.detection.Detector import VERSION, Calibration, Detector, at_own_size, load_detector
 from student_teacher.detection.regions import AnomalousRegion, regions_above
 from student_teacher.reports.inspection import files_in
 from student_teacher.runtime import checkpoints
@@ -480,3 +480,22 @@ def test_what_is_saved_can_be_chosen(folder, pictures, tmp_path, kinds):
         "regions.csv",
         ".student_teacher.json",
     }
+
+
+def test_a_batch_gives_what_each_image_gives(folder, tmp_path):
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    pixels = [np.random.default_rng(seed).integers(0, 256, (50, 40 + seed, 3), dtype=np.uint8) for seed in range(3)]
+    Image.fromarray(pixels[0]).save(tmp_path / "new.png")
+    found = detector.batch([tmp_path / "new.png", *pixels[1:]], threshold=0.5)
+    for result, image in zip(found, pixels, strict=True):
+        expected = detector(image, threshold=0.5)
+        assert np.array_equal(result.anomaly_map, expected.anomaly_map)
+        assert result[1:] == expected[1:]
+    assert detector.batch([]) == []
+
+
+def test_a_map_at_its_own_size_is_as_pillow_resizes_it():
+    anomaly_map = good_maps(1)[0]
+    for size in ((70, 90), (24, 20), (7, 11)):
+        resized = Image.fromarray(anomaly_map.numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+        assert np.allclose(at_own_size(anomaly_map, size), np.asarray(resized), atol=1e-4)

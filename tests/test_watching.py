@@ -108,7 +108,7 @@ def test_after_a_restart_nothing_is_decided_again_but_what_has_changed(line):
     line.watch(lambda: second.write_bytes(other))
     assert len(line.predicted) == 3
     assert [row["path"] for row in line.rows()] == [str(first), str(second), str(second)]
-    with pytest.raises(UserError, match="holds the results of .* add --overwrite"):
+    with pytest.raises(UserError, match=r"holds the results of .* add --overwrite"):
         line.watch(options=("--threshold", "3"))
     line.watch(options=("--threshold", "3", "--overwrite"))
     assert len(line.predicted) == 5

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import beta
 from torch import Tensor
@@ -22,6 +23,7 @@ from student_teacher.images.reading import ValueRange, load_reduced
 from student_teacher.runtime import checkpoints, device
 from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.prefetch import prefetched
 
 VERSION = 6  # of the file; increase it when networks or scores change, as the calibration is then wrong
 CONFIDENCE = 0.95
@@ -266,20 +268,36 @@ class Detector:
         p-value is at most `false_alarm_rate`, 0 to 1, or its score at least `threshold`: see `decisions`. Raises
         UserError if the file is missing or not an image, and for an array of another shape or type.
         """
-        if isinstance(image, str | Path):
-            picture, size = load_reduced(image, self.least_side, self.value_range)
-        else:
-            picture = picture_of(image, self.value_range)
-            size = picture.size[::-1]
+        return self.batch([image], image_score, false_alarm_rate, threshold)[0]
+
+    def batch(
+        self,
+        images: Sequence[Image.Image | np.ndarray | Tensor | str | Path],
+        image_score: str | None = None,
+        false_alarm_rate: float | None = None,
+        threshold: float | None = None,
+    ) -> list[Detection]:
+        """Predict several images, files read by several threads; arguments and errors as of `__call__`."""
         decisions = self.decisions(image_score, false_alarm_rate, threshold=threshold)
-        anomaly_map, score = self.predict(picture, image_score)
-        p_value, anomalous = self.p_value_of(score, image_score), decisions.anomalous(score)
-        return Detection(self.at_own_size(anomaly_map, size), score, p_value, anomalous, decisions.pixel_threshold)
+        found = []
+        for picture, size in prefetched(self._read, images):
+            anomaly_map, score = self.predict(picture, image_score)
+            p_value, anomalous = self.p_value_of(score, image_score), decisions.anomalous(score)
+            own_map = self.at_own_size(anomaly_map, size)
+            found.append(Detection(own_map, score, p_value, anomalous, decisions.pixel_threshold))
+        return found
+
+    def _read(self, image):
+        if isinstance(image, str | Path):
+            return load_reduced(image, self.least_side, self.value_range)
+        picture = picture_of(image, self.value_range)
+        return picture, picture.size[::-1]
 
 
 def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
     """The map (h,w), resized to its image's own `size` (H,W): float32."""
-    return np.array(preprocessing.resize(Image.fromarray(anomaly_map.numpy()), size))
+    # As Pillow resizes, to rounding, and three times as fast.
+    return F.interpolate(anomaly_map[None, None], size, mode="bilinear", antialias=True)[0, 0].numpy()
 
 
 def load_detector(
