@@ -40,10 +40,11 @@ from student_teacher.detection.Detector import Detector, load_detector, save_thr
 from student_teacher.detection.regions import regions_above
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.Evaluation import Evaluation
+from student_teacher.evaluation.pixels import OnDemand
 from student_teacher.evaluation.regions import Region
 from student_teacher.images import category, ignored
 from student_teacher.images.defect_regions import load_regions, read_saturations
-from student_teacher.images.reading import at_most, encoded, stem_of
+from student_teacher.images.reading import at_most, encoded, mapped, stem_of
 from student_teacher.reports import figures, inspection, watching
 from student_teacher.reports.inspection import regions_table, shown_side, table, with_ignored
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
@@ -58,6 +59,7 @@ from student_teacher.training import paper
 
 BEST_F1, NO_THRESHOLD = "best-f1", "none"  # values of --threshold
 SAVED = "maps", "figures", "page"  # what can be written of test images beside the tables
+MOST_IN_MEMORY = 250_000_000  # pixels of test images: 1 GB; the measures of more are taken on disk
 BROKEN_IMAGES = 3  # exit status
 SUMMARY = "image_au_roc", "image_f1", "pixel_au_roc", "au_pro", "au_spro_0.05", "aupimo", "pixel_f1"
 
@@ -242,13 +244,13 @@ def detector_of(args: Namespace) -> tuple[Detector, Decisions]:
 
 def detect(
     detector: Detector, dataset: AnomalyDataset, image_score: str, page: ResultPage, log: ResumeLog
-) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray | None]]:
-    """Map (H,W), score and mask (None without a defect) of each image. Resumes after a stop.
+) -> tuple[Sequence[np.ndarray], np.ndarray, list[np.ndarray | None]]:
+    """Map (H,W), from its file, score and mask (None without a defect) of each image. Resumes after a stop.
 
     Writes maps and images for the page while the next images are predicted. Each of several processes takes its share
-    of the images; only the first returns the maps of all.
+    of the images.
     """
-    maps, scores, masks = [], [], []
+    scores, masks = [], []
     numbers = distributed.share(range(len(dataset)))
 
     def path_of(number: int) -> Path:
@@ -262,25 +264,21 @@ def detect(
 
     def keep(found: tuple) -> tuple:
         number, sample, small_map, score = found
-        if small_map is None:
-            anomaly_map = np.asarray(Image.open(path_of(number)))
-        else:
+        if small_map is not None:
             anomaly_map = detector.at_own_size(small_map, sample["size"])
             page.save_image(number, with_ignored(detector, at_most(sample["image"], LARGE_SIDE)))
             write_atomically(path_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
             log.put(sample["path"], score)
-        return anomaly_map, score, np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None
+        return score, np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None
 
     predictions = map(predict, numbers, prefetched(dataset.__getitem__, numbers))
     kept = prefetched(keep, predictions, finish=True)
     for found in with_bar(kept, len(numbers), "anomaly maps"):
-        for values, value in zip((maps, scores, masks), found, strict=True):
+        for values, value in zip((scores, masks), found, strict=True):
             values.append(value)
     if distributed.active():
         scores, masks = (distributed.in_order(found) for found in (scores, masks))
-        maps = []
-        if distributed.is_first():
-            maps = [np.asarray(Image.open(path_of(number))) for number in range(len(dataset))]
+    maps = OnDemand(lambda number: mapped(path_of(number)), len(dataset))
     return maps, np.array(scores), masks
 
 
@@ -485,6 +483,7 @@ def measure_test_images(args: Namespace) -> None:
             image_threshold=None if decisions.threshold == np.inf else decisions.threshold,
             pixel_threshold=decisions.pixel_threshold,
             ignored=[ignored_at[scores.shape] for scores in maps] if detector.ignores else None,
+            on_disk=results if sum(scores.size for scores in maps) > MOST_IN_MEMORY else None,
         )
         measures = measures_of(evaluation, dataset, maps, labels)
         if decisions.threshold is not None:

@@ -265,6 +265,15 @@ def test_what_is_saved_of_test_images_can_be_chosen(done, tmp_path, kinds):
         place.detection("--save", "overlays")
 
 
+def test_measures_taken_on_disk_are_those_taken_in_memory(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(anomaly_detection, "MOST_IN_MEMORY", 0)
+    place = Place(tmp_path, done.data)
+    place.folders[-1] = str(done.model)
+    place.detection("--save")
+    found, expected = (place.results / CATEGORY / "metrics.json" for place in (place, done))
+    assert found.read_bytes() == expected.read_bytes()
+
+
 def test_a_red_spot_on_grey_is_found_even_so(done):
     assert json.loads((done.results / CATEGORY / "metrics.json").read_text())["pixel_au_roc"] > 0.8
 

@@ -1,6 +1,7 @@
 """Every measure of one category's test set."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +73,7 @@ class Evaluation:
         image_threshold: float | None = None,
         pixel_threshold: float | None = None,
         ignored: Sequence[np.ndarray] | None = None,
+        on_disk: Path | None = None,
     ):
         """Measure N test images.
 
@@ -88,6 +90,8 @@ class Evaluation:
                 no such threshold.
             pixel_threshold: the same for pixels of the maps.
             ignored: of each image, nonzero where pixels do not count, neither as good nor as defect.
+            on_disk: a folder for nameless files with the pixels of good regions, which can be more than memory holds.
+                Maps are read one after another: they may come from files too. None: in memory.
 
         Raises:
             ValueError: lengths or sizes that differ, a score that is not finite, a good image with a mask that is not
@@ -101,7 +105,7 @@ class Evaluation:
         self.kinds: list[str] = [str(kind) for kind in np.unique(self._kinds[self._anomalous])]
         self._pixel_measures = PIXEL_MEASURES if regions is None else (*PIXEL_MEASURES, *SATURATED_MEASURES)
         self._unmasked = np.zeros(len(self._anomalous), dtype=bool)
-        groups = None if ground_truth is None else self._gather(anomaly_maps, ground_truth, regions, ignored)
+        groups = None if ground_truth is None else self._gather(anomaly_maps, ground_truth, regions, ignored, on_disk)
         self._of_each = self._aupimo(anomaly_maps, groups, ignored)
         # The counts of the whole set are kept for its curves.
         self._images, self._pixels = self._count_images(ALL), self._count_pixels(groups, ALL)
@@ -162,6 +166,7 @@ class Evaluation:
         ground_truth: Masks,
         regions: Regions | None,
         ignored: Sequence[np.ndarray] | None,
+        on_disk: Path | None,
     ) -> Groups:
         anomaly_maps, masks = pixels.check(anomaly_maps, ground_truth)
         for index, mask in enumerate(masks):
@@ -173,7 +178,8 @@ class Evaluation:
             chosen = np.flatnonzero(members & ~self._unmasked)
             of_group = None if regions is None else [regions[index] for index in chosen]
             unseen = None if ignored is None else [ignored[index] for index in chosen]
-            return pixels.gather([anomaly_maps[i] for i in chosen], [masks[i] for i in chosen], of_group, unseen)
+            chosen_maps = pixels.OnDemand(lambda number: anomaly_maps[chosen[number]], len(chosen))
+            return pixels.gather(chosen_maps, [masks[i] for i in chosen], of_group, unseen, on_disk=on_disk)
 
         return Groups(of(~self._anomalous), {kind: of(self._members(kind)) for kind in self.kinds})
 
@@ -181,10 +187,13 @@ class Evaluation:
         """AUPIMO of each image, NaN where there is none."""
         values = np.full(len(self._scores), np.nan)
         if groups is not None and self._anomalous.any() and not self._anomalous.all():
-            good = [np.asarray(anomaly_maps[index]) for index in np.flatnonzero(~self._anomalous)]
-            if ignored is not None:
-                unseen = [ignored[index] for index in np.flatnonzero(~self._anomalous)]
-                good = [scores[mask == 0] for scores, mask in zip(good, unseen, strict=True)]
+            numbers = np.flatnonzero(~self._anomalous)
+
+            def pixels_of(number):
+                scores = np.asarray(anomaly_maps[numbers[number]])
+                return scores if ignored is None else scores[ignored[numbers[number]] == 0]
+
+            good = pixels.OnDemand(pixels_of, len(numbers))
             indices = np.concatenate([np.flatnonzero(self._members(kind) & ~self._unmasked) for kind in self.kinds])
             values[indices] = aupimo(good, [scores for kind in self.kinds for scores in groups.kinds[kind].defects])
         return values
