@@ -38,8 +38,10 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("category", help="a category whose students have been trained")
     add_folders(options, "model")
-    command_line.add_stride(options, default=None)
-    command_line.add_image_size(options, default=None)
+    options.add_argument("--stride", type=int, choices=measuring.STRIDES, help="of patch students (default as trained)")
+    options.add_argument(
+        "--image-size", type=command_line.positive, nargs="+", help="height and width (default as trained)"
+    )
     options.add_argument("--batch-size", type=command_line.positive, default=1, help="images at once (default 1)")
     options.add_argument(
         "--repeat", type=command_line.positive, default=5, help="turns that count, for each (default 5)"
@@ -65,13 +67,12 @@ def detect(detector: Detector, images: torch.Tensor, precision: str) -> tuple[to
 
 
 def measure(args: Namespace) -> list[dict]:
-    """A row for each runtime and precision; `seconds` and `turns` are for one image. Sets args.image_size."""
+    """A row for each runtime and precision; `seconds` and `turns` are for one image."""
     path = args.model / args.category / "detector.pt"
     detector = load_detector(path, stride=args.stride, device_name="cpu", precision="float32")
-    size = detector.size if args.image_size is None else command_line.image_size(args)
+    size = (args.image_size[0], args.image_size[-1]) if args.image_size else detector.size
     if size is None:
         raise UserError("images of native size differ: give one size with --image-size")
-    args.image_size = list(size)
     random = np.random.default_rng(0)
     images = torch.from_numpy(random.integers(0, 256, (args.batch_size, 3, *size), np.uint8))
     session = session_of(detector)
@@ -87,6 +88,7 @@ def measure(args: Namespace) -> list[dict]:
     timings = measuring.interleaved(works, args.repeat)
     return [
         {
+            "size": list(size),
             "runtime": runtime,
             "precision": precision,
             **Timing([turn / args.batch_size for turn in timing.turns]).summary(),
@@ -101,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     rows = measure(args)
     machine = measuring.machine() | {"onnxruntime": onnxruntime.__version__}
-    size = " x ".join(map(str, (args.batch_size, *args.image_size)))
+    size = " x ".join(map(str, (args.batch_size, *rows[0]["size"])))
     print(f"{args.category}: image to map and score, {size}, {args.repeat} turns each")
     print(f"{measuring.machine_line(machine)}, ONNX Runtime {machine['onnxruntime']}\n")
     lines = [

@@ -44,7 +44,9 @@ options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelp
 options.add_argument("model", type=Path, help="the ONNX file")
 options.add_argument("folder", type=Path, help="with the images")
 options.add_argument("--output", type=Path, help="folder for the maps (default: FOLDER/anomaly_maps)")
-options.add_argument("--false-alarm-rate", type=float, default=0.05, help="of good images (default 0.05)")
+options.add_argument(
+    "--false-alarm-rate", type=float, help="of good images (default: the threshold saved with the detector, or 0.05)"
+)
 args = options.parse_args()
 suffixes = Image.registered_extensions()
 files = sorted(path for path in args.folder.glob("[!.]*") if path.is_file())
@@ -55,9 +57,9 @@ output = args.output or args.folder / "anomaly_maps"
 output.mkdir(parents=True, exist_ok=True)
 
 session = onnxruntime.InferenceSession(args.model)
-size, good_scores, value_range = (
+size, good_scores, value_range, threshold = (
     json.loads(session.get_modelmeta().custom_metadata_map[name])
-    for name in ("image_size", "calibration_scores", "value_range")
+    for name in ("image_size", "calibration_scores", "value_range", "threshold")
 )
 missed = [f"{path}: not an image by its name" for path in files if path not in paths]
 for path in paths:
@@ -70,7 +72,9 @@ for path in paths:
     pixels = np.asarray(seen).transpose(2, 0, 1)[None]
     (anomaly_map,), (score,) = session.run(["maps", "scores"], {"images": pixels})
     p_value = (1 + np.sum(good_scores >= score)) / (len(good_scores) + 1)
-    decision = "anomalous" if p_value <= args.false_alarm_rate else "good"
+    by_threshold = threshold is not None and args.false_alarm_rate is None
+    anomalous = score >= threshold if by_threshold else p_value <= (args.false_alarm_rate or 0.05)
+    decision = "anomalous" if anomalous else "good"
     print(f"{path.name}  score {score:.3f}  p-value {p_value:.3f}  {decision}")
     shown = Image.fromarray(anomaly_map).resize(image.size, Image.Resampling.BILINEAR)
     shown.save(output / f"{path.name}.tiff")

@@ -7,36 +7,35 @@ examples/inspect_folder.py shows inputs and outputs, and how a score becomes a d
 Needs one more package: pip install -r requirements-onnx.txt
 """
 
-from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 from student_teacher.detection.Detector import load_detector
-from student_teacher.runtime import command_line
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.files import write_atomically
+from student_teacher.runtime.settings import Command, option, stride_option
 
 
-def parse_arguments(arguments: list[str] | None = None) -> Namespace:
-    """Read the command line."""
-    options = command_line.parser(__doc__, folders=("model",), computes=False)
-    command_line.add_stride(options, default=None)
-    options.add_argument("--output", type=Path, metavar="FILE", help="default: model/CATEGORY/detector.onnx")
-    return options.parse_args(arguments)
+@dataclass(frozen=True, kw_only=True)
+class Settings(Command):
+    """The options of the export."""
+
+    stride: int | None = stride_option(None, "as the students were trained")
+    output: Path | None = option(None, "(default model/CATEGORY/detector.onnx)", type=Path, metavar="FILE")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the detector, write the model."""
-    args = parse_arguments(arguments)
+    settings = Settings.parse(__doc__, arguments)
     try:
         from student_teacher.detection import onnx_graph
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
         raise UserError("ONNX needs one more package: pip install -r requirements-onnx.txt") from None
-    folder = args.model / args.category
-    detector = load_detector(folder / "detector.pt", stride=args.stride, device_name="cpu")
+    detector = load_detector(settings.detector, stride=settings.stride, device_name="cpu")
     content = onnx_graph.model_of(detector).SerializeToString()
-    output = args.output or folder / "detector.onnx"
+    output = settings.output or settings.detector.with_suffix(".onnx")
     write_atomically(output, content)
     print(f"{output}: {len(content) / 2**20:.0f} MiB")
 

@@ -7,10 +7,10 @@ everything that detection needs. With --paper all settings are as published.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from AnomalyNet import DEFAULT_PATCH_SIZES
 from student_teacher.detection.Detector import VERSION, Calibration
+from student_teacher.images import ignored
 from student_teacher.images.category import GoodImages
 from student_teacher.images.index import read_settings
 from student_teacher.runtime import checkpoints, distributed
@@ -54,11 +54,6 @@ class Settings(patch_students.PatchSettings):
     backbone_weights: str = backbone_weights.weights_option()
     paper: bool = paper.paper_option()
 
-    @property
-    def detector(self) -> Path:
-        """The file that this stage writes."""
-        return self.models / "detector.pt"
-
 
 def parse_arguments(arguments: list[str] | None = None) -> Settings:
     """Read the command line. The result's `teacher` is one of TEACHERS, or paper.TAUGHT with --paper."""
@@ -99,7 +94,7 @@ def train_backbone_students(settings: Settings, before: dict | None) -> None:
 
     Raises UserError if it was made from other settings.
     """
-    images = GoodImages(settings.images)
+    images = GoodImages(settings.images, settings.ignore)
     adapted = backbone_weights.adapted_backbone(settings.models, settings.backbone)
     name = backbone_weights.backbone_name(settings.backbone, settings.backbone_weights, adapted)
     made_from = {"teacher": name} | settings.identity(TrainingStage) | images.identity
@@ -109,7 +104,9 @@ def train_backbone_students(settings: Settings, before: dict | None) -> None:
         return
     backbone = backbone_weights.backbone(settings.backbone, settings.backbone_weights, adapted)
     size = seen_size(settings.size or images.common_size)
-    networks, calibration = backbone_students.fit(backbone, size, images.decoded(size), settings.compute)
+    networks, calibration = backbone_students.fit(
+        backbone, size, images.decoded(size), settings.compute, ignored=images.ignored
+    )
     content = {
         "image_size": list(size),
         "stride": networks.stride,
@@ -158,6 +155,7 @@ def save(settings: Settings, made_from: dict | list, calibration: Calibration, c
         "made_from": made_from,
         "calibration": calibration.state_dict(),
         "value_range": read_settings(settings.images)["value_range"],
+        "ignored": ignored.packed(ignored.load(settings.images, settings.ignore)),
     } | content
     checkpoints.save(settings.detector, "detector", settings.category, content)
     print(calibration.promise())

@@ -14,7 +14,8 @@ import anomaly_detection
 from AnomalyNet import AnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import AnomalyDetector, Maps, Scale, scale_to_checkpoint
-from student_teacher.detection.Detector import VERSION, Calibration, Detector, load_detector
+from student_teacher.detection.Detector import VERSION, Calibration, Detector, at_own_size, load_detector
+from student_teacher.detection.regions import AnomalousRegion, regions_above
 from student_teacher.reports import inspection
 from student_teacher.reports.inspection import files_in
 from student_teacher.runtime import checkpoints
@@ -349,7 +350,8 @@ def test_results_of_images_that_have_gone_are_removed(folder, pictures, tmp_path
     run(folder, tmp_path, "--input", pictures / "line", "--output", tmp_path / "out")
     names = {path.relative_to(tmp_path / "out").as_posix() for path in contents(tmp_path / "out")}
     page = {"index.html", "page/cover.jpg", "page/0000.jpg", "page/0000_small.jpg", "page/0000_map.png"}
-    ours = {"anomaly_maps/line/a.png.tiff", "overlays/line/a.png.jpg", "decisions.csv", ".student_teacher.json"}
+    ours = {"anomaly_maps/line/a.png.tiff", "overlays/line/a.png.jpg"}
+    ours |= {"decisions.csv", "regions.csv", ".student_teacher.json"}
     assert names == page | ours
 
 
@@ -384,3 +386,138 @@ def test_a_picture_is_seen_as_its_file_is(folder, tmp_path, mode):
     detector.value_range = (0, 1) if mode == "F" else None
     assert np.array_equal(detector(picture).anomaly_map, detector(tmp_path / "picture.tiff").anomaly_map)
     assert np.array_equal(detector(Image.open(tmp_path / "picture.tiff")).anomaly_map, detector(picture).anomaly_map)
+
+
+def test_regions_are_connected_and_have_box_area_scores_and_centre():
+    anomaly_map = np.zeros((12, 20), np.float32)
+    anomaly_map[2:5, 4:6] = 3  # 3 x 2 pixels
+    anomaly_map[5, 6] = 4  # touches a corner: the same region
+    anomaly_map[10, 0] = 7
+    anomaly_map[0, 19] = 1.9
+    assert regions_above(anomaly_map, 2) == [
+        AnomalousRegion(0, 10, 1, 1, area=1, peak=7, mean=7, centre_x=0, centre_y=10),
+        AnomalousRegion(4, 2, 3, 4, area=7, peak=4, mean=22 / 7, centre_x=33 / 7, centre_y=23 / 7),
+    ]
+    assert regions_above(anomaly_map, 8) == []
+
+
+def test_regions_csv_has_the_regions_that_python_gives_also_after_a_stop(folder, pictures, tmp_path, monkeypatch):
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    middle = float(np.median(detector(pictures / "line" / "a.png").anomaly_map))
+    monkeypatch.setattr(Calibration, "pixel_threshold", lambda *_: middle)
+    options = ("--input", pictures / "line", "--output")
+    seen, predict = [], Detector.predict
+
+    def stopped(*given):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(given)
+        return predict(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Detector, "predict", stopped)
+        run(folder, tmp_path, *options, tmp_path / "stopped")
+    for output in (tmp_path / "stopped", tmp_path / "out"):
+        run(folder, tmp_path, *options, output)
+    assert (tmp_path / "stopped" / "regions.csv").read_text() == (tmp_path / "out" / "regions.csv").read_text()
+    expected = []
+    for name in ("a.png", "deep/b.jpg"):
+        found = detector(pictures / "line" / name)
+        assert found.regions == regions_above(found.anomaly_map, middle)
+        expected += [[str(pictures / "line" / name), *region.cells()] for region in found.regions]
+    with (tmp_path / "out" / "regions.csv").open() as file:
+        assert list(csv.reader(file))[1:] == expected != []
+    with (tmp_path / "out" / "decisions.csv").open() as file:
+        pixels = sum(int(row["anomalous_pixels"]) for row in csv.DictReader(file))
+    assert pixels == sum(int(row[5]) for row in expected)
+
+
+def save_copy(folder, tmp_path):
+    """A detector.pt of its own, to be changed."""
+    path = tmp_path / "own" / CATEGORY / "detector.pt"
+    path.parent.mkdir(parents=True)
+    shutil.copy(folder / CATEGORY / "detector.pt", path)
+    return path
+
+
+def test_a_threshold_of_ones_own_decides_and_is_kept(folder, pictures, tmp_path, capsys):
+    path, line = save_copy(folder, tmp_path), pictures / "line"
+    scores = {name: load_detector(path)(line / name).score for name in ("a.png", "deep/b.jpg")}
+    between = sum(scores.values()) / 2
+    before = checkpoints.load(path, "detector")
+    for options in (("--threshold", between, "--save-threshold"), ()):  # then it holds without an option
+        run(path.parent.parent, tmp_path, "--input", line, "--output", tmp_path / "out", *options)
+        with (tmp_path / "out" / "decisions.csv").open() as file:
+            rows = {str(Path(row["path"]).relative_to(line)): row["anomalous"] for row in csv.DictReader(file)}
+        assert rows == {name: str(int(score >= between)) for name, score in scores.items()}
+        assert "by a threshold of your own" in capsys.readouterr().out
+    after = checkpoints.load(path, "detector")
+    assert after.pop("threshold") == (between, False)
+    assert repr(after) == repr(before)
+    detector = load_detector(path)
+    assert [detector(line / name).anomalous for name in scores] == [score >= between for score in scores.values()]
+    assert detector(line / "a.png", threshold=-1e9).anomalous
+    assert not detector(line / "a.png", false_alarm_rate=0.01).anomalous  # too few images for this rate
+    assert detector.decisions("mean").false_alarm_rate == 0.05  # it is a threshold for another score
+    run(path.parent.parent, tmp_path, "--input", line, "--threshold", "none", "--save-threshold")
+    assert load_detector(path).saved_threshold is None
+
+
+def test_thresholds_that_contradict_are_refused(folder, pictures, tmp_path):
+    for options, told in (
+        (("--threshold", "3", "--false-alarm-rate", "0.05"), "contradicts"),
+        (("--save-threshold",), "needs --threshold"),
+        (("--threshold", "best-f1"), "run without --input"),
+        (("--threshold", "3", "--save-threshold", "--image-score", "mean"), "settings of training"),
+    ):
+        with pytest.raises(UserError, match=told):
+            run(folder, tmp_path, "--input", pictures / "line", *options)
+    with pytest.raises(SystemExit) as ended:
+        run(folder, tmp_path, "--threshold", "nan")
+    assert ended.value.code == 2
+
+
+def test_without_calibration_a_threshold_of_ones_own_still_decides(folder, pictures, tmp_path):
+    run(folder, tmp_path, "--input", pictures / "line", "--image-size", "30", "--threshold", "-9999")
+    with (tmp_path / CATEGORY / "inspection" / "decisions.csv").open() as file:
+        assert [(row["anomalous"], row["p_value"]) for row in csv.DictReader(file)] == [("1", ""), ("1", "")]
+
+
+@pytest.mark.parametrize("kinds", [(), ("maps",), ("overlays",), ("page",), ("maps", "overlays", "page")])
+def test_what_is_saved_can_be_chosen(folder, pictures, tmp_path, kinds):
+    for output, options in (("all", ()), ("out", ("--save", *kinds))):
+        run(folder, tmp_path, "--input", pictures / "line" / "a.png", "--output", tmp_path / output, *options)
+    places = {"anomaly_maps": "maps", "overlays": "overlays", "index.html": "page", "page": "page"}
+    everything = {path.relative_to(tmp_path / "all"): content for path, content in contents(tmp_path / "all").items()}
+    found = {path.relative_to(tmp_path / "out"): content for path, content in contents(tmp_path / "out").items()}
+    wanted = {path for path in everything if places.get(path.parts[0], "") in ("", *kinds)}
+    assert found.keys() == wanted
+    for path in wanted - {Path(".student_teacher.json")}:
+        assert found[path] == everything[path]
+    with pytest.raises(UserError, match="--save figures is for the test images"):
+        run(folder, tmp_path, "--input", pictures, "--save", "figures")
+    run(folder, tmp_path, "--input", pictures / "line" / "a.png", "--output", tmp_path / "all", "--save")
+    assert {path.name for path in contents(tmp_path / "all")} == {
+        "decisions.csv",
+        "regions.csv",
+        ".student_teacher.json",
+    }
+
+
+def test_a_batch_gives_what_each_image_gives(folder, tmp_path):
+    detector = load_detector(folder / CATEGORY / "detector.pt")
+    pixels = [np.random.default_rng(seed).integers(0, 256, (50, 40 + seed, 3), dtype=np.uint8) for seed in range(3)]
+    Image.fromarray(pixels[0]).save(tmp_path / "new.png")
+    found = detector.batch([tmp_path / "new.png", *pixels[1:]], threshold=0.5)
+    for result, image in zip(found, pixels, strict=True):
+        expected = detector(image, threshold=0.5)
+        assert np.array_equal(result.anomaly_map, expected.anomaly_map)
+        assert result[1:] == expected[1:]
+    assert detector.batch([]) == []
+
+
+def test_a_map_at_its_own_size_is_as_pillow_resizes_it():
+    anomaly_map = good_maps(1)[0]
+    for size in ((70, 90), (24, 20), (7, 11)):
+        resized = Image.fromarray(anomaly_map.numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+        assert np.allclose(at_own_size(anomaly_map, size), np.asarray(resized), atol=1e-4)

@@ -1,6 +1,7 @@
 """Every measure of a test set together: over all images, for each kind of defect, and what can't be measured."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from student_teacher.evaluation.Evaluation import (
     SATURATED_MEASURES,
     Evaluation,
 )
+from student_teacher.evaluation.pixels import OnDemand
 from student_teacher.evaluation.regions import Region
 
 
@@ -193,3 +195,26 @@ def test_evaluation_refuses_what_contradicts_itself(test_set):
         Evaluation(maps, masks, scores[:-1], labels, kinds).measures()
     with pytest.raises(ValueError, match="image score is not a finite number"):
         Evaluation(maps, masks, np.where(labels, np.nan, scores), labels, kinds).measures()
+
+
+def test_measures_on_disk_are_the_same_and_read_one_map_at_a_time(tmp_path):
+    random = np.random.default_rng(0)
+    maps = random.normal(size=(6, 20, 20)).astype(np.float32)
+    masks = [None] * 3 + [random.random((20, 20)) < 0.1 for _ in range(3)]
+    given = masks, random.random(6), [0, 0, 0, 1, 1, 1], ["good"] * 3 + ["a", "a", "b"]
+    held = []
+
+    class Held(np.ndarray):
+        def __array_finalize__(self, _):
+            held.append(weakref.ref(self))
+
+    def read(number):
+        assert sum(ref() is not None for ref in held) <= 3  # this one, and views of it
+        return maps[number].copy().view(Held)
+
+    on_disk = Evaluation(OnDemand(read, 6), *given, pixel_threshold=1.0, on_disk=tmp_path)
+    in_memory = Evaluation(maps, *given, pixel_threshold=1.0)
+    assert on_disk.measures() == in_memory.measures()
+    assert np.array_equal(on_disk.pro_curve(), in_memory.pro_curve())
+    assert held
+    assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, Scale, scale_to_checkpoint
 from student_teacher.detection.Detector import VERSION, Calibration, load_detector
 from student_teacher.detection.score_statistics import ScoreStatistics
+from student_teacher.images import ignored
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
@@ -197,6 +198,40 @@ def test_the_example_gives_the_detector_s_results(tmp_path, size):
         found = np.asarray(Image.open(folder / "anomaly_maps" / f"{name}.tiff"))
         assert found.dtype == np.float32
         assert np.abs(found - expected.anomaly_map).max() <= TOLERANCE * np.ptp(expected.anomaly_map)
+
+
+def test_the_saved_threshold_decides_in_the_example(tmp_path):
+    path = save_detector(tmp_path / "model", [scale_of(17)], threshold=(-1e9, False))
+    metadata = exported(path).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["threshold"]) == -1e9
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 44, 3), np.uint8)).save(folder / "noise.png")
+    command = [sys.executable, ROOT / "examples" / "inspect_folder.py", path.with_suffix(".onnx"), folder]
+    for options, decision in (((), "anomalous"), (("--false-alarm-rate", "0.05"), "good")):
+        done = subprocess.run([*command, *options], check=True, capture_output=True, text=True, env=os.environ)
+        assert done.stdout.split()[-1] == decision
+
+
+def require_same_as_predicted(session, detector, picture):
+    """Map and score of a picture at the networks' size."""
+    expected, score = detector.predict(picture)
+    (found,), (found_score,) = session.run(None, {"images": np.asarray(picture).transpose(2, 0, 1)[None]})
+    assert np.abs(found - expected.numpy()).max() <= TOLERANCE * np.ptp(expected.numpy())
+    assert found_score == pytest.approx(score, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", ((48, 40), None))
+@pytest.mark.parametrize("image_score", scoring.IMAGE_SCORES)
+def test_regions_are_ignored_as_the_detector_does(tmp_path, size, image_score):
+    mask = np.zeros((31, 17), dtype=bool)
+    mask[3:11, 5:] = True
+    packed = ignored.packed(mask)
+    path = save_detector(tmp_path, [scale_of(17)], size=size, ignored=packed, image_score=image_score)
+    detector, session = load_detector(path, device_name="cpu", precision="float32"), exported(path)
+    for shape in [size] if size else [(48, 40), (33, 62), (31, 17)]:
+        pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        require_same_as_predicted(session, detector, Image.fromarray(pixels))
 
 
 def test_runtimes_are_timed_on_the_same_maps(tmp_path, capsys):

@@ -24,6 +24,7 @@ import teacher_training
 from AnomalyDataset import AnomalyDataset
 from student_teacher.detection.AnomalyDetector import AnomalyDetector
 from student_teacher.detection.Detector import load_detector
+from student_teacher.detection.regions import regions_above
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.regions import Region
 from student_teacher.runtime import checkpoints
@@ -173,6 +174,24 @@ def test_measures_at_thresholds_that_good_images_set(done, tmp_path, capsys):
     assert set(measures["aupimo_of_images"]) == {row["path"] for row in rows if row["label"] == "1"}
 
 
+def test_the_best_threshold_of_the_test_images_is_kept_and_says_that_it_used_labels(done, tmp_path, capsys):
+    shutil.copytree(done.model, tmp_path / "model")
+    place = Place(tmp_path, done.data)
+    place.detection("--threshold", "best-f1", "--save-threshold")
+    assert "the threshold used the test images' labels" in capsys.readouterr().out
+    measures = json.loads((place.results / CATEGORY / "metrics.json").read_text())
+    threshold, by_labels = place.load("detector.pt", "detector")["threshold"]
+    assert by_labels and measures["decisions"]["threshold_used_labels"]
+    assert measures["image_f1"] == measures["image_best_f1"] > 0
+    assert measures["image_f1_threshold"] == threshold == measures["decisions"]["threshold"]
+    assert threshold <= measures["image_best_f1_threshold"]
+    with (place.results / CATEGORY / "scores.csv").open() as file:
+        scores = [float(row["image_score"]) for row in csv.DictReader(file)]
+    assert not any(threshold <= score < measures["image_best_f1_threshold"] - 1e-3 for score in scores)
+    place.detection()  # it holds from now on
+    assert json.loads((place.results / CATEGORY / "metrics.json").read_text()) == measures
+
+
 def test_masks_of_several_regions_give_the_saturated_overlap(done, tmp_path, capsys):
     """MVTec LOCO: a spot's left half and the whole of it are two regions; the first saturates at a quarter of it."""
     shutil.copytree(done.data / CATEGORY, tmp_path / CATEGORY)
@@ -219,6 +238,46 @@ def test_settings_of_detection_are_compared_on_the_same_images(done, tmp_path):
     assert rows[0]["image_au_roc"] == pytest.approx(measures["image_au_roc"], abs=0.1)
     assert rows[0]["au_pro"] == pytest.approx(measures["au_pro"], abs=0.02)  # those are in the default precision
     assert all(len(row["turns"]) == 8 for row in rows)
+
+
+def test_regions_of_the_test_images_are_those_of_their_maps(done):
+    results = done.results / CATEGORY
+    threshold = load_detector(done.model / CATEGORY / "detector.pt").calibration.pixel_threshold(0.01)
+    expected = []
+    for kind in ("good", "spot"):
+        for number in range(4):
+            anomaly_map = Image.open(results / "anomaly_maps" / CATEGORY / "test" / kind / f"{number:03d}.tiff")
+            regions = regions_above(np.asarray(anomaly_map), threshold)
+            expected += [[f"test/{kind}/{number:03d}.png", *region.cells()] for region in regions]
+    with (results / "regions.csv").open() as file:
+        assert list(csv.reader(file))[1:] == expected != []
+
+
+@pytest.mark.parametrize("kinds", [(), ("maps",), ("figures",), ("page",)])
+def test_what_is_saved_of_test_images_can_be_chosen(done, tmp_path, kinds):
+    place = Place(tmp_path, done.data)
+    place.folders[-1] = str(done.model)
+    place.detection("--save", *kinds)
+    found, everything = (
+        {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+        for folder in (place.results / CATEGORY, done.results / CATEGORY)
+    )
+    places = {"anomaly_maps": "maps", "index.html": "page", "page": "page", "figures": "figures"}
+    places |= {"examples.png": "figures", "curves.png": "figures", "curves.svg": "figures"}
+    assert found.keys() == {path for path in everything if places.get(path.parts[0], "") in ("", *kinds)}
+    for name in found.keys() - {Path(".student_teacher.json")}:
+        assert found[name].read_bytes() == everything[name].read_bytes()
+    with pytest.raises(UserError, match="--save overlays is for --input"):
+        place.detection("--save", "overlays")
+
+
+def test_measures_taken_on_disk_are_those_taken_in_memory(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(anomaly_detection, "MOST_IN_MEMORY", 0)
+    place = Place(tmp_path, done.data)
+    place.folders[-1] = str(done.model)
+    place.detection("--save")
+    found, expected = (place.results / CATEGORY / "metrics.json" for place in (place, done))
+    assert found.read_bytes() == expected.read_bytes()
 
 
 def test_a_red_spot_on_grey_is_found_even_so(done):

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student_teacher.detection.AnomalyDetector import Maps
+from student_teacher.images.ignored import seen
 from student_teacher.students.GlobalStudent import GlobalStudent
 from student_teacher.students.LocalStudent import LocalStudent, Neighbourhood, neighbourhoods
 from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE, BackboneTeacher
@@ -50,12 +52,12 @@ class Standardisation(nn.Module):
         return (values - self.mean) / self.std
 
     @classmethod
-    def fit(cls, values: Tensor) -> tuple[Self, Tensor]:
-        """Fit to good images' values (n,h,w).
+    def fit(cls, values: Tensor, ignored: np.ndarray | None = None) -> tuple[Self, Tensor]:
+        """Fit to good images' values (n,h,w), without regions to ignore.
 
         Also returns those values, each image standardised with mean and std of the other images.
         """
-        parts = values.double().flatten(1)
+        parts = values.double()[:, seen(ignored, tuple(values.shape[1:])).to(values.device)]
         sums, squares, number = parts.sum(1), parts.square().sum(1), len(parts)
         own_sums, own_squares = F.pad(sums, (1, 0)), F.pad(squares, (1, 0))  # left out: first nothing, then each image
         counts = torch.tensor([number] + [max(1, number - 1)] * number, device=values.device) * parts.shape[1]
@@ -140,8 +142,10 @@ class BackboneDetector(nn.Module):
         return Errors(found, expected)
 
     @torch.inference_mode()
-    def calibrate(self, errors: Errors) -> Maps:
+    def calibrate(self, errors: Errors, ignored: np.ndarray | None = None) -> Maps:
         """Set the standardisations from the `errors` on good images of students that have not seen them.
+
+        Regions to ignore (h,w) do not count.
 
         Returns the maps of those images, each standardised with mean and std of the others.
         """
@@ -149,7 +153,7 @@ class BackboneDetector(nn.Module):
         for use in (MAP, SCORE):
             scores = {}
             for kind, levels in errors.of(use).items():
-                parts, scores[kind] = zip(*map(Standardisation.fit, levels), strict=True)
+                parts, scores[kind] = zip(*(Standardisation.fit(level, ignored) for level in levels), strict=True)
                 self.standardisations[use][kind] = nn.ModuleList(parts)
             found.append(self._combined(use, scores))
         return Maps(*found)

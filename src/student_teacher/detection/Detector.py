@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import beta
 from torch import Tensor
@@ -13,16 +14,19 @@ from torch import Tensor
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import NORMALISATIONS, AnomalyDetector, Maps, scale_from_checkpoint
 from student_teacher.detection.BackboneDetector import BackboneDetector
+from student_teacher.detection.decisions import FALSE_ALARM_RATE, PIXEL_FALSE_ALARM_RATE, Decisions, Threshold
 from student_teacher.detection.PixelQuantiles import PixelQuantiles
+from student_teacher.detection.regions import AnomalousRegion, regions_above
+from student_teacher.images import ignored as ignoring
 from student_teacher.images import preprocessing
 from student_teacher.images.arrays import picture_of
 from student_teacher.images.reading import ValueRange, load_reduced
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.prefetch import prefetched
 
 VERSION = 6  # of the file; increase it when networks or scores change, as the calibration is then wrong
-FALSE_ALARM_RATE = 0.05
 CONFIDENCE = 0.95
 QUANTILES = 20_001  # of good images' pixels, for the pixel threshold
 
@@ -34,6 +38,14 @@ class Detection(NamedTuple):
     score: float
     p_value: float | None  # None if the detector was calibrated with other settings
     anomalous: bool | None
+    pixel_threshold: float | None
+
+    @property
+    def regions(self) -> list[AnomalousRegion]:
+        """The connected regions above the pixel threshold, the highest first. Raises UserError if there is none."""
+        if self.pixel_threshold is None:
+            raise UserError("regions need a pixel threshold: load the detector with the settings of its training")
+        return regions_above(self.anomaly_map, self.pixel_threshold)
 
 
 def conformal_p_value(good_scores: Tensor, score: float) -> float:
@@ -57,15 +69,22 @@ class Calibration:
     Image scores give conformal p-values; quantiles of the pixels' scores give the pixel threshold.
     """
 
-    def __init__(self, found: Iterable[Maps], *, shared: bool = False):
-        """From those images' maps. `shared`: each of several processes gives the maps of its share of the images."""
+    def __init__(self, found: Iterable[Maps], ignored: np.ndarray | None = None, *, shared: bool = False):
+        """From those images' maps, without regions to ignore (h,w).
+
+        `shared`: each of several processes gives the maps of its share of the images.
+        """
         scores: list[dict[str, Tensor]] = []
         pixels = PixelQuantiles(shared)
         for image in found:
+            seen = ignoring.seen(ignored, tuple(image.scored_maps.shape[1:]))
             scores.append(
-                {name: scoring.image_scores(image.scored_maps, name).double().cpu() for name in scoring.IMAGE_SCORES}
+                {
+                    name: scoring.image_scores(image.scored_maps, name, seen).double().cpu()
+                    for name in scoring.IMAGE_SCORES
+                }
             )
-            pixels.update(image.anomaly_maps)
+            pixels.update(image.anomaly_maps[:, seen])
         if shared:
             scores = [each for part in distributed.gathered(scores) for each in part]
         self._scores = {name: torch.cat([each[name] for each in scores]).sort().values for name in scoring.IMAGE_SCORES}
@@ -125,7 +144,9 @@ class Detector:
 
     `image_score`, one of scoring.IMAGE_SCORES, is its default. `paper` is None unless the students were trained with
     --paper: then it lists their settings that differ from the published ones. `value_range` holds the values that
-    become black and white in images of more than 8 bits.
+    become black and white in images of more than 8 bits. `saved_threshold` is that of --save-threshold, if any.
+    Regions (h,w) that were `painted` over in training are painted over here too, and ignored, as are those of
+    `ignored`.
 
     detector = load_detector("model/magnetic_tile/detector.pt")
     found = detector("tile.png")
@@ -144,14 +165,20 @@ class Detector:
         image_score: str = scoring.IMAGE_SCORES[0],
         paper: Sequence[str] | None = None,
         value_range: ValueRange | None = None,
+        saved_threshold: Threshold | None = None,
+        painted: np.ndarray | None = None,
+        ignored: np.ndarray | None = None,
     ):
+        self.painted = painted
+        self._ignored = [mask for mask in (painted, ignored) if mask is not None]
+        self.saved_threshold = saved_threshold
         self.image_score, self.paper, self.value_range = image_score, paper, value_range
         self.networks = networks.to(where, memory_format=device.memory_format(where)).eval()
         for student in getattr(networks, "global_students", ()):
             student.compute_in(device.dtype_of(where, precision))
         self.size, self.calibration, self.calibrated_stride = size, calibration, calibrated_stride
         self._where, self._precision = where, precision
-        self._transform = preprocessing.image_transform(size)
+        self._transform = preprocessing.image_transform(size, painted)
         self._maps = Recorded(self._compute) if where.type == "cuda" and size else self._compute
 
     @property
@@ -165,13 +192,38 @@ class Detector:
         nets = self.networks
         form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._precision}"
         padded = [scale.padding for scale in getattr(nets, "scales", ())]
-        return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded} {self.value_range}"
+        masks = [ignoring.digest_of(mask) for mask in self._ignored]
+        return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded} {self.value_range} {masks}"
+
+    @property
+    def ignores(self) -> bool:
+        """Whether regions of images are ignored."""
+        return bool(self._ignored)
+
+    def ignored_at(self, size: tuple[int, int]) -> np.ndarray | None:
+        """Where to ignore an image or map (H,W); None where nothing is to be ignored."""
+        if not self.ignores:
+            return None
+        ignored = np.any([ignoring.at(mask, size) for mask in self._ignored], axis=0)
+        if ignored.all():
+            raise UserError(f"the regions to ignore leave nothing of {size[0]} x {size[1]} places to be looked at")
+        return ignored
 
     def predict(self, picture: Image.Image, image_score: str | None = None) -> tuple[Tensor, float]:
         """Anomaly map (h,w) of an RGB picture, at the networks' own resolution, on the CPU; and its image score."""
         maps = self._maps(self._transform(picture)[None].to(self._where))
-        score = scoring.image_scores(maps.scored_maps, image_score or self.image_score)
-        return maps.anomaly_maps[0].cpu(), score.item()
+        ignored = self.ignored_at(tuple(maps.scored_maps.shape[1:]))
+        seen = None if ignored is None else torch.from_numpy(~ignored)
+        score = scoring.image_scores(maps.scored_maps, image_score or self.image_score, seen)
+        return torch.from_numpy(self._lowered(maps.anomaly_maps[0].cpu().numpy())), score.item()
+
+    def at_own_size(self, anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
+        """The map (h,w), resized to its image's own `size` (H,W): float32. What is ignored has the lowest score."""
+        return self._lowered(at_own_size(anomaly_map, size))
+
+    def _lowered(self, anomaly_map):
+        ignored = self.ignored_at(anomaly_map.shape)
+        return anomaly_map if ignored is None else np.where(ignored, anomaly_map[~ignored].min(), anomaly_map)
 
     def _compute(self, images):
         with device.autocast(self._where, self._precision):
@@ -181,34 +233,72 @@ class Detector:
         """The p-value of a score from `predict`, in (0, 1]; None without calibration."""
         return None if self.calibration is None else self.calibration.p_value(score, image_score or self.image_score)
 
+    def decisions(
+        self,
+        image_score: str | None = None,
+        false_alarm_rate: float | None = None,
+        pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE,
+        threshold: float | None = None,
+    ) -> Decisions:
+        """When images are anomalous: from `threshold` on, or else as often among good ones as `false_alarm_rate` says.
+
+        With neither, the threshold that --save-threshold has kept counts, or else a rate of FALSE_ALARM_RATE. Rates
+        are from 0 to 1; `image_score` is as in `__call__`.
+        """
+        own = Decisions(image_score or self.image_score, None, None)
+        if (calibration := self.calibration) is not None:
+            rate = false_alarm_rate or FALSE_ALARM_RATE
+            from_score = calibration.threshold(rate, own.image_score)
+            own = Decisions(own.image_score, from_score, calibration.pixel_threshold(pixel_false_alarm_rate), rate)
+            if self.saved_threshold and false_alarm_rate is None and own.image_score == self.image_score:
+                own = own.by(self.saved_threshold)
+        return own if threshold is None else own.by(Threshold(threshold, from_labels=False))
+
     def __call__(
         self,
         image: Image.Image | np.ndarray | Tensor | str | Path,
         image_score: str | None = None,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
+        threshold: float | None = None,
     ) -> Detection:
         """Predict one image: a picture or a file of any size and mode, or an array or tensor as `picture_of` takes it.
 
         Arrays are RGB. OpenCV's are BGR: give `cv2.cvtColor(image, cv2.COLOR_BGR2RGB)`.
 
         `image_score` is one of scoring.IMAGE_SCORES; None takes the detector's own. The image is anomalous if its
-        p-value is at most `false_alarm_rate`, 0 to 1. Raises UserError if the file is missing or not an image, and for
-        an array of another shape or type.
+        p-value is at most `false_alarm_rate`, 0 to 1, or its score at least `threshold`: see `decisions`. Raises
+        UserError if the file is missing or not an image, and for an array of another shape or type.
         """
+        return self.batch([image], image_score, false_alarm_rate, threshold)[0]
+
+    def batch(
+        self,
+        images: Sequence[Image.Image | np.ndarray | Tensor | str | Path],
+        image_score: str | None = None,
+        false_alarm_rate: float | None = None,
+        threshold: float | None = None,
+    ) -> list[Detection]:
+        """Predict several images, files read by several threads; arguments and errors as of `__call__`."""
+        decisions = self.decisions(image_score, false_alarm_rate, threshold=threshold)
+        found = []
+        for picture, size in prefetched(self._read, images):
+            anomaly_map, score = self.predict(picture, image_score)
+            p_value, anomalous = self.p_value_of(score, image_score), decisions.anomalous(score)
+            own_map = self.at_own_size(anomaly_map, size)
+            found.append(Detection(own_map, score, p_value, anomalous, decisions.pixel_threshold))
+        return found
+
+    def _read(self, image):
         if isinstance(image, str | Path):
-            picture, size = load_reduced(image, self.least_side, self.value_range)
-        else:
-            picture = picture_of(image, self.value_range)
-            size = picture.size[::-1]
-        anomaly_map, score = self.predict(picture, image_score)
-        p_value = self.p_value_of(score, image_score)
-        decision = None if p_value is None else p_value <= false_alarm_rate
-        return Detection(at_own_size(anomaly_map, size), score, p_value, decision)
+            return load_reduced(image, self.least_side, self.value_range)
+        picture = picture_of(image, self.value_range)
+        return picture, picture.size[::-1]
 
 
 def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
     """The map (h,w), resized to its image's own `size` (H,W): float32."""
-    return np.array(preprocessing.resize(Image.fromarray(anomaly_map.numpy()), size))
+    # As Pillow resizes, to rounding, and three times as fast.
+    return F.interpolate(anomaly_map[None, None], size, mode="bilinear", antialias=True)[0, 0].numpy()
 
 
 def load_detector(
@@ -221,13 +311,15 @@ def load_detector(
     precision: str = "auto",
     *,
     paper: bool = False,
+    ignored: np.ndarray | None = None,
 ) -> Detector:
     """Load the detector that students_training.py wrote. None and "trained" stand for the settings of training.
 
     For patch students only: with fewer `patch_sizes`, or another `size` or `normalisation`, the calibration does not
     hold, and there are no p-values. With another `stride` p-values are approximate: the maximum of a finer map is
-    higher. Students of a frozen backbone accept none of these four. Raises UserError if the file is missing or broken,
-    or if an option doesn't fit it; with `paper`, also if the students were not trained with --paper.
+    higher. Students of a frozen backbone accept none of these four. A mask `ignored` (h,w) is ignored beside what was
+    ignored in training; p-values are then cautious. Raises UserError if the file is missing or broken, or if an option
+    doesn't fit it; with `paper`, also if the students were not trained with --paper.
     """
     path = Path(path)
     if not path.exists():
@@ -258,8 +350,19 @@ def load_detector(
     calibration = Calibration.of_state(content["calibration"]) if same else None
     remembered = {"image_score": content.get("image_score", scoring.IMAGE_SCORES[0]), "paper": content.get("paper")}
     remembered["value_range"] = content.get("value_range") and tuple(content["value_range"])
+    remembered["saved_threshold"] = content.get("threshold") and Threshold(*content["threshold"])
+    remembered |= {"painted": ignoring.unpacked(content.get("ignored")), "ignored": ignored}
     where = device.choose(device_name)
     return Detector(networks, size, calibration, content["stride"], where, precision, **remembered)
+
+
+def save_threshold(path: Path, threshold: Threshold | None) -> None:
+    """Keep a threshold for the detector's own image score in detector.pt, or None; all else stays as it is.
+
+    Raises UserError if the file can't be read or written.
+    """
+    content = checkpoints.load(path, "detector")
+    checkpoints.save(path, "detector", content["category"], content | {"threshold": threshold and tuple(threshold)})
 
 
 def _patch_detector(path, content, patch_sizes, stride, normalisation):

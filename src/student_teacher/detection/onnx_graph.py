@@ -18,6 +18,7 @@ from student_teacher.detection.AnomalyDetector import AnomalyDetector, Scale
 from student_teacher.detection.BackboneDetector import GLOBAL, LOCAL, MAP, SCORE, BackboneDetector, counts
 from student_teacher.detection.Detector import Detector
 from student_teacher.images import preprocessing
+from student_teacher.images.ignored import PAINT
 from student_teacher.students.GlobalStudent import GlobalStudent
 from student_teacher.students.LocalStudent import REACH, neighbourhoods
 from student_teacher.teachers.backbones import Lite0
@@ -54,22 +55,24 @@ def model_of(detector: Detector) -> onnx.ModelProto:
     (batch,rows,columns), over the whole image, and "scores", float32 (batch,): the detector's own image score. The
     batch size is free; with patch students so are height and width, and maps have a value for each pixel. The metadata
     are JSON: `image_size` to resize to (height and width, null for none), `value_range`, the values that become black
-    and white in images of more than 8 bits (null: 0 to 65535), and `calibration_scores`, for p-values as in
-    Calibration.p_value. Raises ValueError for a detector without calibration, or a backbone other than
-    EfficientNet-Lite0.
+    and white in images of more than 8 bits (null: 0 to 65535), `calibration_scores`, for p-values as in
+    Calibration.p_value, and `threshold`, the score that --save-threshold has kept (null: none). Raises
+    ValueError for a detector without calibration, or a backbone other than EfficientNet-Lite0.
     """
     networks, calibration = detector.networks, detector.calibration
     if calibration is None:
         raise ValueError("the detector has no calibration: load it with the settings of its training to write ONNX")
     graph = _Graph()
+    images = _painted(graph, detector.painted)
     if isinstance(networks, BackboneDetector):
-        maps, scored = _backbone_maps(graph, networks)
+        maps, scored = _backbone_maps(graph, networks, images)
         size, map_size = networks.teacher.size, ("rows", "columns")
     else:
-        maps = scored = _patch_maps(graph, networks)
+        maps = scored = _patch_maps(graph, networks, images)
         size = map_size = ("height", "width")
-    graph("Squeeze", maps, [1], output="maps")
-    _image_scores(graph, scored, detector.image_score)
+    seen = None if detector.painted is None else _mask_at(graph, ~detector.painted, _size(graph, maps))
+    graph("Squeeze", maps if seen is None else _lowered(graph, maps, seen), [1], output="maps")
+    _image_scores(graph, scored, detector.image_score, seen)
     content = helper.make_graph(
         graph.nodes,
         "detector",
@@ -86,15 +89,46 @@ def model_of(detector: Detector) -> onnx.ModelProto:
         "image_size": detector.size,
         "calibration_scores": calibration.scores(detector.image_score).tolist(),
         "value_range": detector.value_range,
+        "threshold": detector.saved_threshold and detector.saved_threshold.score,
     }
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def _backbone_maps(graph, networks: BackboneDetector):
+def _mask_at(graph, mask, size):
+    """ignored.at, as float32 (1,1,H,W)."""
+    return graph(
+        "Resize",
+        mask[None, None].astype(np.float32),
+        "",
+        "",
+        size,
+        mode="nearest",
+        nearest_mode="round_prefer_ceil",
+        axes=[ROWS, COLUMNS],
+    )
+
+
+def _painted(graph, mask):
+    """ignored.paint, of the input."""
+    if mask is None:
+        return "images"
+    covered = _mask_at(graph, mask, _size(graph, "images"))
+    covered = graph("Cast", graph("MaxPool", covered, kernel_shape=[3, 3], pads=[1] * 4), to=TensorProto.BOOL)
+    return graph("Where", covered, np.array(PAINT, dtype=np.uint8)[:, None, None], "images")
+
+
+def _lowered(graph, maps, seen):
+    """Detector.predict's map: the lowest of what is seen wherever it is not."""
+    seen = graph("Cast", seen, to=TensorProto.BOOL)
+    least = graph("ReduceMin", graph("Where", seen, maps, np.float32(np.inf)), [1, ROWS, COLUMNS])
+    return graph("Where", seen, maps, least)
+
+
+def _backbone_maps(graph, networks: BackboneDetector, images):
     """BackboneDetector.maps: anomaly map and scored map, (N,1,rows,columns) each."""
-    maps = _levels(graph, networks.teacher)
+    maps = _levels(graph, networks.teacher, images)
     errors = {GLOBAL: [_global_error(graph, *both) for both in zip(networks.global_students, maps, strict=True)]}
     errors[LOCAL] = []
     expected = {GLOBAL: {}, LOCAL: []}
@@ -138,13 +172,13 @@ def _channels(graph, x, first, last):
     return graph("Slice", x, [first], [last], [1])
 
 
-def _levels(graph, teacher):
+def _levels(graph, teacher, images):
     """BackboneTeacher.forward."""
     backbone = teacher.backbone
     if not isinstance(backbone, Lite0):
         raise ValueError("ONNX export supports one frozen backbone: EfficientNet-Lite0")
     factor, shift = (value.numpy(force=True) for value in (backbone.factor, backbone.shift))
-    x = graph("Add", graph("Mul", _normalise(graph, "images"), factor), shift)
+    x = graph("Add", graph("Mul", _normalise(graph, images), factor), shift)
     x = _layers(graph, backbone.net.stem, x)
     found = []
     for stage in backbone.net.stages:
@@ -209,9 +243,9 @@ def _local_errors(graph, around, students, maps):
     return found, graph("Mean", *logs)
 
 
-def _patch_maps(graph, networks: AnomalyDetector):
+def _patch_maps(graph, networks: AnomalyDetector, images):
     """AnomalyDetector.maps, (N,1,H,W)."""
-    pixels, size = _normalise(graph, "images"), _size(graph, "images")
+    pixels, size = _normalise(graph, images), _size(graph, images)
     maps = []
     for scale in networks.scales:
         scores = _scale_scores(graph, scale, networks, pixels)
@@ -328,9 +362,12 @@ def _at_every_pixel(graph, scores, stride, size):
     return graph("Pad", between, behind, "", [ROWS, COLUMNS], mode="edge")
 
 
-def _image_scores(graph, maps, image_score):
-    """scoring.image_scores."""
+def _image_scores(graph, maps, image_score, seen):
+    """scoring.image_scores; `seen` (1,1,H,W) is None where all of a map counts."""
     pixels = graph("Flatten", maps)
+    if seen is not None:
+        counted = graph("Cast", graph("Reshape", seen, [-1]), to=TensorProto.BOOL)
+        pixels = graph("Compress", pixels, counted, axis=1)
     if image_score == "top":
         pixels = _top_values(graph, pixels, _rounded_fraction(graph, pixels, scoring.TOP_FRACTION))
     graph("ReduceMax" if image_score == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")

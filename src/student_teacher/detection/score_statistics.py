@@ -1,9 +1,11 @@
 """Mean and std of error and variance on anomaly-free images, over all pixels and at each place."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from student_teacher.images.ignored import seen
 from student_teacher.runtime import distributed
 from student_teacher.runtime.running_moments import RunningMoments
 
@@ -19,10 +21,11 @@ class ScoreStatistics:
         self._images = 0
         self._sum = self._squares = torch.zeros(PLACES, PLACES, dtype=torch.float64)
 
-    def update(self, error: Tensor, variance: Tensor) -> None:
-        """Add error and variance of images, (N,h,w) each."""
-        self.errors.update(error.flatten()[:, None])
-        self.variances.update(variance.flatten()[:, None])
+    def update(self, error: Tensor, variance: Tensor, ignored: np.ndarray | None = None) -> None:
+        """Add error and variance of images, (N,h,w) each, the overall ones without regions to ignore."""
+        counted = seen(ignored, tuple(error.shape[1:])).to(error.device)
+        self.errors.update(error[:, counted].flatten()[:, None])
+        self.variances.update(variance[:, counted].flatten()[:, None])
         both = (error + variance).double().cpu()
         self._images += len(both)
         self._sum = self._sum + F.adaptive_avg_pool2d(both, PLACES).sum(0)

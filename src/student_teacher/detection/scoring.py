@@ -71,13 +71,13 @@ def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor
     return F.pad(between, (0, size[1] - columns, 0, size[0] - rows), mode="replicate")[:, 0]
 
 
-def image_scores(anomaly_maps: Tensor, image_score: str = IMAGE_SCORES[0]) -> Tensor:
-    """One score per map, (N,H,W) -> (N,). `image_score` is one of IMAGE_SCORES.
+def image_scores(anomaly_maps: Tensor, image_score: str = IMAGE_SCORES[0], seen: Tensor | None = None) -> Tensor:
+    """One score per map, (N,H,W) -> (N,). `image_score` is one of IMAGE_SCORES; `seen` (H,W) says which pixels count.
 
     "maximum" is the paper's; it depends on a single pixel and so on noise. "top" is the mean of the highest 1 % of the
     pixels. "mean" is the mean of all pixels: for defects that change the whole image.
     """
-    pixels = anomaly_maps.flatten(1)
+    pixels = anomaly_maps.flatten(1) if seen is None else anomaly_maps[:, seen.to(anomaly_maps.device)]
     if image_score == "maximum":
         return pixels.amax(1)
     if image_score == "mean":

@@ -1,6 +1,7 @@
 """Every measure of one category's test set."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,8 @@ class Evaluation:
         regions: Regions | None = None,
         image_threshold: float | None = None,
         pixel_threshold: float | None = None,
+        ignored: Sequence[np.ndarray] | None = None,
+        on_disk: Path | None = None,
     ):
         """Measure N test images.
 
@@ -86,6 +89,9 @@ class Evaluation:
             image_threshold: set by good images alone: from this score on an image is called anomalous. None: there is
                 no such threshold.
             pixel_threshold: the same for pixels of the maps.
+            ignored: of each image, nonzero where pixels do not count, neither as good nor as defect.
+            on_disk: a folder for nameless files with the pixels of good regions, which can be more than memory holds.
+                Maps are read one after another: they may come from files too. None: in memory.
 
         Raises:
             ValueError: lengths or sizes that differ, a score that is not finite, a good image with a mask that is not
@@ -99,8 +105,8 @@ class Evaluation:
         self.kinds: list[str] = [str(kind) for kind in np.unique(self._kinds[self._anomalous])]
         self._pixel_measures = PIXEL_MEASURES if regions is None else (*PIXEL_MEASURES, *SATURATED_MEASURES)
         self._unmasked = np.zeros(len(self._anomalous), dtype=bool)
-        groups = None if ground_truth is None else self._gather(anomaly_maps, ground_truth, regions)
-        self._of_each = self._aupimo(anomaly_maps, groups)
+        groups = None if ground_truth is None else self._gather(anomaly_maps, ground_truth, regions, ignored, on_disk)
+        self._of_each = self._aupimo(anomaly_maps, groups, ignored)
         # The counts of the whole set are kept for its curves.
         self._images, self._pixels = self._count_images(ALL), self._count_pixels(groups, ALL)
         self._measures = self._measures_of(ALL, groups, self._images, self._pixels)
@@ -154,7 +160,14 @@ class Evaluation:
     def _members(self, kind: str | None) -> np.ndarray:
         return self._anomalous if kind is ALL else self._anomalous & (self._kinds == kind)
 
-    def _gather(self, anomaly_maps: Maps, ground_truth: Masks, regions: Regions | None) -> Groups:
+    def _gather(
+        self,
+        anomaly_maps: Maps,
+        ground_truth: Masks,
+        regions: Regions | None,
+        ignored: Sequence[np.ndarray] | None,
+        on_disk: Path | None,
+    ) -> Groups:
         anomaly_maps, masks = pixels.check(anomaly_maps, ground_truth)
         for index, mask in enumerate(masks):
             if not self._anomalous[index] and mask is not None and mask.any():
@@ -164,15 +177,23 @@ class Evaluation:
         def of(members):
             chosen = np.flatnonzero(members & ~self._unmasked)
             of_group = None if regions is None else [regions[index] for index in chosen]
-            return pixels.gather([anomaly_maps[i] for i in chosen], [masks[i] for i in chosen], of_group)
+            unseen = None if ignored is None else [ignored[index] for index in chosen]
+            chosen_maps = pixels.OnDemand(lambda number: anomaly_maps[chosen[number]], len(chosen))
+            return pixels.gather(chosen_maps, [masks[i] for i in chosen], of_group, unseen, on_disk=on_disk)
 
         return Groups(of(~self._anomalous), {kind: of(self._members(kind)) for kind in self.kinds})
 
-    def _aupimo(self, anomaly_maps: Maps, groups: Groups | None) -> np.ndarray:
+    def _aupimo(self, anomaly_maps: Maps, groups: Groups | None, ignored: Sequence[np.ndarray] | None) -> np.ndarray:
         """AUPIMO of each image, NaN where there is none."""
         values = np.full(len(self._scores), np.nan)
         if groups is not None and self._anomalous.any() and not self._anomalous.all():
-            good = [np.asarray(anomaly_maps[index]) for index in np.flatnonzero(~self._anomalous)]
+            numbers = np.flatnonzero(~self._anomalous)
+
+            def pixels_of(number):
+                scores = np.asarray(anomaly_maps[numbers[number]])
+                return scores if ignored is None else scores[ignored[numbers[number]] == 0]
+
+            good = pixels.OnDemand(pixels_of, len(numbers))
             indices = np.concatenate([np.flatnonzero(self._members(kind) & ~self._unmasked) for kind in self.kinds])
             values[indices] = aupimo(good, [scores for kind in self.kinds for scores in groups.kinds[kind].defects])
         return values

@@ -1,7 +1,9 @@
 """The pixels of test images, sorted once for every measure."""
 
+import tempfile
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,21 @@ from student_teacher.evaluation.regions import Region, connected, saturated
 Maps = np.ndarray | Sequence[np.ndarray]
 Masks = np.ndarray | Sequence[np.ndarray | None]
 Regions = Sequence[Sequence[Region]]
+
+
+class OnDemand(Sequence):
+    """A sequence whose elements `read(number)` gives whenever they are asked for; none is kept."""
+
+    def __init__(self, read: Callable[[int], np.ndarray], length: int):
+        self._read, self._length = read, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if not 0 <= number < self._length:
+            raise IndexError(number)
+        return self._read(number)
 
 
 class Overlap(NamedTuple):
@@ -35,13 +52,14 @@ class Pixels(NamedTuple):
         return found, len(self.good) - bisect_left(self.good, threshold)
 
 
-def check(anomaly_maps: Maps, ground_truth: Masks) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """Maps and masks as arrays.
+def check(anomaly_maps: Maps, ground_truth: Masks) -> tuple[Sequence[np.ndarray], list[np.ndarray | None]]:
+    """Maps and masks as arrays, the maps on demand.
 
     Raises:
         ValueError: sizes or lengths that differ, or a score that is not finite.
     """
-    anomaly_maps = [np.asarray(scores) for scores in anomaly_maps]
+    given = anomaly_maps
+    anomaly_maps = OnDemand(lambda number: np.asarray(given[number]), len(given))
     masks = [None if mask is None else np.asarray(mask) for mask in ground_truth]
     if len(anomaly_maps) != len(masks):
         raise ValueError(f"{len(anomaly_maps)} anomaly maps, but {len(masks)} masks")
@@ -56,30 +74,40 @@ def check(anomaly_maps: Maps, ground_truth: Masks) -> tuple[list[np.ndarray], li
 
 
 def gather(
-    anomaly_maps: Sequence[np.ndarray], masks: Sequence[np.ndarray | None], regions: Regions | None = None
+    anomaly_maps: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray | None],
+    regions: Regions | None = None,
+    ignored: Sequence[np.ndarray] | None = None,
+    *,
+    on_disk: Path | None = None,
 ) -> Pixels:
     """Sort the pixels of some images.
 
     Args:
         anomaly_maps, masks: as `check` returns them.
         regions: of each image, which together are its mask; none for one without a defect. None: not known.
+        ignored: of each image, nonzero where pixels do not count. None: all count.
+        on_disk: a folder for a nameless file with the good pixels. None: they are kept in memory.
 
     Raises:
         ValueError: as `regions.saturated`.
     """
     # One empty array each, so that a group without images or without defects needs no case of its own.
-    good, defects, weight, saturating = [np.empty(0, np.float32)], [], [np.empty(0)], [np.empty(0)]
+    good, defects, weight, saturating = _Joined(on_disk), [], [np.empty(0)], [np.empty(0)]
     number = saturating_number = 0
     for index, (scores, mask) in enumerate(zip(anomaly_maps, masks, strict=True)):
         of_image = regions[index] if regions is not None else ()
-        if mask is None or not mask.any():
+        counted = np.ones(scores.shape, dtype=bool) if ignored is None else ignored[index] == 0
+        mask = np.zeros_like(counted) if mask is None else (mask != 0) & counted
+        if ignored is not None:
+            of_image = [part for region in of_image if len((part := region.within(counted)).pixels)]
+        if not mask.any():
             if len(of_image):
                 raise ValueError("an image has regions, but no mask")
-            good.append(scores.ravel())
-            defects.append(scores.ravel()[:0])
+            good.append(scores[counted])
+            defects.append(scores.ravel()[:0].copy())  # a view would keep the whole map
             continue
-        mask = mask != 0
-        good.append(scores[~mask])
+        good.append(scores[counted & ~mask])
         defects.append(scores[mask])
         share, found = connected(mask)
         weight.append(share)
@@ -87,7 +115,31 @@ def gather(
         if regions is not None:
             saturating.append(saturated(scores, mask, of_image))
             saturating_number += len(of_image)
-    sorted_good = np.concatenate(good)
+    sorted_good = good.array()
     sorted_good.sort()
     overlaps = Overlap(np.concatenate(weight), number), Overlap(np.concatenate(saturating), saturating_number)
     return Pixels(sorted_good, defects, overlaps[0], None if regions is None else overlaps[1])
+
+
+class _Joined:
+    """Arrays, one after another, in memory or in a nameless file in a folder."""
+
+    def __init__(self, folder):
+        self._parts = [np.empty(0, np.float32)]
+        self._file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with us)
+        self._type = None
+
+    def append(self, part):
+        if self._file is None:
+            self._parts.append(part)
+            return
+        if self._type not in (None, part.dtype):
+            raise ValueError(f"maps of {self._type} and of {part.dtype} can't be kept in one file")
+        self._type = part.dtype
+        self._file.write(np.ascontiguousarray(part).data)
+
+    def array(self):
+        if self._file is None:
+            return np.concatenate(self._parts)
+        self._file.flush()
+        return np.memmap(self._file, self._type, "r+") if self._file.tell() else self._parts[0]

@@ -25,6 +25,10 @@ class Region(NamedTuple):
     threshold: float = 1.0  # a share of the region, in (0, 1], or a number of pixels
     relative: bool = True  # whether it is a share
 
+    def within(self, counted: np.ndarray) -> "Region":
+        """What of it lies where pixels count (H, W)."""
+        return self._replace(pixels=self.pixels[counted.ravel()[self.pixels]])
+
     @property
     def saturation(self) -> int:
         """How many pixels must be found, 1 to K: rounded down, as in MVTec LOCO's evaluation code, but at least one."""

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from AnomalyDataset import AnomalyDataset
-from student_teacher.images import preprocessing, reading
+from student_teacher.images import ignored, preprocessing, reading
 from student_teacher.images.folders import images_below, told
 from student_teacher.images.index import LEARNED
 from student_teacher.images.store import ImageStore
@@ -26,15 +26,18 @@ class GoodImages:
 
     Args:
         folder: the category's folder.
+        ignore: the file of a mask of regions to ignore, instead of the category's own; see ignored.py.
 
     Attributes:
         dataset: the images as they are, not resized.
+        ignored: the mask (h,w) of regions to ignore, or None.
 
     Raises:
-        UserError: there are fewer than 2.
+        UserError: there are fewer than 2, or the mask can't be used.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, ignore: Path | None = None):
+        self.ignored = ignored.load(folder, ignore)
         self.dataset = AnomalyDataset(folder, type=LEARNED, label=0)
         self._decoded: dict[preprocessing.Size, ImageStore] = {}
         if len(self.dataset) < 2:
@@ -50,8 +53,9 @@ class GoodImages:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """See `identity_of`."""
-        return identity_of(self.dataset)
+        """See `identity_of`; and as `ignored` a digest of the regions to ignore, if there are any."""
+        regions = {} if self.ignored is None else {"ignored": ignored.digest_of(self.ignored)}
+        return identity_of(self.dataset) | regions
 
     @cached_property
     def common_size(self) -> tuple[int, int]:
@@ -82,9 +86,12 @@ class GoodImages:
         return validation_split(len(self), seed)
 
     def decoded(self, size: preprocessing.Size) -> ImageStore:
-        """All images as uint8 tensors (3,H,W), resized to height and width unless `size` is None."""
+        """All images as uint8 tensors (3,H,W), resized to height and width unless `size` is None.
+
+        Regions to ignore are painted over.
+        """
         if size not in self._decoded:
-            transform, least = preprocessing.image_transform(size), preprocessing.least_side(size)
+            transform, least = preprocessing.image_transform(size, self.ignored), preprocessing.least_side(size)
 
             def load(index: int) -> Tensor:
                 image, _ = reading.load_reduced(self.paths[index], least, self.dataset.value_range)
@@ -117,8 +124,8 @@ def _named_content(path, contents=True):
 def identity_of(dataset: AnomalyDataset) -> dict[str, Any]:
     """What tells a dataset's images, and how they are read, from others: for the settings that a model is made with.
 
-    `images` is a digest; `image_files`, each file's own by its name, says which ones differ. Raises UserError where a
-    file is missing.
+    `images` is a digest; `image_files`, each file's own by its name, says which ones differ. Raises UserError if a file
+    is missing.
     """
     whole, files = hashlib.sha256(), {}
     for row, path in zip(dataset.rows, image_paths(dataset), strict=True):

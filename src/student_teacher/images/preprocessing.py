@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from student_teacher.images.ignored import paint
 from student_teacher.runtime import device
 
 # Mean and deviation of ImageNet's pixels in [0, 1], red, green, blue: those of torchvision's weights.
@@ -23,9 +24,9 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
 
 
-def image_transform(size: Size) -> Callable[[Image.Image], Tensor]:
-    """RGB picture -> uint8 (3,H,W), resized to `size` without aliasing."""
-    return lambda image: to_tensor(resize(image, size))
+def image_transform(size: Size, ignored: np.ndarray | None = None) -> Callable[[Image.Image], Tensor]:
+    """RGB picture -> uint8 (3,H,W), resized to `size` without aliasing; what is `ignored` (h,w) is painted over."""
+    return lambda image: paint(to_tensor(resize(image, size)), ignored)
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:

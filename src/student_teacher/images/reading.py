@@ -201,6 +201,13 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def mapped(path: Path) -> np.ndarray:
+    """The values (H,W) of a float32 TIFF of ours, mapped from the file: only what is looked at is in memory."""
+    with Image.open(path) as image:
+        (offset,) = image.tag_v2[TiffImagePlugin.STRIPOFFSETS]  # Pillow writes one strip, not compressed
+        return np.memmap(path, np.float32, "r", offset, image.size[::-1])
+
+
 def load_mask(path: str | Path, threshold: float | None = None) -> Image.Image:
     """Read a mask of defects, upright (EXIF) and in mode L: 255 where the file is not black, else 0.
 

@@ -35,6 +35,7 @@ SHEET_DPI = 240
 COLUMN_WIDTH = 3.5  # inches
 TYPE_SIZE = 7.5  # points
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#666666"
+HATCH = 160  # grey
 OUTLINE = np.array([0, 220, 255], dtype=np.uint8)  # cyan: rare in materials, and not part of inferno
 
 # No styles of the user's, and fonts for what Matplotlib's own lacks only; no date and no random identifiers: the same
@@ -156,6 +157,14 @@ def outline(image: np.ndarray, mask: np.ndarray, width: int = 3) -> np.ndarray:
     grown = ndimage.maximum_filter(inside, 2 * width + 1, mode="constant")
     result = _rgb(image).copy()
     result[grown & ~inside] = OUTLINE
+    return result
+
+
+def hatch(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Draw slanting lines over the mask's regions: what is not looked at. Arguments and result as of `outline`."""
+    result, period = _rgb(image).copy(), max(4, max(mask.shape) // 64)
+    across = np.add.outer(np.arange(mask.shape[0]), np.arange(mask.shape[1])) % period
+    result[(np.asarray(mask) != 0) & (across < max(1, period // 4))] = HATCH
     return result
 
 

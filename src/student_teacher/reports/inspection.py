@@ -4,7 +4,8 @@ import csv
 import hashlib
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from student_teacher.detection.Detector import Detector, at_own_size
+from student_teacher.detection.decisions import Decisions
+from student_teacher.detection.Detector import Detector
+from student_teacher.detection.regions import AnomalousRegion, regions_above
 from student_teacher.images.folders import images_below, told
 from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, pages_of
 from student_teacher.reports import figures
@@ -26,6 +29,8 @@ from student_teacher.runtime.prefetch import prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
+SAVED = ("maps", "overlays", "page")  # what can be written beside the tables
+REGION_COLUMNS = ("path", *AnomalousRegion._fields)
 
 
 def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
@@ -77,34 +82,68 @@ class Prediction(NamedTuple):
     score: float = 0.0
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """Where results go, and which of `kinds` are written beside the tables."""
+
+    folder: Path
+    kinds: frozenset[str] = frozenset(SAVED)
+
+    def pictures_of(self, name: Path) -> list[Path]:
+        """Map and overlay of an image, as far as they are written."""
+        return [path for kind in ("maps", "overlays") if kind in self.kinds for path in [self.path_of(kind, name)]]
+
+    def files_of(self, number: int, name: Path) -> list[Path]:
+        """All files that are written of one image."""
+        return self.pictures_of(name) + (page_pictures(self.folder, number) if "page" in self.kinds else [])
+
+    def path_of(self, kind: str, name: Path) -> Path:
+        """Where a map or an overlay of an image goes."""
+        folder, suffix = {"maps": ("anomaly_maps", "tiff"), "overlays": ("overlays", "jpg")}[kind]
+        return self.folder / folder / name.with_name(f"{name.name}.{suffix}")
+
+    def written(self, numbered: Iterable[tuple[int, Path]]) -> list[Path]:
+        """All files that are written of images with these numbers and names."""
+        numbered = list(numbered)
+        files = [self.folder / name for name in ("decisions.csv", "regions.csv")]
+        files += [path for each in numbered for path in self.files_of(*each)]
+        return files + (page_files(self.folder, ()) if "page" in self.kinds else [])
+
+
+class Row(NamedTuple):
+    """What the tables say of an image: the cells of COLUMNS and of REGION_COLUMNS, without its path."""
+
+    cells: list[str]
+    regions: list[list[str]]
+
+
 class Inspector:
     """Predicts images and writes their results: threads load and write while others are predicted."""
 
     def __init__(
         self,
         detector: Detector,
-        output: Path,
-        page: ResultPage,
-        log: ResumeLog,
-        *,
-        image_score: str,
-        rates: Sequence[float],
+        decisions: Decisions,
+        outputs: Outputs,
+        page: ResultPage | None,
+        log: ResumeLog | None,
     ):
-        """`image_score`: one of scoring.IMAGE_SCORES; `rates`: of false alarms, of images and of pixels."""
-        self.detector, self.output, self.page, self.log = detector, output, page, log
-        self.image_score, self.rate = image_score, rates[0]
-        self.pixel_threshold = detector.calibration.pixel_threshold(rates[1]) if detector.calibration else None
+        self.detector, self.decisions = detector, decisions
+        self.outputs, self.page, self.log = outputs, page, log
+        pictured = outputs.kinds & {"overlays", "page"}
+        self.least_side = shown_side(detector) if pictured else detector.least_side
         # Good images have 0 on average; the colour scale ends well above their highest pixels.
-        self.highest = 10.0 if self.pixel_threshold is None else max(1.0, 2 * self.pixel_threshold)
+        pixel_threshold = decisions.pixel_threshold
+        self.highest = 10.0 if pixel_threshold is None else max(1.0, 2 * pixel_threshold)
 
-    def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, list[str] | str]]:
+    def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, Row | str]]:
         """For each (number, path, name): the name, and its row of the table or the reason why it can't be read."""
         predictions = map(self._predict, files, prefetched(self._load, files))
         return prefetched(self._write, predictions, finish=True)
 
     def _load(self, file):
         try:
-            return load_reduced(file[1], shown_side(self.detector), self.detector.value_range)
+            return load_reduced(file[1], self.least_side, self.detector.value_range)
         except UserError as error:
             return str(error)
 
@@ -112,99 +151,106 @@ class Inspector:
         number, _, name = file
         if isinstance(loaded, str):
             return Prediction(number, name, loaded)
-        return Prediction(number, name, "", *loaded, *self.detector.predict(loaded[0], self.image_score))
+        return Prediction(number, name, "", *loaded, *self.detector.predict(loaded[0], self.decisions.image_score))
 
     def _write(self, prediction):
         if prediction.error:
             return prediction.name, prediction.error
-        anomaly_map = at_own_size(prediction.anomaly_map, prediction.size)
-        map_path, overlay_path = pictures_of(self.output, prediction.name)
-        write_atomically(map_path, encoded(Image.fromarray(anomaly_map), "TIFF"))
-        picture = at_most(prediction.picture, LARGE_SIDE)
-        shown_map = at_own_size(prediction.anomaly_map, picture.size[::-1])
-        self.page.save_image(prediction.number, picture)
-        self.page.save_map(prediction.number, shown_map, 0, self.highest)
-        shown = figures.overlay(np.asarray(picture), shown_map, 0, self.highest)
-        p_value = self.detector.p_value_of(prediction.score, self.image_score)
-        row = [f"{prediction.score:.6g}"]
-        if p_value is None:
-            row += ["", "", ""]
-        else:
-            shown = figures.outline(shown, shown_map >= self.pixel_threshold, max(1, max(picture.size) // 200))
-            above = (anomaly_map >= self.pixel_threshold).sum()
-            row += [f"{p_value:.6g}", str(int(p_value <= self.rate)), str(int(above))]
-        write_atomically(overlay_path, encoded(Image.fromarray(shown), "JPEG", **figures.JPEG))
-        self.log.put(str(prediction.name), row)
+        anomaly_map = self.detector.at_own_size(prediction.anomaly_map, prediction.size)
+        if "maps" in self.outputs.kinds:
+            content = encoded(Image.fromarray(anomaly_map), "TIFF")
+            write_atomically(self.outputs.path_of("maps", prediction.name), content)
+        if self.outputs.kinds & {"overlays", "page"}:
+            self._write_pictures(prediction)
+        row = self._row(prediction.score, anomaly_map)
+        if self.log:
+            self.log.put(str(prediction.name), row)
         return prediction.name, row
 
+    def _write_pictures(self, prediction):
+        picture, threshold = at_most(prediction.picture, LARGE_SIDE), self.decisions.pixel_threshold
+        picture = with_ignored(self.detector, picture)
+        shown_map = self.detector.at_own_size(prediction.anomaly_map, picture.size[::-1])
+        if self.page:
+            self.page.save_image(prediction.number, picture)
+            self.page.save_map(prediction.number, shown_map, 0, self.highest)
+        if "overlays" in self.outputs.kinds:
+            shown = figures.overlay(np.asarray(picture), shown_map, 0, self.highest)
+            if threshold is not None:
+                shown = figures.outline(shown, shown_map >= threshold, max(1, max(picture.size) // 200))
+            content = encoded(Image.fromarray(shown), "JPEG", **figures.JPEG)
+            write_atomically(self.outputs.path_of("overlays", prediction.name), content)
 
-def pictures_of(output: Path, name: Path) -> tuple[Path, Path]:
-    """Where map and overlay of an image go."""
-    return tuple(
-        output / folder / name.with_name(f"{name.name}.{suffix}")
-        for folder, suffix in (("anomaly_maps", "tiff"), ("overlays", "jpg"))
-    )
+    def _row(self, score, anomaly_map):
+        p_value = self.detector.p_value_of(score, self.decisions.image_score)
+        anomalous, threshold = self.decisions.anomalous(score), self.decisions.pixel_threshold
+        regions = [] if threshold is None else regions_above(anomaly_map, threshold)
+        cells = [
+            f"{score:.6g}",
+            "" if p_value is None else f"{p_value:.6g}",
+            "" if anomalous is None else str(int(anomalous)),
+            "" if threshold is None else str(sum(region.area for region in regions)),
+        ]
+        return Row(cells, [region.cells() for region in regions])
 
 
 def inspect(
     detector: Detector,
+    decisions: Decisions,
     paths: Sequence[Path],
-    output: Path,
-    category: str,
-    image_score: str,
-    false_alarm_rate: float,
-    pixel_false_alarm_rate: float,
+    outputs: Outputs,
     *,
+    category: str,
     overwrite: bool = False,
 ) -> int:
-    """Predict all images of `paths`, write the results under `output`, and return the number that could not be read.
+    """Predict all images of `paths`, write the results to `outputs`, and return the number that could not be read.
 
-    decisions.csv has a line for each image; anomaly_maps/ has float32 TIFFs at the images' own size; overlays/ has the
-    maps over the images, at most LARGE_SIDE long, on one colour scale, with pixels above the pixel threshold outlined;
-    index.html shows all images, the most anomalous first. Resumes after a stop. Each of several processes takes its
-    share of the images, and the first writes table and page. Raises UserError if files that are not ours, or the
-    results of other `paths`, would be replaced, unless told to `overwrite`.
+    decisions.csv has a line for each image, regions.csv one for each region above the pixel threshold. anomaly_maps/
+    has float32 TIFFs at the images' own size; overlays/ has the maps over the images, at most LARGE_SIDE long, on one
+    colour scale, with pixels above the pixel threshold outlined; index.html shows all images, the most anomalous first.
+    Resumes after a stop. Each of several processes takes its share of the images, and the first writes tables and page.
+    Raises UserError if files that are not ours, or the results of other `paths`, would be replaced, unless told to
+    `overwrite`.
     """
-    calibration = detector.calibration
+    output = outputs.folder
     files, passed_over = files_in(paths, output)
     source = " ".join(["--input", *(str(path.absolute()) for path in paths)])
-    unfinished, table_path = output / "inspection.unfinished", output / "decisions.csv"
-    written = [unfinished, *_written(output, enumerate(name for _, name in files))]
+    unfinished = output / "inspection.unfinished"
+    written = [unfinished, *outputs.written(enumerate(name for _, name in files))]
     ledger = Ledger(output, source, written, overwrite=overwrite, inputs=[file_and_page(path)[0] for path, _ in files])
     # Not from the files' contents: a file that can't be read should not stop the others.
     stamps = [(str(name), (found := file_and_page(path)[0].stat()).st_size, found.st_mtime_ns) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
-    options = f"{detector.fingerprint} {image_score} {false_alarm_rate} {pixel_false_alarm_rate}"
-    log = ResumeLog(unfinished, f"{options} {digest}")
-    page = ResultPage(output, category)
+    log = ResumeLog(unfinished, f"{detector.fingerprint} {decisions} {sorted(outputs.kinds)} {digest}")
+    page = ResultPage(output, category) if "page" in outputs.kinds else None
     numbered = [(number, *file) for number, file in enumerate(files)]
     rows = {
-        name: row
+        name: Row(*row)
         for number, _, name in numbered
-        if (row := log.get(str(name))) and all(path.exists() for path in _pictures(output, number, name))
+        if (row := log.get(str(name))) and all(path.exists() for path in outputs.files_of(number, name))
     }
     broken = {}
     wanted = distributed.share([file for file in numbered if file[-1] not in rows])
-    rates = false_alarm_rate, pixel_false_alarm_rate
-    inspector = Inspector(detector, output, page, log, image_score=image_score, rates=rates)
+    inspector = Inspector(detector, decisions, outputs, page, log)
     for name, row in with_bar(inspector.inspected(wanted), len(wanted), "images"):
         (broken if isinstance(row, str) else rows)[name] = row
     for others in distributed.gathered((rows, broken)):
         for found, theirs in zip((rows, broken), others, strict=True):
             found |= theirs
     if distributed.is_first():
-        write_atomically(table_path, _table([[str(path), *rows[name]] for path, name in files if name in rows]))
-        least = calibration.threshold(false_alarm_rate, image_score) if calibration else None
-        from_score = min((float(row[0]) for row in rows.values() if row[2] == "1"), default=least)
-        page_path = _finished(page, numbered, rows, from_score)
-        print(f"{len(rows)} images, {table_path}; result page: {page_path}")
-        if calibration:
-            flagged = sum(row[2] == "1" for row in rows.values())
-            print(f"{flagged} called anomalous, at a false-alarm rate of {false_alarm_rate:g}: scores from {least:.4g}")
+        written_of = [(str(path), rows[name]) for path, name in files if name in rows]
+        write_atomically(output / "decisions.csv", table(COLUMNS, ([path, *row.cells] for path, row in written_of)))
+        write_atomically(output / "regions.csv", regions_table((path, row.regions) for path, row in written_of))
+        flagged = [float(row.cells[0]) for row in rows.values() if row.cells[2] == "1"]
+        from_score = min(flagged, default=decisions.threshold)
+        page_note = f"; result page: {_finished(page, numbered, rows, from_score)}" if page else ""
+        print(f"{len(rows)} images, {output / 'decisions.csv'}{page_note}")
+        if decisions.threshold is not None:
+            print(f"{len(flagged)} called anomalous, {decisions.described()}: scores from {decisions.threshold:.4g}")
         for line in (*passed_over, *(f"not inspected: {broken[name]}" for _, name in files if name in broken)):
             print(line, file=sys.stderr)
     log.finish()
-    ledger.finish(_written(output, ((number, name) for number, _, name in numbered if name in rows)))
+    ledger.finish(outputs.written(((number, name) for number, _, name in numbered if name in rows)))
     return len(broken)
 
 
@@ -213,19 +259,8 @@ def _finished(page, numbered, rows, threshold):
     for number, path, name in numbered:
         if name in rows:
             folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
-            page.add(number, name.name, str(folder), label=None, score=float(rows[name][0]))
+            page.add(number, name.name, str(folder), label=None, score=float(rows[name].cells[0]))
     return page.finish({}, threshold=threshold)
-
-
-def _written(output, numbered):
-    """All files that are written of images with these numbers and names."""
-    pictures = [path for number, name in numbered for path in _pictures(output, number, name)]
-    return [output / "decisions.csv", *page_files(output, ()), *pictures]
-
-
-def _pictures(output, number, name):
-    """The files that are written of one image."""
-    return [*pictures_of(output, name), *page_pictures(output, number)]
 
 
 def shown_side(detector: Detector) -> int | None:
@@ -233,8 +268,21 @@ def shown_side(detector: Detector) -> int | None:
     return detector.least_side and max(LARGE_SIDE, detector.least_side)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def with_ignored(detector: Detector, picture: Image.Image) -> Image.Image:
+    """The picture with what the detector ignores hatched."""
+    ignored = detector.ignored_at(picture.size[::-1])
+    return picture if ignored is None else Image.fromarray(figures.hatch(np.asarray(picture), ignored))
+
+
+def regions_table(found: Iterable[tuple[str, Sequence[Sequence[str]]]]) -> str:
+    """regions.csv of images' paths and AnomalousRegion.cells."""
+    return table(REGION_COLUMNS, ([path, *cells] for path, regions in found for cells in regions))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *rows])
+    writer.writerow(columns)
+    writer.writerows(rows)
     return text.getvalue()

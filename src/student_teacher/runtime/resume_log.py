@@ -49,10 +49,15 @@ class ResumeLog:
         """The result under this name, None if there is none."""
         return self._entries.get(name)
 
+    def entries(self) -> dict[str, Any]:
+        """All results by their names."""
+        return dict(self._entries)
+
     def put(self, name: str, value: Any) -> None:
         """Keep a result. Safe to call from several threads. Raises UserError if it can't be written."""
         line = (json.dumps([name, value]) + "\n").encode()
         with self._lock, writing(self._path):
+            self._entries[name] = value
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -106,8 +106,8 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage(Settings):
-    """Settings of every stage that computes."""
+class Command(Settings):
+    """Settings of every command that uses a category's models."""
 
     category: str = option(
         dataclasses.MISSING,
@@ -115,6 +115,23 @@ class Stage(Settings):
         positional=True,
         type=category_name,
     )
+    model: Path = folder("model")
+
+    @property
+    def models(self) -> Path:
+        """The category's folder of models."""
+        return self.model / self.category
+
+    @property
+    def detector(self) -> Path:
+        """The file of the category's detector."""
+        return self.models / "detector.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Command):
+    """Settings of every stage."""
+
     device: str = option("auto", "auto (a GPU if available), cpu, cuda, cuda:1 ...")
     precision: str = option(
         "auto",
@@ -124,7 +141,6 @@ class Stage(Settings):
         choices=PRECISIONS,
     )
     data: Path = folder("data")
-    model: Path = folder("model")
     image_size: tuple[int | None, ...] | None = image_size_option(
         (256,), "smaller is faster and misses small defects (default 256)"
     )
@@ -145,11 +161,6 @@ class Stage(Settings):
     def images(self) -> Path:
         """The category's folder of images."""
         return self.data / self.category
-
-    @property
-    def models(self) -> Path:
-        """The category's folder of models."""
-        return self.model / self.category
 
 
 @dataclass(frozen=True, kw_only=True)

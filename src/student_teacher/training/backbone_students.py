@@ -45,9 +45,17 @@ BATCH = 8  # images at once
 
 
 def fit(
-    backbone: Backbone, size: tuple[int, int], store: ImageStore, compute: Compute
+    backbone: Backbone,
+    size: tuple[int, int],
+    store: ImageStore,
+    compute: Compute,
+    *,
+    ignored: np.ndarray | None = None,
 ) -> tuple[BackboneDetector, Calibration]:
-    """Fit teacher and students to the good images of the store, which have this `size`, and calibrate them."""
+    """Fit teacher and students to the good images of the store, which have this `size`, and calibrate them.
+
+    Regions to ignore (h,w) do not count in the calibration; the store's images have them painted over.
+    """
     indices = evenly_spread(list(range(len(store))), MOST_IMAGES)
     if len(store) > MOST_IMAGES:
         print(f"training on {MOST_IMAGES:,} of {len(store):,} good images, evenly spread")
@@ -57,7 +65,7 @@ def fit(
     groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
         print(f"{len(indices)} images of {len(groups)} parts: images that look alike are calibrated together")
-    detector, calibration = fit_students(teacher, maps, groups, compute)
+    detector, calibration = fit_students(teacher, maps, groups, compute, ignored=ignored)
     print(
         f"global students explain {detector.explained:.0%} of the variance among good images, each left out of the fit"
     )
@@ -65,13 +73,18 @@ def fit(
 
 
 def fit_students(
-    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], compute: Compute
+    teacher: BackboneTeacher,
+    maps: Sequence[Tensor],
+    groups: Sequence[Sequence[int]],
+    compute: Compute,
+    *,
+    ignored: np.ndarray | None = None,
 ) -> tuple[BackboneDetector, Calibration]:
     """Fit students to the teacher's maps of good images, (n,K,h,w) per level, and calibrate them.
 
     For the calibration, images of the same group of `groups` are left out together.
     """
-    return calibrated(teacher, *fit_errors(teacher, maps, groups, compute))
+    return calibrated(teacher, *fit_errors(teacher, maps, groups, compute), ignored=ignored)
 
 
 def fit_errors(
@@ -89,12 +102,14 @@ def calibrated(
     global_students: Sequence[GlobalStudent],
     local_students: Sequence[Sequence[LocalStudent]],
     errors: Errors,
+    *,
+    ignored: np.ndarray | None = None,
 ) -> tuple[BackboneDetector, Calibration]:
     """The detector of these students, calibrated with their `errors` on good images that they have not seen."""
     detector = (
         BackboneDetector(teacher, global_students, local_students).to(teacher.projections[0].weight.device).eval()
     )
-    return detector, Calibration([detector.calibrate(errors)])
+    return detector, Calibration([detector.calibrate(errors, ignored)], ignored)
 
 
 def look_alikes(maps: Sequence[Tensor], strides: Sequence[int]) -> list[list[int]]:

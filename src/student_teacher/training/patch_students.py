@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from student_teacher.detection.Detector import VERSION, Calibration
 from student_teacher.detection.score_statistics import ScoreStatistics
 from student_teacher.images import preprocessing
 from student_teacher.images.category import GoodImages
+from student_teacher.images.ignored import ignore_option
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.bars import with_bar
@@ -90,6 +92,7 @@ class PatchSettings(TrainingStage):
         type=positive_real,
     )
     stride: int | None = stride_option(None, "4", group=PATCHES, identity=True)
+    ignore: Path | None = ignore_option()
     whole_images: bool = False  # a step sees a crop: for the net without pooling, as much is learned in less time
     batch_normalisation: bool = True
     literal_losses: bool = False
@@ -216,23 +219,26 @@ def descriptor_moments(
 
 
 @torch.inference_mode()
-def calibrate(scale: Scale, store: ImageStore, indices: list[int], settings: PatchSettings) -> None:
-    """Measure mean and std of error and variance on good images, which normalise the maps."""
+def calibrate(
+    scale: Scale, store: ImageStore, indices: list[int], settings: PatchSettings, *, ignored: np.ndarray | None
+) -> None:
+    """Measure mean and std of error and variance on good images, which normalise the maps, without what is ignored."""
     teacher, students = scale.dense(settings.stride)
     statistics, compute = ScoreStatistics(), settings.compute
     indices = distributed.share(indices)
     for groups in with_bar(store.batches([index] for index in indices), len(indices), "errors of good images"):
         with compute.autocast():
             images = preprocessing.normalise(groups[0].to(compute.where))
-            statistics.update(*scoring.error_and_variance(teacher, students, images))
+            statistics.update(*scoring.error_and_variance(teacher, students, images), ignored)
     statistics.gather()
     scale.calibrate(statistics)
 
 
 def score_calibration(
-    networks: AnomalyDetector, store: ImageStore, indices: list[int], compute: Compute
+    networks: AnomalyDetector, images: GoodImages, indices: list[int], settings: PatchSettings
 ) -> Calibration:
-    """Measure the scores of the images `indices` of the store, which were not trained on."""
+    """Measure the scores of the good images `indices`, which were not trained on."""
+    compute, store = settings.compute, images.decoded(settings.size)
     compute.place(networks)
     indices = distributed.share(indices)
 
@@ -242,7 +248,7 @@ def score_calibration(
                 found = networks.maps(groups[0].to(compute.where))
             yield found
 
-    return Calibration(maps(), shared=True)
+    return Calibration(maps(), images.ignored, shared=True)
 
 
 def part(pixels: Tensor, side: int, place: tuple[float, float]) -> Tensor:
@@ -274,7 +280,7 @@ def train(settings: PatchSettings, teacher_net: AnomalyNet, images: GoodImages, 
     folded = [net.folded() for net in students.nets]
     scale = Scale(teacher_net, folded, moments.mean, moments.std, padding=settings.padding).to(compute.where)
     # The p-values use the validation images. If these also normalise, four numbers per scale depend on them.
-    calibrate(scale, store, validation if settings.validation else some, settings)
+    calibrate(scale, store, validation if settings.validation else some, settings, ignored=images.ignored)
     left = students.validation_loss(store, validation)
     print(f"students leave {left:.3f} of the teacher's variance unexplained on {len(validation)} validation images")
     content = {
@@ -350,7 +356,7 @@ def learn(students: Students, model: Model, lessons: Lessons, settings: PatchSet
 def fit(settings: PatchSettings, published: bool) -> Fitted:
     """Train the students of all patch sizes that are not trained yet; `published`: as for load_teacher."""
     sizes = sorted(set(settings.patch_size))
-    images = GoodImages(settings.images)
+    images = GoodImages(settings.images, settings.ignore)
     # All teachers first: a missing or broken one should not be noticed only after half an hour.
     teachers = [load_teacher(settings, patch_size, published) for patch_size in sizes]
     # All sizes at once, so that after a stop the others are trained again, too.
@@ -368,6 +374,6 @@ def fit(settings: PatchSettings, published: bool) -> Fitted:
 
     def calibrated() -> Calibration:
         _, validation = images.split(settings.seed)
-        return score_calibration(networks, images.decoded(settings.size), validation, settings.compute)
+        return score_calibration(networks, images, validation, settings)
 
     return Fitted(networks, calibrated, made_from, [change for _, changes in teachers for change in changes])

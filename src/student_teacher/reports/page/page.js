@@ -62,8 +62,8 @@ function showMeasures() {
     ["Pixel AU-ROC", "pixel_au_roc", "defect pixels score above good ones"],
     ["Average precision", "image_average_precision", "of the images"],
     ["Best F1", "image_best_f1", "of the images"],
-    ["F1", "image_f1", "of the images, at the threshold that good images have set"],
-    ["Pixel F1", "pixel_f1", "at the threshold that good images have set"],
+    ["F1", "image_f1", "of the images, at the threshold of the decisions"],
+    ["Pixel F1", "pixel_f1", "at the threshold of the decisions"],
   ];
   for (const [name, key, meaning] of figures) {
     const known = measures[key] !== undefined;

@@ -1,0 +1,232 @@
+"""Images looked at as they arrive, in folders or named on standard input: a decision as soon as a file is whole."""
+
+import csv
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import TextIO
+
+from student_teacher.detection.decisions import Decisions
+from student_teacher.detection.Detector import Detector
+from student_teacher.images.reading import file_and_page, is_image, pages_of
+from student_teacher.reports.inspection import COLUMNS, Inspector, Outputs, Row, regions_table, table
+from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import write_atomically
+from student_teacher.runtime.ledger import Ledger, own_files
+from student_teacher.runtime.resume_log import ResumeLog
+
+PAUSE = 0.1  # seconds from one look to the next
+PATIENCE = 5.0  # seconds until a file that does not change, and can't be read, is named
+STANDARD_INPUT = Path("-")
+LOG = "watch.log"
+
+Stamp = list[int]  # size and time of the last change: as a JSON file holds it
+
+
+class Folders:
+    """The images in folders and their subfolders, whenever one looks; hidden ones do not count."""
+
+    ended = False
+
+    def __init__(self, folders: Sequence[Path]):
+        for folder in folders:
+            if not folder.is_dir():
+                raise UserError(f"{folder}: not a folder; --watch takes folders, or --input - for paths line by line")
+        if len({folder.resolve().name for folder in folders}) < len(folders):
+            raise UserError("--watch: two folders of the same name; watch them one by one")
+        self._folders = folders
+
+    def __call__(self) -> Iterator[Path]:
+        """Every file that may be an image."""
+        for folder in self._folders:
+            for place, below, files in os.walk(folder):
+                below[:] = sorted(name for name in below if not name.startswith("."))
+                yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+
+    def wants(self, path: Path) -> bool:
+        """Whether a whole file is an image."""
+        return is_image(path)
+
+    def name_of(self, path: Path) -> Path:
+        """The name of an image's results."""
+        folder = next(folder for folder in self._folders if path.is_relative_to(folder))
+        return Path(folder.resolve().name) / path.relative_to(folder)
+
+    def forget(self, path: Path) -> None:
+        """The file is decided."""
+
+
+class Lines:
+    """The paths that stand on lines of a text, such as standard input, as they come."""
+
+    def __init__(self, text: TextIO):
+        self._queue: SimpleQueue[Path | None] = SimpleQueue()
+        self._waiting: dict[Path, None] = {}
+        self._closed = False
+        Thread(target=self._read, args=[text], daemon=True).start()
+
+    def _read(self, text):
+        for line in text:
+            if line := line.rstrip("\r\n"):
+                self._queue.put(Path(line))
+        self._queue.put(None)
+
+    def __call__(self) -> list[Path]:
+        """Every path that was named and is not decided."""
+        while not self._queue.empty():
+            path = self._queue.get()
+            if path is None:
+                self._closed = True
+            else:
+                self._waiting[path] = None
+        return list(self._waiting)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no path is left, nor will come."""
+        return self._closed and not self._waiting and self._queue.empty()
+
+    def wants(self, path: Path) -> bool:
+        """Every file that is named is wanted."""
+        return True
+
+    def name_of(self, path: Path) -> Path:
+        """The name of an image's results."""
+        return Path(*path.absolute().parts[1:])  # two folders may have an image of the same name
+
+    def forget(self, path: Path) -> None:
+        """The path is decided."""
+        self._waiting.pop(path, None)
+
+
+class Watch:
+    """Decides on files that arrive, and writes a line for each image."""
+
+    def __init__(self, inspector: Inspector, source: Folders | Lines, log: ResumeLog):
+        self._inspector, self._source, self._log = inspector, source, log
+        self.done: dict[str, list] = log.entries()  # by path: its stamp, and of each page path and row
+        self.broken: set[Path] = set()
+        self._seen: dict[Path, Stamp | None] = {}  # in the last look
+        self._left: dict[Path, Stamp | None] = {}  # no images, or broken for too long
+        self._failed: dict[Path, tuple[Stamp | None, float]] = {}  # can't be read, since when
+
+    def look(self, write: Callable[[Sequence[tuple[str, Row]]], None]) -> bool:
+        """Decide on files that are whole by now; whether there were any. `write` gets the paths and rows of each."""
+        ready = []
+        for path in self._source():
+            stamp = _stamp(path)
+            settled, self._seen[path] = self._seen.get(path, ()) == stamp, stamp
+            if (known := self.done.get(str(path))) and known[0] == stamp:
+                if isinstance(self._source, Lines):  # asked again, answered again
+                    write([(page, Row(*row)) for page, row in known[1]])
+                self._source.forget(path)
+            elif settled and self._left.get(path, ()) != stamp:
+                if self._source.wants(path):
+                    ready.append((path, stamp, pages_of(path) if stamp else [path]))
+                else:
+                    self._left[path] = stamp
+        found = self._inspector.inspected([file for path, _, pages in ready for file in self._files(path, pages)])
+        decided = [
+            self._decide(path, stamp, {page: next(found)[1] for page in pages}, write) for path, stamp, pages in ready
+        ]
+        return any(decided)
+
+    def _files(self, path, pages):
+        name = self._source.name_of(path)
+        return [(0, page, name.with_name(page.name)) for page in pages]
+
+    def _decide(self, path, stamp, found, write):
+        if errors := [row for row in found.values() if isinstance(row, str)]:
+            self._put_off(path, stamp, errors[0])
+            return False
+        rows = [(str(page), row) for page, row in found.items()]
+        self.done[str(path)] = [stamp, rows]
+        self._log.put(str(path), [stamp, rows])
+        self.broken.discard(path)
+        self._source.forget(path)
+        write(rows)
+        return True
+
+    def _put_off(self, path, stamp, error):
+        """Try a file again that can't be read, perhaps as it is not whole yet; when it no longer changes, name it."""
+        before, since = self._failed.get(path, ((), 0.0))
+        if before != stamp:
+            since = time.monotonic()
+        self._failed[path] = stamp, since
+        if time.monotonic() - since > PATIENCE:
+            print(f"not inspected: {error}", file=sys.stderr, flush=True)
+            self._left[path] = stamp
+            self.broken.add(path)
+            self._source.forget(path)
+
+
+def written_before(log: ResumeLog, source: Folders | Lines, output: Path) -> set[Path]:
+    """Maps and overlays of the images in the log, as far as they are there."""
+    pages = [(path, page) for path, (_, rows) in log.entries().items() for page, _ in rows]
+    names = [source.name_of(Path(path)).with_name(Path(page).name) for path, page in pages]
+    outputs = Outputs(output, frozenset({"maps", "overlays"}))
+    return {picture for name in names for picture in outputs.pictures_of(name) if picture.exists()}
+
+
+def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outputs: Outputs, *, overwrite: bool) -> int:
+    """Decide on images as they arrive, until Ctrl-C or the end of the input; the number that could not be read.
+
+    `paths` are folders, or STANDARD_INPUT alone. Each decision is a line on standard output and in decisions.csv, at
+    once. What was decided before, by the same detector with the same thresholds, is not decided again, unless the file
+    has changed. Raises UserError if results would go into a watched folder, or replace others.
+    """
+    text = list(paths) == [STANDARD_INPUT]
+    source = Lines(sys.stdin) if text else Folders(paths)
+    output = outputs.folder
+    if not text and any(output.resolve().is_relative_to(path.resolve()) for path in paths):
+        raise UserError(f"{output} lies in a folder that is watched: give another --output")
+    key = f"{detector.fingerprint} {decisions}"
+    told = " ".join(["--watch --input", *(str(path if text else path.absolute()) for path in paths)])
+    told += f" by detector and thresholds {hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    files = [output / name for name in (LOG, "decisions.csv", "regions.csv")]
+    own = own_files(output)
+    ledger = Ledger(output, told, files, overwrite=overwrite)
+    log = ResumeLog(output / LOG, key)
+    own |= {path.resolve() for path in written_before(log, source, output)}
+    there = {
+        path for folder in ("anomaly_maps", "overlays") for path in (output / folder).rglob("*.*") if path.is_file()
+    }
+    if (others := {path for path in there if path.resolve() not in own}) and not overwrite:
+        raise UserError(f"{min(others)}: not written by this command: move it away, or give another --output")
+    watching = Watch(Inspector(detector, decisions, outputs, None, None), source, log)
+    rows = [(page, Row(*row)) for _, pages in log.entries().values() for page, row in pages]
+    write_atomically(files[1], table(COLUMNS, ([path, *row.cells] for path, row in rows)))
+    write_atomically(files[2], regions_table((path, row.regions) for path, row in rows))
+    with files[1].open("a", newline="") as decided, files[2].open("a", newline="") as regions:
+
+        def write(rows: Sequence[tuple[str, Row]]) -> None:
+            for stream, lines in (
+                (regions, ([path, *cells] for path, row in rows for cells in row.regions)),
+                (decided, ([path, *row.cells] for path, row in rows)),
+                (sys.stdout, ([path, *row.cells] for path, row in rows)),
+            ):
+                csv.writer(stream, lineterminator="\n").writerows(lines)
+                stream.flush()
+
+        print(",".join(COLUMNS), flush=True)
+        with suppress(KeyboardInterrupt):  # the way to end it
+            while not source.ended:
+                if not watching.look(write):
+                    time.sleep(PAUSE)
+    ledger.finish([*files, *written_before(log, source, output)])
+    return len(watching.broken)
+
+
+def _stamp(path):
+    """The size and time of a file; None while it is missing or empty."""
+    try:
+        found = file_and_page(path)[0].stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns] if found.st_size else None
