@@ -387,8 +387,9 @@ def summary_of(measures: dict) -> list[str]:
     return lines
 
 
-def write_figures(dataset: AnomalyDataset, maps, scores, masks, page: ResultPage, wanted: Collection[str]) -> None:
+def write_figures(dataset: AnomalyDataset, found: tuple, page: ResultPage, wanted: Collection[str]) -> None:
     """Draw a figure of each image, a sheet with each kind's highest, median and lowest score, and the page's maps."""
+    maps, scores, masks = found
     scale = figures.colour_scale(maps)
     results = page.path.parent
     kinds: dict[str, list[int]] = {}
@@ -494,7 +495,7 @@ def measure_test_images(settings: Settings) -> None:
         p_values = [detector.p_value_of(score, decisions.image_score) for score in scores]
         write_atomically(results / "scores.csv", scores_table(dataset, scores, p_values))
         write_atomically(results / "regions.csv", regions_found(dataset, maps, decisions.pixel_threshold))
-        draw(evaluation, measures, dataset, (maps, scores, masks), page, kinds)
+        draw(evaluation, measures, dataset, (maps, scores, masks), page=page, kinds=kinds)
         write_atomically(results / "metrics.json", json.dumps(measures, indent=1) + "\n")
         print("\n".join(summary_of(measures)))
         if "page" in kinds:
@@ -511,18 +512,19 @@ def draw(
     measures: dict,
     dataset: AnomalyDataset,
     found: tuple,
+    *,
     page: ResultPage,
     kinds: Collection[str],
 ) -> None:
     """Draw curves, figures and page of what `detect` has found, those of these kinds."""
-    maps, scores, masks = found
+    _, scores, _ = found
     curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     if "figures" in kinds:
         labels = np.array([row["label"] for row in dataset.rows], dtype=int)
         path = page.path.with_name("curves.png")
         figures.save_curves_figure(path, measures, scores, labels, [kind_of(row) for row in dataset.rows], *curves)
     if {"figures", "page"} & set(kinds):
-        write_figures(dataset, maps, scores, masks, page, kinds)
+        write_figures(dataset, found, page, kinds)
     if "page" in kinds:
         page.finish(measures, *curves, threshold=measures.get("decisions", {}).get("threshold"))
 

@@ -124,7 +124,7 @@ def test_two_processes_inspect_as_one(trained, tmp_path):
     one, two = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*.*")} for root in folders)
     assert one == two
     # Table, page, its cover and the ledger; for each image a map, an overlay and three pictures.
-    assert len(one) == 4 + 5 * len(images)
+    assert len(one) == 5 + 5 * len(images)
 
 
 def test_a_killed_process_ends_all_and_the_same_command_goes_on(tmp_path):
