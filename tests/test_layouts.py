@@ -4,9 +4,11 @@ import json
 import math
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageDraw
 
 import all_categories
@@ -14,9 +16,10 @@ import anomaly_detection
 import mvtec_dataset
 import students_training
 from AnomalyDataset import AnomalyDataset
+from student_teacher.detection.Detector import load_detector
 from student_teacher.images.index import LEARNED, kind_of
 from student_teacher.images.labelme import drawn_mask
-from student_teacher.images.layouts import drawn_for_test, is_category
+from student_teacher.images.layouts import PRIVATE, drawn_for_test, is_category
 from student_teacher.images.reading import load_mask
 from student_teacher.runtime.errors import UserError
 from student_teacher.training import backbone_students
@@ -211,6 +214,39 @@ def test_a_layout_from_training_to_figures(layout, capfd, monkeypatch):
         assert measures["pixel_au_roc"] > 0.9
     assert ("pixel_au_roc" in measures) == any(row["gt_name"] for row in AnomalyDataset(category).rows)
     assert ("au_spro" in measures) == (category / "defects_config.json").exists()
+    submit = [*common, "--results", str(root / "results"), "--submission", str(root / "submission")]
+    if not (category / "test_private").exists():
+        with pytest.raises(UserError, match="only MVTec AD 2 takes submissions"):
+            anomaly_detection.main(submit)
+        return
+    assert anomaly_detection.main(submit) == 0
+    check_submission(root / "submission", category)
+    before = {path: path.read_bytes() for path in (root / "submission").rglob("*.*")}
+    next(iter(before)).unlink()
+    assert anomaly_detection.main(submit) == 0
+    assert {path: path.read_bytes() for path in (root / "submission").rglob("*.*")} == before
+    (root / ".submission.part.json").unlink()
+    with pytest.raises(UserError, match="not written by this command"):
+        anomaly_detection.main(submit)
+
+
+def check_submission(folder, category):
+    """The rules of MVTec AD 2's server: these files and no others, one channel each, float16 and 0 or 255."""
+    images = [path for part in PRIVATE for path in (category / part).iterdir()]
+    assert {path.name for path in folder.iterdir()} == {"anomaly_images", "anomaly_images_thresholded"}
+    for kind, suffix in (("anomaly_images", ".tiff"), ("anomaly_images_thresholded", ".png")):
+        wanted = {folder / kind / "part" / image.parent.name / f"{image.stem}{suffix}" for image in images}
+        assert {path for path in (folder / kind).rglob("*") if path.is_file()} == wanted
+    threshold = load_detector(category.parent.parent / "model/part/detector.pt").decisions().pixel_threshold
+    for image in images:
+        part = Path("part", image.parent.name, image.stem)
+        anomaly_map = tifffile.imread(folder / "anomaly_images" / part.with_suffix(".tiff"))
+        marks = np.asarray(Image.open(folder / "anomaly_images_thresholded" / part.with_suffix(".png")))
+        assert anomaly_map.dtype == np.float16 and marks.dtype == np.uint8
+        assert anomaly_map.shape == marks.shape == Image.open(image).size[::-1]
+        assert set(np.unique(marks)) <= {0, 255}
+        clear = np.abs(anomaly_map - threshold) > 0.01 * np.abs(anomaly_map)  # beyond what float16 rounds
+        assert np.array_equal((anomaly_map > threshold)[clear], (marks == 255)[clear])
 
 
 # VisA without its split, and a split of one's own

@@ -27,6 +27,7 @@ from student_teacher.detection.Detector import load_detector
 from student_teacher.detection.regions import regions_above
 from student_teacher.evaluation import metrics
 from student_teacher.evaluation.regions import Region
+from student_teacher.reports import figures, measured
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.ledger import NAME
@@ -272,7 +273,7 @@ def test_what_is_saved_of_test_images_can_be_chosen(done, tmp_path, kinds):
 
 
 def test_measures_taken_on_disk_are_those_taken_in_memory(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(anomaly_detection, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(measured, "MOST_IN_MEMORY", 0)
     place = Place(tmp_path, done.data)
     place.folders[-1] = str(done.model)
     place.detection("--save")
@@ -384,7 +385,7 @@ def test_a_stopped_detection_goes_on_to_the_same_maps(done, tmp_path, monkeypatc
 def test_a_detection_stopped_at_its_pictures_does_not_ask_the_networks_again(done, tmp_path, monkeypatch):
     options = [CATEGORY, *done.folders, "--results", str(tmp_path)]
     with monkeypatch.context() as patched:
-        patched.setattr(anomaly_detection.figures, "contact_sheet", interrupted)
+        patched.setattr(figures, "contact_sheet", interrupted)
         with pytest.raises(KeyboardInterrupt):
             anomaly_detection.main(options)
     monkeypatch.setattr(AnomalyDetector, "maps", None)

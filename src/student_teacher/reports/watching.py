@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -203,7 +204,8 @@ def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outpu
     rows = [(page, Row(*row)) for _, pages in log.entries().values() for page, row in pages]
     write_atomically(files[1], table(COLUMNS, ([path, *row.cells] for path, row in rows)))
     write_atomically(files[2], regions_table((path, row.regions) for path, row in rows))
-    with files[1].open("a", newline="") as decided, files[2].open("a", newline="") as regions:
+    opened = partial(Path.open, mode="a", newline="", encoding="utf-8", errors="surrogateescape")
+    with opened(files[1]) as decided, opened(files[2]) as regions:
 
         def write(rows: Sequence[tuple[str, Row]]) -> None:
             for stream, lines in (

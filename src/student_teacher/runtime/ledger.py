@@ -16,17 +16,26 @@ class Ledger:
     """The list of files that a command writes in a folder; it is kept there from one run to the next."""
 
     def __init__(
-        self, folder: Path, source: str, files: Iterable[Path], *, overwrite: bool, inputs: Iterable[Path] = ()
+        self,
+        folder: Path,
+        source: str,
+        files: Iterable[Path],
+        *,
+        overwrite: bool,
+        inputs: Iterable[Path] = (),
+        record: Path | None = None,
     ):
         """Claim the folder for this run, and create it if it is missing.
 
         `source` says where the results come from, such as "--input scans"; `files` are all that may be written, below
-        the folder; `inputs` are the files that are read. Raises UserError if an input would be replaced; and without
+        the folder; `inputs` are the files that are read; `record` is the file that keeps the list, if not the folder's
+        own. Raises UserError if an input would be replaced; and without
         `overwrite` also if one of the files exists and is not ours, or if the folder has results of another source.
         """
         self._folder, self._source = folder, source
         self._files = {file.relative_to(folder).as_posix() for file in files}
-        there = _read(folder)
+        self._record = record or folder / NAME
+        there = _read(self._record)
         self._before = set(there["files"])
         replaced = {file.resolve() for file in inputs} & {(folder / name).resolve() for name in self._files}
         if replaced:
@@ -46,6 +55,7 @@ class Ledger:
         distributed.wait_for_all()  # until all have looked
         if distributed.is_first():
             make_folder(folder)
+            make_folder(self._record.parent)
             self._write(self._files | self._before)
         distributed.wait_for_all()
 
@@ -63,7 +73,7 @@ class Ledger:
 
     def _write(self, files):
         content = {"source": self._source, "files": sorted(files)}
-        write_atomically(self._folder / NAME, json.dumps(content, indent=1) + "\n")
+        write_atomically(self._record, json.dumps(content, indent=1) + "\n")
 
 
 def _short(source):
@@ -72,14 +82,14 @@ def _short(source):
 
 def own_files(folder: Path) -> set[Path]:
     """The files that earlier runs wrote in a folder, as resolved paths."""
-    names = _read(folder)["files"]
+    names = _read(folder / NAME)["files"]
     return {(folder / name).resolve() for name in names} | {(folder / NAME).resolve()}
 
 
-def _read(folder):
+def _read(record):
     try:
-        return json.loads((folder / NAME).read_text(encoding="utf-8"))
+        return json.loads(record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"source": None, "files": []}
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / NAME}: cannot be read ({error}); give another folder for results") from None
+        raise UserError(f"{record}: cannot be read ({error}); give another folder for results") from None
