@@ -1,25 +1,25 @@
 """One class is normal, all others are anomalies: the experiment of section 4.1 of "Uninformed Students".
 
 For each class in turn, detectors learn from its training images alone and score all test images. Settings are the same
-for all classes and were not chosen by these figures. Data sets are MNIST and CIFAR-10, as in the paper, FashionMNIST,
-and the digits that scikit-learn ships, which need no download. Nothing is downloaded: --data is a folder as torchvision
-lays it out, DIR/MNIST/raw, DIR/FashionMNIST/raw (both unpacked) or DIR/cifar-10-batches-py. The digits come without a
-split: the first half is for training, as in scikit-learn's own example.
+for all classes. The data sets are MNIST and CIFAR-10, as in the paper, FashionMNIST, and scikit-learn's digits, which
+come with that package. Nothing is downloaded: --data is a folder in torchvision's layout, with MNIST/raw,
+FashionMNIST/raw (files unpacked) or cifar-10-batches-py. The digits come without a split: as in scikit-learn's own
+example, the first half is for training.
 
-How to read the table: image AU-ROC of each class, and the mean over the classes.
+How to read the table: image AU-ROC of each class, and their mean.
 
 - patch students: images are resized to the patch, 33 x 33, so that an image has one descriptor. The teacher is the one
-  that ships, students are trained with the default settings of --teacher patches. The score is the regression error plus
-  the predictive variance, each normalised on a part of the training images that is not trained on (equation 11).
-- default: the default detector, at 128 x 128, the least that its backbone takes; "default, mean" scores an image by the
-  mean of its map instead of the highest 1 %, as whole images differ here.
-- nearest: distance to the nearest training image, pixel by pixel, as a yardstick.
+  that ships; students are trained with the optimiser of --teacher patches. The score is the regression error plus the
+  predictive variance, each normalised on training images that are held back (section 3.2, equation 11).
+- default: the default detector at 128 x 128, the smallest size that it takes. "default, mean" scores an image by the
+  mean of its map instead of the highest 1 %.
+- nearest: distance to the nearest training image, pixel by pixel; a yardstick that needs no network.
 
-The paper's own figures (its table 1) are not in the table: compare with the paper. Each class's result is kept beside
---output until all are done: after a stop, the same command goes on.
+The paper's own figures are in its table 1. Each class's result is kept beside --output until all are done: after a
+stop, the same command goes on. A class takes a minute or two on one core; more images need more --steps.
 
     python3 benchmarks/one_class.py --dataset digits
-    python3 benchmarks/one_class.py --dataset mnist --data DIR --classes 0 1 2 --images 1000
+    python3 benchmarks/one_class.py --dataset mnist --data DIR --classes 0 1 2 --images 1000 --steps 200
 """
 
 import sys
@@ -105,7 +105,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     )
     options.add_argument("--students", type=command_line.positive, default=3, help="(default 3)")
     options.add_argument(
-        "--steps", type=command_line.positive, default=200, help=f"of {BATCH} images, for patch students (default 200)"
+        "--steps", type=command_line.positive, default=40, help=f"of {BATCH} images, for patch students (default 40)"
     )
     options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--device", default="auto")
@@ -135,16 +135,14 @@ def load(name: str, folder: Path) -> tuple[Images, Images]:
 def missing(kind: type, folder: Path) -> str:
     """What to download, and where to put it."""
     if kind is CIFAR10:
-        return (
-            f"{folder / kind.base_folder} is not there or not complete: download {kind.url} and unpack it in {folder}"
-        )
+        return f"{folder / kind.base_folder} is not complete: download {kind.url} and unpack it in {folder}"
     names = ", ".join(name for name, _ in kind.resources)
     raw = folder / kind.__name__ / "raw"
     return f"{raw} is not complete: download {names} from {kind.mirrors[0]} into it, and unpack them with gunzip"
 
 
 def digits() -> tuple[Images, Images]:
-    """Scikit-learn's digits, 8 x 8; each half has other writers, but for the one where they meet."""
+    """Scikit-learn's digits, 8 x 8, as training and test images. Raises UserError without scikit-learn."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
