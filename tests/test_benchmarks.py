@@ -7,6 +7,7 @@ import dense_extraction
 import latency
 import measuring
 import numpy as np
+import one_class
 import published
 import pytest
 import scaling
@@ -273,3 +274,72 @@ def test_latency_times_ours_and_what_is_installed(tmp_path, monkeypatch, capsys)
 def test_patchcore_keeps_a_fraction_of_all_patches():
     args = latency.parse_arguments(["--images", "209", "--rival-size", "256", "--bank", "0.1"])
     assert latency.bank_size(args) == 21_402
+
+
+def write_mnist(folder, seed=0):
+    """Bars on a dark ground in MNIST's format: those of class 0 lie, those of class 1 stand."""
+    random = np.random.default_rng(seed)
+    for name, number in (("train", 10), ("t10k", 6)):
+        pixels = random.integers(0, 40, (2 * number, 28, 28), dtype=np.uint8)
+        classes = np.arange(2 * number, dtype=np.uint8) % 2
+        for image, stands in zip(pixels, classes, strict=True):
+            (image.T if stands else image)[random.integers(10, 14) :][:6] = 230
+        for kind, values in (("images", pixels), ("labels", classes)):
+            path = folder / "MNIST" / "raw" / f"{name}-{kind}-idx{values.ndim}-ubyte"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(np.array([0x800 + values.ndim, *values.shape], ">i4").tobytes() + values.tobytes())
+
+
+@pytest.mark.slow
+def test_one_class_goes_on_after_a_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbone_students, "LOCAL_STEPS", 2)
+    monkeypatch.setattr(backbone_students, "COARSE_STEPS", 2)
+    write_mnist(tmp_path)
+    output = tmp_path / "figures.json"
+    options = ["--dataset", "mnist", "--data", str(tmp_path), "--steps", "3", "--students", "2", "--images", "8"]
+    options += ["--device", "cpu", "--output", str(output), "--classes", "0", "1"]
+    measure, measured = one_class.measure, []
+
+    def stopped(good, *others):
+        if 1 in good.classes:
+            raise KeyboardInterrupt
+        return measure(good, *others)
+
+    monkeypatch.setattr(one_class, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        one_class.main(options)
+    assert not output.exists()
+    monkeypatch.setattr(one_class, "measure", lambda good, *rest: measured.append(good) or measure(good, *rest))
+    one_class.main(options)
+    report = json.loads(output.read_text())
+    assert [np.unique(good.classes).tolist() for good in measured] == [[1]]
+    assert not list(tmp_path.glob(".*"))
+    for row in report["rows"].values():
+        assert row["images"] == 8
+        assert row["nearest"] == row["default, mean"] == row["patch students"] == 1
+    assert report["mean"] == dict.fromkeys(one_class.METHODS, pytest.approx(1, abs=0.2))
+
+
+def test_an_image_of_the_patch_size_has_one_descriptor():
+    torch.manual_seed(0)
+    net, side = AnomalyNet(one_class.PATCH_SIZE).eval(), one_class.PATCH_SIZE
+    images = torch.randn(3, 3, side, side)
+    found = one_class.WholeImage(net)(images)
+    assert found.shape[2:] == (1, 1)
+    assert torch.allclose(found.flatten(1), net(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", one_class.STORED)
+def test_one_class_says_what_to_download(tmp_path, name):
+    with pytest.raises(UserError, match=rf"{tmp_path}.*not complete: download .*http"):
+        one_class.main(["--dataset", name, "--data", str(tmp_path), "--output", str(tmp_path / "figures.json")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digits_are_split_in_halves():
+    pytest.importorskip("sklearn", reason="needs requirements-dev.txt")
+    train, test = one_class.digits()
+    assert len(train.pixels) + len(test.pixels) == 1797
+    assert train.pixels.shape[1:] == (8, 8)
+    assert train.pixels.max() == 255
+    assert set(train.classes) == set(test.classes) == set(range(10))
