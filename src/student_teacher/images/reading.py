@@ -44,7 +44,8 @@ TiffImagePlugin.OPEN_INFO |= {
     for white_is_one in (0, 1)
 }
 
-# Pillow warns above 90 megapixels and refuses above 180: large scans are fine up to there.
+# Pillow refuses twice as much: scans of lines have hundreds of megapixels.
+Image.MAX_IMAGE_PIXELS = 250_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -194,11 +195,11 @@ def at_most(picture: Image.Image, side: int, resample: Image.Resampling = Image.
     return picture.resize([max(1, round(length * scale)) for length in picture.size], resample)
 
 
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """The picture as a file of a kind, such as "PNG", with Pillow's options."""
+def encoded(picture: Image.Image, kind: str, **options: Any) -> memoryview:
+    """The bytes of the picture as a file of a kind, such as "PNG", with Pillow's options."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
-    return buffer.getvalue()
+    return buffer.getbuffer()  # not a copy: maps of line scans have a gigabyte
 
 
 def mapped(path: Path) -> np.ndarray:

@@ -63,7 +63,7 @@ def submit(detector: Detector, threshold: float, dataset: AnomalyDataset, folder
         of_map, of_marks = files[number]
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, np.clip(anomaly_map, -HIGHEST, HIGHEST).astype(np.float16))
-        write_atomically(of_map, buffer.getvalue())
+        write_atomically(of_map, buffer.getbuffer())
         marks = np.where(anomaly_map >= threshold, np.uint8(255), np.uint8(0))
         write_atomically(of_marks, encoded(Image.fromarray(marks), "PNG"))
         log.put(sample["path"], True)

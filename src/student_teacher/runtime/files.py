@@ -10,7 +10,7 @@ from pathlib import Path
 from student_teacher.runtime.errors import UserError
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
     """Write a temporary file beside `path`, then rename it: an older file stays until the new one is complete.
 
     Text is written as UTF-8; undecodable bytes of file names become question marks. Permissions are those of any new
