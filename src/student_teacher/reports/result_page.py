@@ -230,12 +230,16 @@ SUMMARY_COLUMNS = {
     "image_au_roc": ("Image\nAU-ROC", "how often a defective image scores above a good one"),
     "efficientad_s_image_au_roc": ("EfficientAD\nsmall\nimage AU-ROC", "the same of EfficientAD, small"),
     "efficientad_m_image_au_roc": ("EfficientAD\nmedium\nimage AU-ROC", "the same of EfficientAD, medium"),
+    "image_f1": ("Image\nF1", "F1 of images at the detector's own threshold"),
     "pixel_au_roc": ("Pixel\nAU-ROC", "how often a defect's pixel scores above a good one"),
+    "pixel_f1": ("Pixel\nF1", "F1 of pixels at the detector's own threshold"),
     "au_pro": ("AU-PRO", "area under the per-region overlap up to a false positive rate of 0.3, divided by it"),
     "paper_p65": ("Paper\np = 65\nAU-PRO", "the same of the paper with one receptive field of 65 pixels"),
     "paper_multiscale": ("Paper\n3 scales\nAU-PRO", "the same of the paper with 17, 33 and 65 pixels together"),
     "efficientad_s_au_pro": ("EfficientAD\nsmall\nAU-PRO", "the same of EfficientAD, small"),
     "efficientad_m_au_pro": ("EfficientAD\nmedium\nAU-PRO", "the same of EfficientAD, medium"),
+    "au_spro_0.05": ("AU-sPRO\n0.05", "the same for regions that saturate, up to a false positive rate of 0.05"),
+    "aupimo": ("AUPIMO", "recall of each defect where next to no pixel of good images is a false positive"),
     "seconds": ("Time", "training and test"),
 }
 

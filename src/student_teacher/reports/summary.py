@@ -12,7 +12,7 @@ from student_teacher.reports.published import BESIDE, FIGURES, SOURCES, figures_
 from student_teacher.reports.result_page import SUMMARY_COLUMNS, shown, write_summary_page
 from student_teacher.runtime.files import write_atomically
 
-MEASURES = ("image_au_roc", "pixel_au_roc", "au_pro")
+MEASURES = ("image_au_roc", "image_f1", "pixel_au_roc", "pixel_f1", "au_pro", "au_spro_0.05", "aupimo")
 COLUMNS = ("category", "status", *(key for key in SUMMARY_COLUMNS if key != "category"), "error")
 
 METRICS = "metrics.json"
@@ -133,13 +133,14 @@ def as_json(rows: Sequence[Mapping]) -> str:
 
 
 def as_markdown(rows: Sequence[Mapping]) -> str:
-    """The rows for a reader, with what there is to say about the comparison."""
+    """The rows for a reader, without columns that are empty, with what there is to say about the comparison."""
+    columns = [key for key in SUMMARY_COLUMNS if key == "category" or any(row[key] is not None for row in rows)]
     lines = [
         "# Summary",
         "",
-        f"| {' | '.join(map(_heading, SUMMARY_COLUMNS))} |",
-        f"|---{'|--:' * (len(SUMMARY_COLUMNS) - 1)}|",
-        *map(_markdown_row, rows),
+        f"| {' | '.join(map(_heading, columns))} |",
+        f"|---{'|--:' * (len(columns) - 1)}|",
+        *(_markdown_row(row, columns) for row in rows),
         "",
         "AU-PRO: the area under the per-region overlap, up to a false positive rate of 0.3. "
         "–: what can't be measured, or was not published.",
@@ -154,9 +155,9 @@ def _heading(key: str) -> str:
     return SUMMARY_COLUMNS[key][0].replace("\n", " ")
 
 
-def _markdown_row(row: Mapping) -> str:
+def _markdown_row(row: Mapping, columns: Sequence[str]) -> str:
     name = row["category"] if row["status"] == "done" else f"{row['category']} (failed: {row['error']})"
-    cells = [name.replace("|", "\\|"), *(shown(key, row[key]) for key in SUMMARY_COLUMNS if key != "category")]
+    cells = [name.replace("|", "\\|"), *(shown(key, row[key]) for key in columns if key != "category")]
     if row["category"] == "mean":
         cells = [f"**{cell}**" for cell in cells]
     return f"| {' | '.join(cells)} |"
