@@ -122,6 +122,12 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="also tell how many test images show a part that is in training, and what knowing that alone is worth",
     )
+    parser.add_argument(
+        "--split-by-parts",
+        type=Path,
+        metavar="FILE",
+        help="also write a split for --split-csv in which no part is both learned from and tested on",
+    )
     arguments = parser.parse_args(arguments)
     category = arguments.data / category_name(arguments.category)
     reading = {"value_range": value_range(arguments.value_range), "mask_threshold": arguments.mask_threshold}
@@ -132,6 +138,10 @@ def main(arguments: list[str] | None = None) -> None:
         from student_teacher.reports.leak_report import find_leaks, report  # late: it takes seconds to import
 
         print(report(find_leaks(category)))
+    if arguments.split_by_parts:
+        from student_teacher.reports.leak_report import write_split
+
+        print(write_split(category, arguments.split_by_parts))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,25 @@ def test_parts_that_are_in_training_are_found_though_all_look_alike(tmp_path, ca
     assert "4 of 12 test images" in printed and "good: 4 of 4" in printed and "image AU-ROC of 1.000" in printed
 
 
+def test_a_split_by_parts_leaves_nothing_to_be_known(tmp_path, capsys):
+    make_category(tmp_path / "knit")
+    options = ["knit", "--data", str(tmp_path)]
+    split = tmp_path / "parts.csv"
+    mvtec_dataset.main([*options, "--split-by-parts", str(split)])
+    assert (
+        f"{split}: 4 images change sides, 12 are then learned from, and 4 good ones tested" in capsys.readouterr().out
+    )
+    with pytest.raises(UserError, match="is there already"):
+        mvtec_dataset.main([*options, "--split-by-parts", str(split)])
+    mvtec_dataset.main([*options, "--split-csv", str(split)])
+    found = find_leaks(tmp_path / "knit")
+    assert [(seen.kind, seen.images, seen.seen_before) for seen in found.kinds] == [
+        *(("all", 12, 0), ("good", 4, 0), ("cut", 4, 0), ("hole", 4, 0))
+    ]
+    mvtec_dataset.main([*options, "--split-csv", "auto"])
+    assert find_leaks(tmp_path / "knit").kinds[0].seen_before == 4
+
+
 def test_without_defects_there_is_nothing_to_rank_and_without_test_images_nothing_to_compare(tmp_path):
     make_category(tmp_path / "knit", masks=False)
     for kind in ("cut", "hole"):

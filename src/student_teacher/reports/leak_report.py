@@ -1,17 +1,27 @@
 """How many test images show a part that is in training, and what knowing that alone is worth."""
 
+import csv
+import hashlib
+import io
+import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from scipy.sparse.csgraph import connected_components
 
 from AnomalyDataset import AnomalyDataset
 from student_teacher.evaluation.metrics import au_roc
 from student_teacher.images.index import LEARNED, kind_of
+from student_teacher.images.layouts import SPLIT_COLUMNS
 from student_teacher.images.leaks import ALIKE, correlations, grey_thumbnail, thumbnails
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import write_atomically
 
 ALL, GOOD = "all", "good"
+SAME_PART = 0.9  # correlation above which two images are taken for the same part: higher, as parts may form a chain
 SHOWN = 3  # pairs of images
 
 
@@ -61,6 +71,71 @@ def find_leaks(category: Path) -> Leaks:
     return Leaks(rows, pairs)
 
 
+def split_by_parts(category: Path) -> tuple[list[dict[str, str | int]], int]:
+    """The rows of a category's index, split so that no part is both learned from and tested on; and how many moved.
+
+    Images of the same part are those that are connected by thumbnails that correlate by more than SAME_PART. Parts with
+    a defective image are tested on. Of the parts on both sides, the others are tested on in a random but fixed order
+    until as many good images are tested on as before; the rest is learned from. All other images stay.
+
+    Raises:
+        UserError: as `find_leaks`; or nearly all images would be one part.
+    """
+    sets = [AnomalyDataset(category, grey_thumbnail, type=part) for part in (LEARNED, "test")]
+    if not sets[1].rows:
+        raise UserError(f"{category} has no test images that training could know")
+    rows = [dict(row) for dataset in sets for row in dataset.rows]
+    shown = torch.cat(thumbnails(*sets))
+    alike = correlations(shown, shown) > SAME_PART
+    number, part_of = connected_components(alike.numpy(), directed=False)
+    parts = [[rows[index] for index in np.flatnonzero(part_of == part)] for part in range(number)]
+    if max(map(len, parts)) > len(rows) / 2:
+        raise UserError(f"{category}: more than half of the images look like one part, so there is nothing to split by")
+    before = [row["type"] for row in rows]
+    wanted = sum(row["type"] == "test" and row["label"] == 0 for row in rows)
+    for part in parts:
+        if any(row["label"] for row in part):
+            _put(part, "test")
+    tested = sum(row["label"] == 0 for part in parts if not _is_mixed(part) for row in part if row["type"] == "test")
+    mixed = sorted(filter(_is_mixed, parts), key=lambda part: hashlib.sha256(part[0]["image_name"].encode()).digest())
+    for part in mixed:
+        _put(part, "test" if tested + len(part) <= wanted else "train")
+        tested += len(part) if part[0]["type"] == "test" else 0
+    return rows, sum(row["type"] != old for row, old in zip(rows, before, strict=True))
+
+
+def _is_mixed(part):
+    return len({row["type"] in LEARNED for row in part}) > 1
+
+
+def _put(part, where):
+    """Bring a part to one side; what lies on that side already stays as it is."""
+    for row in part:
+        if (row["type"] in LEARNED) != (where in LEARNED):
+            row["type"] = where
+
+
+def write_split(category: Path, path: Path) -> str:
+    """Write a split by parts for --split-csv, and return a line that says what was done.
+
+    Raises UserError as `split_by_parts`, and if the file is there already.
+    """
+    if path.exists():
+        raise UserError(f"{path} is there already: move it away, or give another name")
+    rows, moved = split_by_parts(category)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(SPLIT_COLUMNS)
+    for row in rows:
+        names = [f"{category.name}/{row[name]}" if row[name] else "" for name in ("image_name", "gt_name")]
+        writer.writerow([category.name, row["type"], "anomaly" if row["label"] else "normal", *names])
+    write_atomically(path, os.fsencode(text.getvalue()))
+    count = Counter((row["type"] == "test", bool(row["label"])) for row in rows)
+    use = f"./mvtec_dataset.sh {category.name} --split-csv {path} takes it, --split-csv auto goes back"
+    sides = f"{count[False, False]} are then learned from, and {count[True, False]} good ones tested on"
+    return f"{path}: {moved} images change sides, {sides}; {use}"
+
+
 def report(leaks: Leaks) -> str:
     """What was found, in a few lines."""
     everything, *kinds = leaks.kinds
@@ -76,5 +151,5 @@ def report(leaks: Leaks) -> str:
             "(0.5 is chance; large defects count in it, too)"
         )
     if everything.seen_before:
-        lines.append("where it is the same part, move all its photographs to one side: train/good or test/good")
+        lines.append("where it is the same part, move all its photographs to one side, or take --split-by-parts FILE")
     return "\n".join(lines)
