@@ -6,7 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
     cat <<'TEXT'
 usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH] [--mask-threshold X]
-                          [--split-csv FILE] [--check-leaks]
+                          [--split-csv FILE] [--check-leaks] [--split-by-parts FILE]
 
 Prepares DIR/CATEGORY for training: checks every image and writes the index CATEGORY.csv.
 The images come from the first of these that exists:
@@ -24,6 +24,7 @@ The images come from the first of these that exists:
                   DIR/split_csv/1cls.csv, as without it
   --check-leaks   also tell how many test images show a part that is in training: photographs of the same part
                   on both sides make image measures look better than they are
+  --split-by-parts FILE    also write a split for --split-csv in which no part is on both sides
 TEXT
 }
 
@@ -78,7 +79,7 @@ while (($#)); do
             url=${1#*=}
             shift
             ;;
-        --mask-threshold | --split-csv)
+        --mask-threshold | --split-csv | --split-by-parts)
             (($# > 1)) || fail "$1 takes a value; see --help"
             options+=("$1" "$2")
             shift 2
