@@ -214,9 +214,9 @@ def detector_of(settings: Settings) -> tuple[Detector, Decisions]:
         settings.patch_size,
         settings.stride,
         size,
-        settings.normalisation,
-        settings.device,
-        settings.precision,
+        normalisation=settings.normalisation,
+        device_name=settings.device,
+        precision=settings.precision,
         paper=settings.paper,
         ignored=given,
     )

@@ -111,7 +111,9 @@ def test_a_local_student_learns_where_errors_are_large():
     maps[:, :, :, 8:] *= 0.1
     log_errors = torch.zeros(6, 1, 16, 16)
     log_errors[:, :, :, :8] = np.log(5)
-    student = backbone_students.train_local(LocalStudent([2, 3], 1), maps, log_errors, 150, 0, "")
+    student = backbone_students.train_local(
+        LocalStudent([2, 3], 1), maps, log_errors, steps=150, seed=0, description=""
+    )
     with torch.no_grad():
         found = student.errors(maps)
     expected = found.expected.exp().mean((0, 2))

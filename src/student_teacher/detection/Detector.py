@@ -306,10 +306,10 @@ def load_detector(
     patch_sizes: Sequence[int] | None = None,
     stride: int | None = None,
     size: preprocessing.Size | str = "trained",
+    *,
     normalisation: str | None = None,
     device_name: str = "auto",
     precision: str = "auto",
-    *,
     paper: bool = False,
     ignored: np.ndarray | None = None,
 ) -> Detector:

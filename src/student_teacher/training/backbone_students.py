@@ -137,7 +137,7 @@ def folds_of(groups: Sequence[Sequence[int]], number: int) -> list[list[int]]:
 
 
 def train_local(
-    student: LocalStudent, inputs: Tensor, log_errors: Tensor, steps: int, seed: int, description: str
+    student: LocalStudent, inputs: Tensor, log_errors: Tensor, *, steps: int, seed: int, description: str
 ) -> LocalStudent:
     """Train a student on random crops of maps (n,K,h,w) of good images, and global students' log errors (n,G,h,w).
 
@@ -249,7 +249,8 @@ def _cross_fitted(around, inputs, channels, log_errors, groups, compute):
         own = [part.square().sum(1).mean().sqrt() for part in inputs[seen].float().split(channels, 1)]
         student.expect(torch.cat([log_errors[seen].mean((0, 2, 3)), log_distance(torch.stack(own))]))
         description = f"local student, stride {around.stride}, {count + 1} of {len(folds)}"
-        students.append(train_local(student, inputs[seen], log_errors[seen], steps, seed, description))
+        trained = train_local(student, inputs[seen], log_errors[seen], steps=steps, seed=seed, description=description)
+        students.append(trained)
         squared[:, fold], logs[fold] = _errors(students[-1], inputs[fold])
     return students, squared, logs
 
