@@ -146,9 +146,16 @@ def _tell_range(rows, checked, settings):
     way = "given" if settings["given"] else "found; --value-range LOW HIGH sets others"
     print(f"values {low:g} to {high:g} become black to white ({way}): {used}")
     beyond = [row["image_name"] for row, extremes in deep if extremes.low < low or extremes.high > high]
+    _tell_not_finite([row["image_name"] for row, extremes in deep if not extremes.finite])
     if beyond:
         images = "1 image" if len(beyond) == 1 else f"{len(beyond)} images"
         print(f"values beyond {low:g} to {high:g} are cut, in {images}: {listed(beyond)}", file=sys.stderr)
+
+
+def _tell_not_finite(names):
+    if names:
+        images = "1 image" if len(names) == 1 else f"{len(names)} images"
+        print(f"values that are not finite, in {images}: {listed(names)}; NaN becomes black", file=sys.stderr)
 
 
 class Checked(NamedTuple):

@@ -6,7 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -18,7 +18,7 @@ from student_teacher.images.folders import files_below, told
 from student_teacher.images.reading import is_image, pages_of
 from student_teacher.reports.inspection import COLUMNS, Inspector, Outputs, Row, regions_table, stamp_of, table
 from student_teacher.runtime.errors import UserError, shown
-from student_teacher.runtime.files import real_path, write_atomically
+from student_teacher.runtime.files import real_path, write_atomically, writing
 from student_teacher.runtime.ledger import Ledger, own_files
 from student_teacher.runtime.resume_log import ResumeLog
 
@@ -231,13 +231,14 @@ def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outpu
     with _appended(files[1]) as decided, _appended(files[2]) as regions:
 
         def write(rows: Sequence[tuple[str, Row]]) -> None:
-            for stream, lines in (
-                (regions, ([path, *cells] for path, row in rows for cells in row.regions)),
-                (decided, ([path, *row.cells] for path, row in rows)),
-                (sys.stdout, ([path, *row.cells] for path, row in rows)),
+            for stream, lines, place in (
+                (regions, ([path, *cells] for path, row in rows for cells in row.regions), writing(files[2])),
+                (decided, ([path, *row.cells] for path, row in rows), writing(files[1])),
+                (sys.stdout, ([path, *row.cells] for path, row in rows), nullcontext()),
             ):
-                csv.writer(stream, lineterminator="\n").writerows(lines)
-                stream.flush()
+                with place:
+                    csv.writer(stream, lineterminator="\n").writerows(lines)
+                    stream.flush()
 
         print(",".join(COLUMNS), flush=True)
         with suppress(KeyboardInterrupt):  # the way to end it
