@@ -475,7 +475,6 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--commands", nargs="*", default=["input", "watch", "lines", "dataset"], help="(default: all four)"
     )
     options.add_argument("--detector", type=Path, help="a folder for --model with a detector, instead of training one")
-    options.add_argument("--output", type=Path, help="write the figures here, as JSON")
     return options.parse_args(arguments)
 
 
