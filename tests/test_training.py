@@ -174,6 +174,29 @@ def test_a_finished_model_is_not_trained_again(tmp_path, capsys):
         Model(path, "other", "carpet", SETTINGS).is_trained()
 
 
+def test_a_kill_between_model_and_curve_leaves_nothing_out(tmp_path, monkeypatch):
+    path = tmp_path / "net.pt"
+    model = Model(path, "net", "carpet", SETTINGS)
+    training = Training(path, "net training", "carpet", SETTINGS, {}, 2)
+    for step in training:
+        training.report(1.0 / (step + 1))
+    training.save()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(training, "finish", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        model.save({}, training)
+    curve = {path.with_name(f"net_training.{ending}") for ending in ("csv", "png", "svg")}
+    assert set(tmp_path.iterdir()) == curve | {path, loop.checkpoint_of(path)}
+    assert model.is_trained()
+    assert set(tmp_path.iterdir()) == curve | {path}
+    path.unlink()
+    for file in curve:
+        file.unlink()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(loop.checkpoints, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        model.save({}, training)
+    assert set(tmp_path.iterdir()) == curve  # and is not trained
+
+
 def test_forgotten_models_are_trained_again(tmp_path):
     paths = [tmp_path / name for name in ("net.pt", "other.pt")]
     for path in paths:

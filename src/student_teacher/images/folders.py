@@ -1,12 +1,12 @@
 """What lies in folders of images: links are followed, and nothing is passed over without a word."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from student_teacher.images.reading import is_image, pages_of
-from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.errors import UserError, shown
 
 NAMED = 5  # of the files that are passed over; the others are counted
 # What network drives and desktops put into every folder, thumbnails among it: passed over without a word.
@@ -39,15 +39,21 @@ def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
     return [page for path in sorted(images) for page in pages_of(path)], sorted(others)
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and below it, and in place of a hidden folder's files the folder; as `images_below`."""
+def refuse(error: OSError) -> None:
+    """Raise UserError for a folder that can't be read."""
+    name = shown(error.filename)
+    raise UserError(f"{name}: cannot be read ({error.strerror}); make it readable, or move it away") from None
+
+
+def files_below(folder: Path, on_error: Callable[[OSError], None] = refuse) -> Iterator[Path]:
+    """All files in a folder and below it, and in place of a hidden folder's files the folder; as `images_below`.
+
+    `on_error` is called for a folder that can't be read.
+    """
     seen, waiting = set(), [folder]
 
-    def refuse(error):
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it away")
-
     while waiting:
-        for place, folders, files in os.walk(waiting.pop(0), onerror=refuse):
+        for place, folders, files in os.walk(waiting.pop(0), onerror=on_error):
             if (real := os.path.realpath(place)) in seen:
                 folders.clear()
                 continue
@@ -64,13 +70,13 @@ def told(others: Sequence[Path], root: Path) -> str:
     """One line that counts and names files that are passed over, relative to `root` where they lie below it."""
     names = [str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in others]
     files = "1 file" if len(names) == 1 else f"{len(names)} files"
-    return f"{root}: passed over {files}, hidden or not images by name: {listed(names)}"
+    return f"{shown(root)}: passed over {files}, hidden or not images by name: {listed(names)}"
 
 
 def listed(names: Sequence[str]) -> str:
     """The first of the names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return ", ".join(map(shown, names[:NAMED])) + more
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

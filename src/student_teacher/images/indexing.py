@@ -21,7 +21,7 @@ from student_teacher.images.layouts import list_images, split_file
 from student_teacher.images.masks import Mask, look_at_mask, warnings_of
 from student_teacher.images.reading import ValueRange, load_deep
 from student_teacher.images.value_range import Extremes, common_range, extremes_of
-from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.errors import UserError, shown
 from student_teacher.runtime.prefetch import processors
 
 
@@ -55,7 +55,7 @@ def index_category(
     settings |= {"mask_threshold": threshold, "split_csv": given, "files": files}
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UserError("\n  ".join([f"{category}: {count}, no index written", *problems]))
+        raise UserError("\n  ".join([f"{category}: {count}, no index written", *map(shown, problems)]))
     print(f"layout: {'; '.join(listing.layout)}")
     if others:
         print(told(others, category), file=sys.stderr)
@@ -99,8 +99,15 @@ def _files(category, split):
     return {
         name: [(found := path.stat()).st_size, found.st_mtime_ns]
         for name, path in files.items()
-        if not path.name.startswith(".") and path.is_file()
+        if not path.name.startswith(".") and _is_file(path)
     }
+
+
+def _is_file(path):
+    try:
+        return path.is_file()
+    except OSError:  # no permission to look: reading it says so
+        return False
 
 
 def _range_settings(rows, checked, value_range, problems):
@@ -139,9 +146,16 @@ def _tell_range(rows, checked, settings):
     way = "given" if settings["given"] else "found; --value-range LOW HIGH sets others"
     print(f"values {low:g} to {high:g} become black to white ({way}): {used}")
     beyond = [row["image_name"] for row, extremes in deep if extremes.low < low or extremes.high > high]
+    _tell_not_finite([row["image_name"] for row, extremes in deep if not extremes.finite])
     if beyond:
         images = "1 image" if len(beyond) == 1 else f"{len(beyond)} images"
         print(f"values beyond {low:g} to {high:g} are cut, in {images}: {listed(beyond)}", file=sys.stderr)
+
+
+def _tell_not_finite(names):
+    if names:
+        images = "1 image" if len(names) == 1 else f"{len(names)} images"
+        print(f"values that are not finite, in {images}: {listed(names)}; NaN becomes black", file=sys.stderr)
 
 
 class Checked(NamedTuple):
@@ -159,7 +173,7 @@ def check_images(category: Path, rows: list[dict[str, str | int]], threshold: fl
         try:
             return load(category / name), []
         except UserError as error:
-            return None, [str(error).replace(str(category / name), name, 1)]
+            return None, [str(error).replace(shown(category / name), shown(name), 1)]
 
     def check(row):
         image, problems = opened(row["image_name"], load_deep)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import stat
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from student_teacher.images import labelme
-from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.errors import UserError, shown
+from student_teacher.runtime.prefetch import LARGE, alone
 
 try:
     import pillow_heif
@@ -26,14 +28,15 @@ else:
 
 ValueRange = tuple[float, float]  # the values that become black and white
 FULL_16_BIT = (0, 65535)
-NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow recognises these, but can't decode them
+# Pillow recognises these, but can't decode them; EPS is a program, which may never end.
+NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG"}
 PAGED = {"TIFF", "GIF", "WEBP", "PNG", "AVIF", "HEIF", "DCX", "FLI"}  # each page of which is an image
 ONE_PAGE = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".jp2"}  # not opened to count their pages
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101  # a TIFF's tag, and bits of its value
 HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 # Endings of images that Pillow does not read: they are named, not passed over.
 OTHER_SUFFIXES = HEIF_SUFFIXES | {
-    *(".jxl", ".jxr", ".exr", ".hdr", ".svg", ".dcm", ".xcf", ".raw"),
+    *(".jxl", ".jxr", ".exr", ".hdr", ".svg", ".eps", ".ps", ".dcm", ".xcf", ".raw"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
 }
 
@@ -55,9 +58,17 @@ def readable_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in _readable_kinds())
 
 
+@cache
 def _readable_kinds():
     Image.init()
-    return Image.OPEN.keys() - NOT_PICTURES
+    return tuple(kind for kind in Image.ID if kind not in NOT_PICTURES)
+
+
+def _open(file):
+    mode = file.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe may wait for ever
+        raise OSError("a pipe or a device, not a file")
+    return Image.open(file, formats=_readable_kinds())
 
 
 def is_image(path: Path) -> bool:
@@ -66,13 +77,18 @@ def is_image(path: Path) -> bool:
     A number is not an ending (`scan.001`). Formats that can't be read count too: reading them says so. Hidden files
     don't count, nor does anything that is neither a file nor a link.
     """
-    if path.name.startswith(".") or (path.exists() and not path.is_file()):
+    if path.name.startswith("."):
         return False
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+    except OSError:  # a link that leads nowhere, or no permission: reading it says so
+        pass
     suffix = path.suffix.lower()
     if suffix.strip(".0123456789"):
         return suffix in readable_suffixes() or suffix in OTHER_SUFFIXES
     try:
-        with Image.open(path, formats=sorted(_readable_kinds())):
+        with _open(path):
             return True
     except Image.DecompressionBombError:
         return True
@@ -104,11 +120,13 @@ def pages_of(path: Path) -> list[Path]:
     if path.suffix.lower() in ONE_PAGE:
         return [path]
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             pages = _pages(image)
     except Exception:  # Pillow's readers raise nearly anything on a damaged file
         return [path]
-    return [path] if len(pages) == 1 else [path.with_name(f"{path.name}#{page + 1}") for page in pages]
+    names = [path.with_name(f"{path.name}#{page + 1}") for page in pages]
+    # A file of a page's name would be read in its place: reading the whole file says so.
+    return [path] if len(pages) == 1 or any(name.exists() for name in names) else names
 
 
 def _pages(image):
@@ -127,7 +145,10 @@ def _pages(image):
 def _go_to_page(image, page):
     """Raises _Pages if there is no such page, or if there are several and none is named."""
     if page is None and len(pages := _pages(image)) > 1:
-        raise _Pages(f"has {len(pages)} pages; name one: add #{pages[1] + 1} to the file's name")
+        raise _Pages(
+            f"has {len(pages)} pages; name one: add #{pages[1] + 1} to the file's name, and rename "
+            "a file that is called so itself"
+        )
     try:
         if image.tell() != (page or 1) - 1:
             image.seek((page or 1) - 1)
@@ -152,13 +173,16 @@ def load_reduced(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """As `load_rgb`, but a JPEG may be read at a half, a quarter or an eighth of its size.
 
-    Both sides stay at least `least` pixels long; None: never reduced. Decoding takes about half the time. Also returns
+    Both sides stay at least `least` pixels long; None: never reduced. Decoding takes about half the time. Other images
+    of more than LARGE pixels are reduced once they are decoded: many of them would not fit into memory. Also returns
     the height and width of the whole image.
 
     Raises:
         UserError: as `load_rgb`.
     """
-    return _read(path, partial(_to_rgb, value_range=value_range), least)
+    picture, size = _read(path, partial(_to_rgb, value_range=value_range), least)
+    factor = min(picture.size) // least if least and picture.width * picture.height > LARGE else 1
+    return picture.reduce(factor) if factor > 1 else picture, size
 
 
 def load_deep(path: str | Path) -> tuple[np.ndarray | None, tuple[int, int]]:
@@ -278,7 +302,7 @@ class _NoRange(ValueError):
 
 
 def _read(path, convert, least=None):
-    with _opened(path) as (image, file, page):
+    with _opened(path) as (image, file, page), alone(image.width * image.height):
         size, white_is_zero, low_bytes = image.size, _white_is_zero(image), _low_bytes(file, page, image)
         if least:
             image.draft(None, (least, least))
@@ -293,27 +317,28 @@ def _read(path, convert, least=None):
 @contextmanager
 def _opened(path):
     """The opened image at its page, the file and the page's number; what goes wrong with it becomes a UserError."""
+    name = shown(path)
     try:
         file, page = file_and_page(path)
-        with Image.open(file) as image:
+        with _open(file) as image:
             _go_to_page(image, page)
             yield image, file, page
     except (_NoRange, _Pages) as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{name}: no such file") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{path}: {_unidentified(Path(path))}") from None
+        raise UserError(f"{name}: {_unidentified(Path(path))}") from None
     except Image.DecompressionBombError:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
-        raise UserError(f"{path}: more than {limit} megapixels; save it smaller") from None
+        raise UserError(f"{name}: more than {limit} megapixels; save it smaller") from None
     except MemoryError:
-        raise UserError(f"{path}: does not fit into memory; save it smaller") from None
+        raise UserError(f"{name}: does not fit into memory; save it smaller") from None
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path}: cannot be read ({reason}); replace or remove it") from None
+        raise UserError(f"{name}: cannot be read ({reason}); replace or remove it") from None
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        raise UserError(f"{path}: broken ({error}); replace or remove it") from None
+        raise UserError(f"{name}: broken ({shown(error)}); replace or remove it") from None
 
 
 def _straight(image):
@@ -371,7 +396,7 @@ def _low_bytes(file, page, image):
     mode = "RGBA" if grey else found[1] + order
 
     def read():
-        with Image.open(file) as other:
+        with _open(file) as other:
             _go_to_page(other, page)
             other.tile = [
                 tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
@@ -427,8 +452,12 @@ def _grey_to_8_bit(decoded, value_range):
 def to_8_bit(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """uint8 of the same shape: the range becomes 0 to 255, values beyond it are clipped, NaN becomes 0."""
     low, high = value_range
-    levels = np.clip((np.nan_to_num(values.astype(np.float64), nan=low) - low) / (high - low), 0, 1)
-    return np.rint(levels * 255).astype(np.uint8)
+    levels = np.empty(values.shape, np.uint8)
+    rows = max(1, 2**22 // max(1, values[:1].size))  # at once, else a large image takes many times its own memory
+    for start in range(0, len(values), rows):
+        part = np.nan_to_num(values[start : start + rows].astype(np.float64), nan=low)
+        levels[start : start + rows] = np.rint(np.clip((part - low) / (high - low), 0, 1) * 255)
+    return levels
 
 
 def _graded(decoded, threshold):

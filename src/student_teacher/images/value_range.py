@@ -19,13 +19,14 @@ class Extremes(NamedTuple):
     low: float
     high: float
     integers: bool
+    finite: bool = True  # whether all values are
 
 
 def extremes_of(values: np.ndarray) -> Extremes:
     """Of an image of any shape; values that are not finite do not count."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    return Extremes(low, high, bool(np.issubdtype(values.dtype, np.integer)))
+    return Extremes(low, high, bool(np.issubdtype(values.dtype, np.integer)), finite.size == values.size)
 
 
 def common_range(images: Sequence[Extremes]) -> ValueRange:

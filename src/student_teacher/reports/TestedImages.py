@@ -18,7 +18,7 @@ from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_fil
 from student_teacher.runtime import distributed
 from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.files import write_atomically
-from student_teacher.runtime.prefetch import prefetched
+from student_teacher.runtime.prefetch import alone, prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 
 SAVED = "maps", "figures", "page"  # what can be written beside the tables
@@ -87,9 +87,10 @@ class TestedImages:
         def keep(found: tuple) -> tuple:
             number, sample, small_map, score = found
             if small_map is not None:
-                anomaly_map = detector.at_own_size(small_map, sample["size"])
+                with alone(sample["size"][0] * sample["size"][1]):
+                    anomaly_map = detector.at_own_size(small_map, sample["size"])
+                    write_atomically(self.map_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
                 page.save_image(number, with_ignored(detector, at_most(sample["image"], LARGE_SIDE)))
-                write_atomically(self.map_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
                 log.put(sample["path"], score)
             return score, np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None
 

@@ -22,10 +22,10 @@ from student_teacher.reports import figures
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files, page_pictures
 from student_teacher.runtime import distributed
 from student_teacher.runtime.bars import with_bar
-from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import write_atomically
+from student_teacher.runtime.errors import UserError, shown
+from student_teacher.runtime.files import fitting, real_path, write_atomically
 from student_teacher.runtime.ledger import Ledger, own_files
-from student_teacher.runtime.prefetch import prefetched
+from student_teacher.runtime.prefetch import alone, prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 
 COLUMNS = ("path", "image_score", "p_value", "anomalous", "anomalous_pixels")
@@ -46,9 +46,9 @@ def files_in(paths: Sequence[Path], output: Path) -> tuple[list[tuple[Path, Path
     for path in paths:
         if path.is_dir():
             images, others = images_below(path)
-            theirs = [image for image in images if file_and_page(image)[0].resolve() not in own]
+            theirs = [image for image in images if real_path(file_and_page(image)[0]) not in own]
             found |= {file: Path(path.resolve().name) / file.relative_to(path) for file in theirs}
-            if others := [file for file in others if file.resolve() not in own]:
+            if others := [file for file in others if real_path(file) not in own]:
                 passed_over.append(told(others, path))
             if len(theirs) < len(images):
                 passed_over.append(f"{output}: passed over {len(images) - len(theirs)} pictures of earlier results")
@@ -100,7 +100,7 @@ class Outputs:
     def path_of(self, kind: str, name: Path) -> Path:
         """Where a map or an overlay of an image goes."""
         folder, suffix = {"maps": ("anomaly_maps", "tiff"), "overlays": ("overlays", "jpg")}[kind]
-        return self.folder / folder / name.with_name(f"{name.name}.{suffix}")
+        return self.folder / folder / fitting(name.with_name(f"{name.name}.{suffix}"))
 
     def written(self, numbered: Iterable[tuple[int, Path]]) -> list[Path]:
         """All files that are written of images with these numbers and names."""
@@ -156,6 +156,10 @@ class Inspector:
     def _write(self, prediction):
         if prediction.error:
             return prediction.name, prediction.error
+        with alone(prediction.size[0] * prediction.size[1]):
+            return prediction.name, self._written(prediction)
+
+    def _written(self, prediction):
         anomaly_map = self.detector.at_own_size(prediction.anomaly_map, prediction.size)
         if "maps" in self.outputs.kinds:
             content = encoded(Image.fromarray(anomaly_map), "TIFF")
@@ -165,7 +169,7 @@ class Inspector:
         row = self._row(prediction.score, anomaly_map)
         if self.log:
             self.log.put(str(prediction.name), row)
-        return prediction.name, row
+        return row
 
     def _write_pictures(self, prediction):
         picture, threshold = at_most(prediction.picture, LARGE_SIDE), self.decisions.pixel_threshold
@@ -219,7 +223,7 @@ def inspect(
     written = [unfinished, *outputs.written(enumerate(name for _, name in files))]
     ledger = Ledger(output, source, written, overwrite=overwrite, inputs=[file_and_page(path)[0] for path, _ in files])
     # Not from the files' contents: a file that can't be read should not stop the others.
-    stamps = [(str(name), (found := file_and_page(path)[0].stat()).st_size, found.st_mtime_ns) for path, name in files]
+    stamps = [(str(name), stamp_of(path)) for path, name in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
     log = ResumeLog(unfinished, f"{detector.fingerprint} {decisions} {sorted(outputs.kinds)} {digest}")
     page = ResultPage(output, category) if "page" in outputs.kinds else None
@@ -248,10 +252,19 @@ def inspect(
         if decisions.threshold is not None:
             print(f"{len(flagged)} called anomalous, {decisions.described()}: scores from {decisions.threshold:.4g}")
         for line in (*passed_over, *(f"not inspected: {broken[name]}" for _, name in files if name in broken)):
-            print(line, file=sys.stderr)
+            print(shown(line), file=sys.stderr)
     log.finish()
     ledger.finish(outputs.written(((number, name) for number, _, name in numbered if name in rows)))
     return len(broken)
+
+
+def stamp_of(path: Path) -> list[int] | None:
+    """Size and time of the last change of an image's file, as JSON holds it; None where it is missing."""
+    try:
+        found = file_and_page(path)[0].stat()
+    except (OSError, ValueError):  # a zero byte in its name
+        return None
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _finished(page, numbered, rows, threshold):

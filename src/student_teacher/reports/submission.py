@@ -22,7 +22,7 @@ from student_teacher.runtime.bars import with_bar
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.files import write_atomically
 from student_teacher.runtime.ledger import Ledger
-from student_teacher.runtime.prefetch import prefetched
+from student_teacher.runtime.prefetch import alone, prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 
 KINDS = {"anomaly_images": ".tiff", "anomaly_images_thresholded": ".png"}  # folders and endings
@@ -59,13 +59,14 @@ def submit(detector: Detector, threshold: float, dataset: AnomalyDataset, folder
 
     def write(found: tuple) -> None:
         number, sample, (small_map, _) = found
-        anomaly_map = detector.at_own_size(small_map, sample["size"])
         of_map, of_marks = files[number]
-        buffer = io.BytesIO()
-        tifffile.imwrite(buffer, np.clip(anomaly_map, -HIGHEST, HIGHEST).astype(np.float16))
-        write_atomically(of_map, buffer.getbuffer())
-        marks = np.where(anomaly_map >= threshold, np.uint8(255), np.uint8(0))
-        write_atomically(of_marks, encoded(Image.fromarray(marks), "PNG"))
+        with alone(sample["size"][0] * sample["size"][1]):
+            anomaly_map = detector.at_own_size(small_map, sample["size"])
+            buffer = io.BytesIO()
+            tifffile.imwrite(buffer, np.clip(anomaly_map, -HIGHEST, HIGHEST).astype(np.float16))
+            write_atomically(of_map, buffer.getbuffer())
+            marks = np.where(anomaly_map >= threshold, np.uint8(255), np.uint8(0))
+            write_atomically(of_marks, encoded(Image.fromarray(marks), "PNG"))
         log.put(sample["path"], True)
 
     def is_done(number: int) -> bool:

@@ -2,12 +2,11 @@
 
 import csv
 import hashlib
-import os
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import partial
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -15,10 +14,11 @@ from typing import TextIO
 
 from student_teacher.detection.decisions import Decisions
 from student_teacher.detection.Detector import Detector
-from student_teacher.images.reading import file_and_page, is_image, pages_of
-from student_teacher.reports.inspection import COLUMNS, Inspector, Outputs, Row, regions_table, table
-from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import write_atomically
+from student_teacher.images.folders import files_below, told
+from student_teacher.images.reading import is_image, pages_of
+from student_teacher.reports.inspection import COLUMNS, Inspector, Outputs, Row, regions_table, stamp_of, table
+from student_teacher.runtime.errors import UserError, shown
+from student_teacher.runtime.files import real_path, write_atomically, writing
 from student_teacher.runtime.ledger import Ledger, own_files
 from student_teacher.runtime.resume_log import ResumeLog
 
@@ -31,28 +31,34 @@ Stamp = list[int]  # size and time of the last change: as a JSON file holds it
 
 
 class Folders:
-    """The images in folders and their subfolders, whenever one looks; hidden ones do not count."""
+    """The images in folders and their subfolders, whenever one looks, but for those below `output`.
+
+    Links are followed. A folder that can't be read is named once.
+    """
 
     ended = False
 
-    def __init__(self, folders: Sequence[Path]):
+    def __init__(self, folders: Sequence[Path], output: Path):
         for folder in folders:
             if not folder.is_dir():
                 raise UserError(f"{folder}: not a folder; --watch takes folders, or --input - for paths line by line")
         if len({folder.resolve().name for folder in folders}) < len(folders):
             raise UserError("--watch: two folders of the same name; watch them one by one")
-        self._folders = folders
+        self._folders, self._output, self._unreadable = folders, real_path(output), set()
 
     def __call__(self) -> Iterator[Path]:
         """Every file that may be an image."""
         for folder in self._folders:
-            for place, below, files in os.walk(folder):
-                below[:] = sorted(name for name in below if not name.startswith("."))
-                yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+            yield from sorted(files_below(folder, self._refuse))
+
+    def _refuse(self, error):
+        if not isinstance(error, FileNotFoundError) and error.filename not in self._unreadable:
+            self._unreadable.add(error.filename)
+            print(f"not looked into: {shown(error.filename)} ({error.strerror})", file=sys.stderr, flush=True)
 
     def wants(self, path: Path) -> bool:
         """Whether a whole file is an image."""
-        return is_image(path)
+        return is_image(path) and not real_path(path).is_relative_to(self._output)
 
     def name_of(self, path: Path) -> Path:
         """The name of an image's results."""
@@ -61,6 +67,11 @@ class Folders:
 
     def forget(self, path: Path) -> None:
         """The file is decided."""
+
+    def told(self, others: Sequence[Path]) -> list[str]:
+        """A line for each folder that counts and names the files in it that are not wanted."""
+        own = {folder: [path for path in others if path.is_relative_to(folder)] for folder in self._folders}
+        return [told(files, folder) for folder, files in own.items() if files]
 
 
 class Lines:
@@ -105,6 +116,10 @@ class Lines:
         """The path is decided."""
         self._waiting.pop(path, None)
 
+    def told(self, others: Sequence[Path]) -> list[str]:
+        """Nothing: every file is wanted."""
+        return []
+
 
 class Watch:
     """Decides on files that arrive, and writes a line for each image."""
@@ -115,6 +130,7 @@ class Watch:
         self.broken: set[Path] = set()
         self._seen: dict[Path, Stamp | None] = {}  # in the last look
         self._left: dict[Path, Stamp | None] = {}  # no images, or broken for too long
+        self._others: set[Path] = set()  # no images
         self._failed: dict[Path, tuple[Stamp | None, float]] = {}  # can't be read, since when
 
     def look(self, write: Callable[[Sequence[tuple[str, Row]]], None]) -> bool:
@@ -129,14 +145,20 @@ class Watch:
                 self._source.forget(path)
             elif settled and self._left.get(path, ()) != stamp:
                 if self._source.wants(path):
+                    self._others.discard(path)
                     ready.append((path, stamp, pages_of(path) if stamp else [path]))
                 else:
                     self._left[path] = stamp
+                    self._others.add(path)
         found = self._inspector.inspected([file for path, _, pages in ready for file in self._files(path, pages)])
         decided = [
             self._decide(path, stamp, {page: next(found)[1] for page in pages}, write) for path, stamp, pages in ready
         ]
         return any(decided)
+
+    def passed_over(self) -> list[str]:
+        """Lines that count and name the files that are there, but are no images by name."""
+        return self._source.told(sorted(path for path in self._others if path.is_symlink() or path.exists()))
 
     def _files(self, path, pages):
         name = self._source.name_of(path)
@@ -161,7 +183,7 @@ class Watch:
             since = time.monotonic()
         self._failed[path] = stamp, since
         if time.monotonic() - since > PATIENCE:
-            print(f"not inspected: {error}", file=sys.stderr, flush=True)
+            print(f"not inspected: {shown(error)}", file=sys.stderr, flush=True)
             self._left[path] = stamp
             self.broken.add(path)
             self._source.forget(path)
@@ -183,8 +205,10 @@ def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outpu
     has changed. Raises UserError if results would go into a watched folder, or replace others.
     """
     text = list(paths) == [STANDARD_INPUT]
-    source = Lines(sys.stdin) if text else Folders(paths)
     output = outputs.folder
+    if isinstance(sys.stdin, io.TextIOWrapper):  # else a name that is not UTF-8 would end the reading
+        sys.stdin.reconfigure(errors="surrogateescape")
+    source = Lines(sys.stdin) if text else Folders(paths, output)
     if not text and any(output.resolve().is_relative_to(path.resolve()) for path in paths):
         raise UserError(f"{output} lies in a folder that is watched: give another --output")
     key = f"{detector.fingerprint} {decisions}"
@@ -204,31 +228,35 @@ def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outpu
     rows = [(page, Row(*row)) for _, pages in log.entries().values() for page, row in pages]
     write_atomically(files[1], table(COLUMNS, ([path, *row.cells] for path, row in rows)))
     write_atomically(files[2], regions_table((path, row.regions) for path, row in rows))
-    opened = partial(Path.open, mode="a", newline="", encoding="utf-8", errors="surrogateescape")
-    with opened(files[1]) as decided, opened(files[2]) as regions:
+    with _appended(files[1]) as decided, _appended(files[2]) as regions:
 
         def write(rows: Sequence[tuple[str, Row]]) -> None:
-            for stream, lines in (
-                (regions, ([path, *cells] for path, row in rows for cells in row.regions)),
-                (decided, ([path, *row.cells] for path, row in rows)),
-                (sys.stdout, ([path, *row.cells] for path, row in rows)),
+            for stream, lines, place in (
+                (regions, ([path, *cells] for path, row in rows for cells in row.regions), writing(files[2])),
+                (decided, ([path, *row.cells] for path, row in rows), writing(files[1])),
+                (sys.stdout, ([path, *row.cells] for path, row in rows), nullcontext()),
             ):
-                csv.writer(stream, lineterminator="\n").writerows(lines)
-                stream.flush()
+                with place:
+                    csv.writer(stream, lineterminator="\n").writerows(lines)
+                    stream.flush()
 
         print(",".join(COLUMNS), flush=True)
         with suppress(KeyboardInterrupt):  # the way to end it
             while not source.ended:
                 if not watching.look(write):
                     time.sleep(PAUSE)
+    for line in watching.passed_over():
+        print(line, file=sys.stderr)
     ledger.finish([*files, *written_before(log, source, output)])
     return len(watching.broken)
 
 
+def _appended(path):
+    """A table, opened to add rows, in the encoding of `write_atomically`."""
+    return path.open("a", newline="", encoding="utf-8", errors="replace")
+
+
 def _stamp(path):
     """The size and time of a file; None while it is missing or empty."""
-    try:
-        found = file_and_page(path)[0].stat()
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns] if found.st_size else None
+    found = stamp_of(path)
+    return found if found and found[0] else None

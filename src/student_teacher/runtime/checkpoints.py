@@ -12,7 +12,7 @@ import torch
 
 from student_teacher.runtime import distributed
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import write_atomically
+from student_teacher.runtime.files import remove_unfinished, write_atomically
 
 VERSION = 1
 # What torch.load and load_state_dict raise for files with other content.
@@ -35,6 +35,7 @@ def save(path: Path, kind: str, category: str, content: Mapping[str, Any]) -> No
     first writes; the others wait for it.
     """
     if distributed.is_first():
+        remove_unfinished([path])
         buffer = io.BytesIO()
         torch.save({"version": VERSION, "kind": kind, "category": category, **content}, buffer)
         write_atomically(path, buffer.getvalue())

@@ -48,6 +48,13 @@ def run(main: Callable[[], int | None], resumes: bool = True) -> NoReturn:
     sys.exit(status)
 
 
+def shown(name: object) -> str:
+    """A file's name for a line of text: control characters, such as ends of lines, and broken ones as escapes."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in str(name)
+    )
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether the error means out of memory; PyTorch raises RuntimeErrors for that."""
     return isinstance(error, MemoryError) or any(

@@ -1,10 +1,12 @@
 """Files that appear complete or not at all."""
 
 import contextlib
+import hashlib
 import os
+import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from student_teacher.runtime.errors import UserError
@@ -18,7 +20,8 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
     """
     if isinstance(content, str):
         content = content.encode(errors="replace")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # not of mkstemp, which ignores the umask
+    # Not of mkstemp, which ignores the umask.
+    temporary = path.with_name(f".{_beginning(path.name)}.{uuid.uuid4().hex[:8]}")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +42,36 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+
+
+def _beginning(name, length=200):
+    """As much of a file's name as has so many bytes."""
+    return os.fsencode(name)[:length].decode(errors="ignore") if len(os.fsencode(name)) > length else name
+
+
+def remove_unfinished(files: Iterable[Path]) -> None:
+    """Remove what a kill has left of these files while they were being written."""
+    names: dict[Path, set[str]] = {}
+    for path in files:
+        names.setdefault(path.parent, set()).add(_beginning(path.name))
+    for folder, own in names.items():
+        for path in folder.iterdir() if folder.is_dir() else ():
+            found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}", path.name, re.DOTALL)
+            if found and found[1] in own:
+                path.unlink(missing_ok=True)
+
+
+def fitting(path: Path) -> Path:
+    """The path; where its name is longer than file systems take, 255 bytes, with a digest in place of its middle."""
+    name = os.fsencode(path.name)
+    if len(name) <= 255:
+        return path
+    return path.with_name(f"{_beginning(path.name)}~{hashlib.sha256(name).hexdigest()[:16]}{path.suffix}")
+
+
+def real_path(path: Path) -> Path:
+    """The path without links; unlike Path.resolve also where links lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def make_folder(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from student_teacher.runtime import distributed
 from student_teacher.runtime.errors import UserError
-from student_teacher.runtime.files import make_folder, write_atomically
+from student_teacher.runtime.files import make_folder, real_path, remove_unfinished, write_atomically
 
 NAME = ".student_teacher.json"  # in the folder: what its results are of, and the files that were written
 
@@ -37,7 +37,7 @@ class Ledger:
         self._record = record or folder / NAME
         there = _read(self._record)
         self._before = set(there["files"])
-        replaced = {file.resolve() for file in inputs} & {(folder / name).resolve() for name in self._files}
+        replaced = {real_path(file) for file in inputs} & {real_path(folder / name) for name in self._files}
         if replaced:
             raise UserError(f"{min(replaced)} would be replaced by a result of it: give another --output")
         if not overwrite and there["source"] not in (None, source):
@@ -56,6 +56,7 @@ class Ledger:
         if distributed.is_first():
             make_folder(folder)
             make_folder(self._record.parent)
+            remove_unfinished([self._record, *(folder / name for name in self._files | self._before)])
             self._write(self._files | self._before)
         distributed.wait_for_all()
 
@@ -83,7 +84,7 @@ def _short(source):
 def own_files(folder: Path) -> set[Path]:
     """The files that earlier runs wrote in a folder, as resolved paths."""
     names = _read(folder / NAME)["files"]
-    return {(folder / name).resolve() for name in names} | {(folder / NAME).resolve()}
+    return {real_path(folder / name) for name in (*names, NAME)}
 
 
 def _read(record):

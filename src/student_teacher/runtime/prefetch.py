@@ -4,12 +4,23 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from threading import RLock
 from typing import Any, TypeVar
 
 from PIL import Image
 
+LARGE = 50_000_000  # pixels
 BUDGET = 2**30  # bytes in flight: with many processors, large images would fill the memory
 Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+_large = RLock()
+
+
+def alone(pixels: int) -> AbstractContextManager:
+    """Keeps other threads' large images waiting while one of more than LARGE pixels is decoded or its map written."""
+    return _large if pixels > LARGE else nullcontext()
 
 
 def processors() -> int:

@@ -144,6 +144,8 @@ class Model:
             return False
         content = checkpoints.load(self.path, self.kind, category=self.category)
         require_same_settings(self.path, content["settings"], self.settings)
+        if distributed.is_first():  # a kill may have come before it was removed
+            checkpoint_of(self.path).unlink(missing_ok=True)
         print(f"{self.path} is trained already; --restart trains it again")
         return True
 
@@ -154,12 +156,12 @@ class Model:
 
     def save(self, content: Mapping[str, Any], training: Training, loss: str = "loss") -> None:
         """Write the model and its training curve, labelled `loss`, as picture and CSV; remove the checkpoint."""
-        checkpoints.save(self.path, self.kind, self.category, {"settings": self.settings, **content})
-        if distributed.is_first():
+        if distributed.is_first():  # before the model: once that is there, the training counts as done
             picture = self.path.with_name(f"{self.path.stem}_training.png")
             figures.save_training_curve(picture, *training.curve(loss))
             table = "".join(f"{step},{value}\n" for step, value in training.history)
             write_atomically(picture.with_suffix(".csv"), f"step,loss\n{table}")
+        checkpoints.save(self.path, self.kind, self.category, {"settings": self.settings, **content})
         training.finish()
         print(f"saved {self.path}")
 
