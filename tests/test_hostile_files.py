@@ -4,6 +4,8 @@ import csv
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from PIL import Image
 
 from student_teacher.images import reading
 from student_teacher.images.folders import told
-from student_teacher.images.indexing import check_images
-from student_teacher.reports import watching
+from student_teacher.images.indexing import check_images, index_category
+from student_teacher.reports import inspection, watching
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError, shown
 from student_teacher.runtime.files import fitting, remove_unfinished, write_atomically
@@ -147,6 +149,44 @@ def test_watching_names_a_folder_that_it_can_not_look_into_once(tmp_path, capsys
     assert capsys.readouterr().err == "not looked into: a\\nb (Permission denied)\n"
 
 
+@pytest.fixture
+def locked():
+    """A folder with a good image, one that may not be read, and one in a folder that may be listed but not entered."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        for path in ("train/good/a.png", "train/good/locked.png", "train/good/closed/b.png"):
+            picture(place / path)
+        (place / "train/good/locked.png").chmod(0)
+        (place / "train/good/closed").chmod(0o444)
+        user = os.geteuid()
+        if user == 0:  # who may read everything
+            os.seteuid(65534)
+        yield place / "train/good"
+        os.seteuid(user)
+        (place / "train/good/closed").chmod(0o755)
+
+
+def test_files_without_permission_are_named_and_folders_end_the_command(locked, capsys):
+    files, passed_over = inspection.files_in([locked], locked / "out")
+    names = [path.relative_to(locked).as_posix() for path, _ in files]
+    assert (names, passed_over) == (["a.png", "closed/b.png", "locked.png"], [])
+    for name in names[1:]:
+        with pytest.raises(UserError, match=rf"{name}: cannot be read \(Permission denied\)"):
+            reading.load_rgb(locked / name)
+    with pytest.raises(UserError, match="2 problems, no index written"):
+        index_category(locked.parents[1])
+    watched = watching.Folders([locked], locked / "out")
+    assert [path for path in watched() if watched.wants(path)] == [path for path, _ in files]
+    os.seteuid(0) if os.getuid() == 0 else None
+    (locked / "closed").chmod(0)
+    os.seteuid(65534) if os.getuid() == 0 else None
+    with pytest.raises(UserError, match=r"closed: cannot be read .* make it readable, or move it away"):
+        inspection.files_in([locked], locked / "out")
+    assert len(list(watched())) == len(list(watched())) == 2
+    assert capsys.readouterr().err.count("not looked into: ") == 1
+
+
 @pytest.mark.slow
 def test_lines_of_any_bytes_are_answered(done, tmp_path):  # noqa: F811
     good = picture(tmp_path / "good.png")
@@ -178,8 +218,6 @@ def test_the_benchmarks_find_nothing_wrong(done, options):  # noqa: F811
 
 
 def test_training_images_that_are_not_finite_are_named(tmp_path, capsys):
-    from student_teacher.images.indexing import index_category
-
     good = tmp_path / CATEGORY / "train/good"
     good.mkdir(parents=True)
     for number in range(3):

@@ -58,7 +58,7 @@ class Folders:
 
     def wants(self, path: Path) -> bool:
         """Whether a whole file is an image."""
-        return is_image(path) and not real_path(path).is_relative_to(self._output)
+        return is_image(path) and not self._is_result(path)
 
     def name_of(self, path: Path) -> Path:
         """The name of an image's results."""
@@ -70,8 +70,12 @@ class Folders:
 
     def told(self, others: Sequence[Path]) -> list[str]:
         """A line for each folder that counts and names the files in it that are not wanted."""
-        own = {folder: [path for path in others if path.is_relative_to(folder)] for folder in self._folders}
-        return [told(files, folder) for folder, files in own.items() if files]
+        others = [path for path in others if not self._is_result(path)]
+        below = {folder: [path for path in others if path.is_relative_to(folder)] for folder in self._folders}
+        return [told(files, folder) for folder, files in below.items() if files]
+
+    def _is_result(self, path):
+        return real_path(path).is_relative_to(self._output)
 
 
 class Lines:
