@@ -160,6 +160,6 @@ def test_a_serial_number_costs_accuracy_and_a_mask_brings_it_back(tmp_path):
 
 def make_demo(folder):
     """A part of the demo's category, each image stamped."""
-    numbers = {"train": 20, "test_good": 10, "test_per_kind": 2}
+    numbers = {"train": 30, "test_good": 10, "test_per_kind": 2}
     demo_dataset.write_category(folder, numbers | {"image_size": 256, "seed": 0})
     stamp_all(folder)
