@@ -75,7 +75,7 @@ def blank(length: int) -> bytes:
 def truncated(random: np.random.Generator, index: int) -> Iterator[tuple[str, bytes]]:
     """The beginning of a file of each format."""
     for kind, ending in zip(FORMATS, ENDINGS, strict=False):
-        content = encoded(noise(random), kind)
+        content = bytes(encoded(noise(random), kind))
         yield f"cut{index}.{ending}", content[: int(len(content) * random.uniform(0.05, 0.9))]
 
 
@@ -88,14 +88,14 @@ def random_bytes(random: np.random.Generator, index: int) -> Iterator[tuple[str,
 def headed_bytes(random: np.random.Generator, index: int) -> Iterator[tuple[str, bytes]]:
     """Right at the beginning, random behind it."""
     for kind, ending in zip(FORMATS, ENDINGS, strict=False):
-        content = encoded(noise(random), kind)
+        content = bytes(encoded(noise(random), kind))
         kept = int(random.integers(8, 200))
         yield f"head{index}.{ending}", content[:kept] + random.bytes(len(content) - kept)
 
 
 def bombs(random: np.random.Generator, index: int) -> Iterator[tuple[str, bytes]]:
     """Small files that say they are huge, or become so."""
-    for side, name in ((60_000, "huge"), (13_000, "large")):  # beyond what is read, and just within
+    for side, name in ((60_000, "huge"), (13_000, "large")):  # beyond what is read, and within
         yield f"{name}{index}.png", png(side, side, blank(side * (side + 1)) if side < 20_000 else blank(10**8))
     yield f"text{index}.png", png(8, 8, blank(72), more=_chunk(b"zTXt", b"a\0\0" + blank(2**30)))
     yield f"wide{index}.gif", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0;"
@@ -157,7 +157,7 @@ def empty(random: np.random.Generator, index: int) -> Iterator[tuple[str, bytes]
 
 def names(random: np.random.Generator, index: int) -> Iterator[tuple[str, bytes]]:
     """Names that lines, tables and file systems may not take."""
-    content = encoded(noise(random), "PNG")
+    content = bytes(encoded(noise(random), "PNG"))
     for name in (
         "line\nbreak",
         "quote'\"",
@@ -183,7 +183,7 @@ def pages(random: np.random.Generator, index: int) -> Iterator[tuple[str, bytes]
     """Files of several images."""
     frames = [noise(random) for _ in range(3)]
     for kind, ending in (("GIF", "gif"), ("WEBP", "webp"), ("PNG", "png"), ("TIFF", "tif")):
-        content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        content = bytes(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
         yield f"pages{index}.{ending}", content
         yield f"cut_pages{index}.{ending}", content[: len(content) * 2 // 3]
     yield f"twin{index}.tif", encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
@@ -469,7 +469,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
         "--memory",
         type=float,
         default=5,
-        help="gigabytes that a command may take (default 5: images of up to 180 megapixels are read)",
+        help="gigabytes that a command may take (default 5: images of 170 megapixels are among them)",
     )
     options.add_argument(
         "--commands", nargs="*", default=["input", "watch", "lines", "dataset"], help="(default: all four)"

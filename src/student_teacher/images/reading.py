@@ -47,8 +47,8 @@ TiffImagePlugin.OPEN_INFO |= {
     for white_is_one in (0, 1)
 }
 
-# Pillow refuses twice as much: scans of lines have hundreds of megapixels.
-Image.MAX_IMAGE_PIXELS = 250_000_000
+# Pillow refuses twice as much: the scan of a line camera has 200 megapixels.
+Image.MAX_IMAGE_PIXELS = 125_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
