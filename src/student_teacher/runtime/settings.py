@@ -18,11 +18,11 @@ from student_teacher.runtime.paths import ROOT, category_name
 
 
 def option(default: Any, help: str, *, identity: bool = False, group: str | None = None, **argparse: Any) -> Any:
-    """A field with an option: further arguments are those of argparse's add_argument.
+    """A field with an option; further arguments are those of argparse's add_argument.
 
-    `name` is the option's where it is not the field's. The help ends with the default unless it says it already. With
-    `identity` the value tells trained models apart.
-    Options of the same `group` are listed together, under that title.
+    `name` is the option's name if it differs from the field's. The default is added to the help unless it is there
+    already. With `identity` the value tells trained models apart. Options of the same `group` are listed together,
+    under that title.
     """
     if "(default" not in help and isinstance(default, int | float | str) and not isinstance(default, bool):
         help += f" (default {default})"
