@@ -21,7 +21,6 @@ from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.files import write_atomically
 
 ALL, GOOD = "all", "good"
-SAME_PART = 0.9  # correlation above which two images are taken for the same part: higher, as parts may form a chain
 SHOWN = 3  # pairs of images
 
 
@@ -74,7 +73,7 @@ def find_leaks(category: Path) -> Leaks:
 def split_by_parts(category: Path) -> tuple[list[dict[str, str | int]], int]:
     """The rows of a category's index, split so that no part is both learned from and tested on; and how many moved.
 
-    Images of the same part are those that are connected by thumbnails that correlate by more than SAME_PART. Parts with
+    Images of the same part are those that are connected by thumbnails that correlate by more than ALIKE. Parts with
     a defective image are tested on. Of the parts on both sides, the others are tested on in a random but fixed order
     until as many good images are tested on as before; the rest is learned from. All other images stay.
 
@@ -86,7 +85,7 @@ def split_by_parts(category: Path) -> tuple[list[dict[str, str | int]], int]:
         raise UserError(f"{category} has no test images that training could know")
     rows = [dict(row) for dataset in sets for row in dataset.rows]
     shown = torch.cat(thumbnails(*sets))
-    alike = correlations(shown, shown) > SAME_PART
+    alike = correlations(shown, shown) > ALIKE
     number, part_of = connected_components(alike.numpy(), directed=False)
     parts = [[rows[index] for index in np.flatnonzero(part_of == part)] for part in range(number)]
     if max(map(len, parts)) > len(rows) / 2:
