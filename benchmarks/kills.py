@@ -162,7 +162,7 @@ def trial(command: Command, chance: random.Random, log: Path) -> None:
         else:
             command.kills["too late"] += 1
     status = completed(command, log)
-    text = log.read_text(errors="replace")
+    text = log.read_text(encoding="utf-8", errors="replace")
     if status or "Traceback" in text:
         command.wrong.append(f"exit status {status} in the end: {text[-1500:]}")
     there = contents(command.output)
@@ -219,7 +219,8 @@ def refer(command: Command, log: Path) -> None:
         log.write_bytes(b"")
         begin = time.monotonic()
         if status := completed(command, log):
-            command.wrong.append(f"exit status {status}, undisturbed: {log.read_text(errors='replace')[-1500:]}")
+            text = log.read_text(encoding="utf-8", errors="replace")
+            command.wrong.append(f"exit status {status}, undisturbed: {text[-1500:]}")
         command.seconds = time.monotonic() - begin
         before, command.reference = command.reference, contents(command.output)
     if before != command.reference:

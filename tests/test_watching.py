@@ -3,6 +3,8 @@
 import csv
 import io
 import shutil
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,7 +46,8 @@ class Line:
                     raise KeyboardInterrupt
                 waiting.pop(0)()
 
-        self._monkeypatch.setattr(watching.time, "sleep", pause)
+        # Not time.sleep itself, which others call, too.
+        self._monkeypatch.setattr(watching, "time", SimpleNamespace(sleep=pause, monotonic=time.monotonic))
         return run(self._detector, self._root, "--watch", "--input", self.images, "--output", self.output, *options)
 
     def rows(self):
