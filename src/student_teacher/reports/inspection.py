@@ -250,7 +250,8 @@ def inspect(
         page_note = f"; result page: {_finished(page, numbered, rows, from_score)}" if page else ""
         print(f"{len(rows)} images, {output / 'decisions.csv'}{page_note}")
         if decisions.threshold is not None:
-            print(f"{len(flagged)} called anomalous, {decisions.described()}: scores from {decisions.threshold:.4g}")
+            from_where = f": scores from {decisions.threshold:.4g}" if decisions.threshold != np.inf else ""
+            print(f"{len(flagged)} called anomalous, {decisions.described()}{from_where}")
         for line in (*passed_over, *(f"not inspected: {broken[name]}" for _, name in files if name in broken)):
             print(shown(line), file=sys.stderr)
     log.finish()
