@@ -25,8 +25,7 @@ def teacher_and_maps(
 ) -> tuple[BackboneTeacher, list[Tensor]]:
     """The teacher, fitted to the first set as in students_training.py, and its maps of all sets' images.
 
-    Maps are (n,K,h,w) per level. Images are resized to `size`. The default
-    backbone is EfficientNet-Lite0.
+    Maps are (n,K,h,w) per level. Images are resized to `size`. The default backbone is EfficientNet-Lite0.
     """
     transform = preprocessing.image_transform(size)
     rows = [(dataset, index) for dataset in sets for index in range(len(dataset))]

@@ -12,7 +12,6 @@ from AnomalyNet import DEFAULT_PATCH_SIZES
 from student_teacher.detection.Detector import VERSION, Calibration
 from student_teacher.images import ignored
 from student_teacher.images.category import GoodImages
-from student_teacher.images.index import read_settings
 from student_teacher.runtime import checkpoints, distributed
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.files import make_folder
@@ -89,12 +88,11 @@ def completed(settings: Settings) -> tuple[Settings, str]:
     return replace(settings, teacher=teacher, **chosen), f"teacher: {shown} ({why})"
 
 
-def train_backbone_students(settings: Settings, before: dict | None) -> None:
+def train_backbone_students(settings: Settings, images: GoodImages, before: dict | None) -> None:
     """Fit students to a frozen backbone and write detector.pt, unless it was made from the same `before`.
 
     Raises UserError if it was made from other settings.
     """
-    images = GoodImages(settings.images, settings.ignore)
     adapted = backbone_weights.adapted_backbone(settings.models, settings.backbone)
     name = backbone_weights.backbone_name(settings.backbone, settings.backbone_weights, adapted)
     made_from = {"teacher": name} | settings.identity(TrainingStage) | images.identity
@@ -112,15 +110,16 @@ def train_backbone_students(settings: Settings, before: dict | None) -> None:
         "stride": networks.stride,
         "backbone": networks.to_checkpoint(settings.backbone),
     }
-    save(settings, made_from, calibration, content)
+    save(settings, images, calibration, {"made_from": made_from} | content)
 
 
-def train_patch_students(settings: Settings, before: list | None) -> None:
+def train_patch_students(settings: Settings, images: GoodImages, before: list | None) -> None:
     """Train patch students, scale by scale, and write detector.pt, unless it was made from the same `before`."""
-    fitted = patch_students.fit(settings, published=settings.teacher == paper.TAUGHT)
+    fitted = patch_students.fit(settings, images, published=settings.teacher == paper.TAUGHT)
     if fitted.made_from == before:
         return
     content = {
+        "made_from": fitted.made_from,
         "image_size": settings.size and list(settings.size),
         "stride": settings.stride,
         "scales": [patch_students.scale_to_checkpoint(scale.cpu()) for scale in fitted.networks.scales],
@@ -128,7 +127,7 @@ def train_patch_students(settings: Settings, before: list | None) -> None:
         "image_score": settings.image_score,
         "paper": paper.STUDENTS.changed(settings) + fitted.changed if settings.paper else None,
     }
-    save(settings, fitted.made_from, fitted.calibrate(), content)
+    save(settings, images, fitted.calibrate(), content)
 
 
 def made_from(settings: Settings) -> dict | list | None:
@@ -148,14 +147,13 @@ def made_from(settings: Settings) -> dict | list | None:
     return there["made_from"]
 
 
-def save(settings: Settings, made_from: dict | list, calibration: Calibration, content: dict) -> None:
+def save(settings: Settings, images: GoodImages, calibration: Calibration, content: dict) -> None:
     """Write detector.pt and print the guaranteed false-alarm rate."""
     content = {
         "detector_version": VERSION,
-        "made_from": made_from,
         "calibration": calibration.state_dict(),
-        "value_range": read_settings(settings.images)["value_range"],
-        "ignored": ignored.packed(ignored.load(settings.images, settings.ignore)),
+        "value_range": images.dataset.value_range and list(images.dataset.value_range),
+        "ignored": ignored.packed(images.ignored),
     } | content
     checkpoints.save(settings.detector, "detector", settings.category, content)
     print(calibration.promise())
@@ -171,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     before = made_from(settings)
     if before is None:
         make_folder(settings.models)  # now, not after the training, is the time to hear of it
-    train(settings, before)
+    train(settings, GoodImages(settings.images, settings.ignore), before)
     print(f"next: python3 anomaly_detection.py {settings.category}")
 
 

@@ -52,6 +52,16 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def changes_nothing(command, disk, before):
+    """What a command prints on the full disk; there and on the closed one it leaves the contents as they were."""
+    printed = fails(command, FULL)
+    assert contents(disk) == before
+    close(disk)
+    fails(command, READ_ONLY)
+    assert contents(disk) == before
+    return printed
+
+
 @pytest.mark.slow
 def test_the_index(small_disk):  # noqa: F811
     folder = small_disk / CATEGORY / "train/good"
@@ -61,11 +71,7 @@ def test_the_index(small_disk):  # noqa: F811
     fill(small_disk)
     before = contents(small_disk)
     command = [ROOT / "mvtec_dataset.py", CATEGORY, "--data", small_disk]
-    assert f"{CATEGORY}.csv can't be written" in fails(command, FULL)
-    assert contents(small_disk) == before
-    close(small_disk)
-    fails(command, READ_ONLY)
-    assert contents(small_disk) == before
+    assert f"{CATEGORY}.csv can't be written" in changes_nothing(command, small_disk, before)
 
 
 @pytest.mark.slow
@@ -79,22 +85,14 @@ def test_a_threshold_that_is_to_be_kept(done, small_disk):  # noqa: F811
     options = ["--data", done.data, "--model", small_disk, "--output", done.results / "kept"]
     command = [ROOT / "src/anomaly_detection.py", CATEGORY, *options, "--input", images]
     command += ["--threshold", "2", "--save-threshold"]
-    fails(command, FULL)
-    assert contents(small_disk) == before
-    close(small_disk)
-    fails(command, READ_ONLY)
-    assert contents(small_disk) == before
+    changes_nothing(command, small_disk, before)
 
 
 @pytest.mark.slow
 def test_an_onnx_file(done, small_disk):  # noqa: F811
     pytest.importorskip("onnx", reason="optional: requirements-onnx.txt")
     command = [ROOT / "src/export_onnx.py", CATEGORY, "--model", done.model, "--output", small_disk / "detector.onnx"]
-    fails(command, FULL)
-    assert contents(small_disk) == {}
-    close(small_disk)
-    fails(command, READ_ONLY)
-    assert contents(small_disk) == {}
+    changes_nothing(command, small_disk, {})
 
 
 @pytest.mark.slow

@@ -173,11 +173,11 @@ class Detector:
         self._ignored = [mask for mask in (painted, ignored) if mask is not None]
         self.saved_threshold = saved_threshold
         self.image_score, self.paper, self.value_range = image_score, paper, value_range
-        self.networks = networks.to(where, memory_format=device.memory_format(where)).eval()
+        self._on = device.Compute(where, precision)
+        self.networks = self._on.place(networks).eval()
         for student in getattr(networks, "global_students", ()):
             student.compute_in(device.dtype_of(where, precision))
         self.size, self.calibration, self.calibrated_stride = size, calibration, calibrated_stride
-        self._where, self._precision = where, precision
         self._transform = preprocessing.image_transform(size, painted)
         self._maps = Recorded(self._compute) if where.type == "cuda" and size else self._compute
 
@@ -190,7 +190,7 @@ class Detector:
     def fingerprint(self) -> str:
         """Digest of everything that its maps depend on."""
         nets = self.networks
-        form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._precision}"
+        form = f"{VERSION} {self.size} {nets.stride} {getattr(nets, 'normalisation', '')} {self._on.precision}"
         padded = [scale.padding for scale in getattr(nets, "scales", ())]
         masks = [ignoring.digest_of(mask) for mask in self._ignored]
         return f"{checkpoints.fingerprint(nets.state_dict())} {form} {padded} {self.value_range} {masks}"
@@ -211,22 +211,18 @@ class Detector:
 
     def predict(self, picture: Image.Image, image_score: str | None = None) -> tuple[Tensor, float]:
         """Anomaly map (h,w) of an RGB picture, at the networks' own resolution, on the CPU; and its image score."""
-        maps = self._maps(self._transform(picture)[None].to(self._where))
+        maps = self._maps(self._transform(picture)[None].to(self._on.where))
         ignored = self.ignored_at(tuple(maps.scored_maps.shape[1:]))
         seen = None if ignored is None else torch.from_numpy(~ignored)
         score = scoring.image_scores(maps.scored_maps, image_score or self.image_score, seen)
-        return torch.from_numpy(self._lowered(maps.anomaly_maps[0].cpu().numpy())), score.item()
+        return torch.from_numpy(_lowered(maps.anomaly_maps[0].cpu().numpy(), ignored)), score.item()
 
     def at_own_size(self, anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
         """The map (h,w), resized to its image's own `size` (H,W): float32. What is ignored has the lowest score."""
-        return self._lowered(at_own_size(anomaly_map, size))
-
-    def _lowered(self, anomaly_map):
-        ignored = self.ignored_at(anomaly_map.shape)
-        return anomaly_map if ignored is None else np.where(ignored, anomaly_map[~ignored].min(), anomaly_map)
+        return _lowered(at_own_size(anomaly_map, size), self.ignored_at(size))
 
     def _compute(self, images):
-        with device.autocast(self._where, self._precision):
+        with self._on.autocast():
             return self.networks.maps(images)
 
     def p_value_of(self, score: float, image_score: str | None = None) -> float | None:
@@ -299,6 +295,11 @@ def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
     """The map (h,w), resized to its image's own `size` (H,W): float32."""
     # As Pillow resizes, to rounding, and three times as fast.
     return F.interpolate(anomaly_map[None, None], size, mode="bilinear", antialias=True)[0, 0].numpy()
+
+
+def _lowered(anomaly_map, ignored):
+    """The map with the lowest score of what counts wherever it is ignored."""
+    return anomaly_map if ignored is None else np.where(ignored, anomaly_map[~ignored].min(), anomaly_map)
 
 
 def load_detector(

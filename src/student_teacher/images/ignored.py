@@ -7,6 +7,8 @@ influence on what lies beside it, and left out of scores and measures.
 
 import hashlib
 import io
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +62,13 @@ def painted_at(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return ndimage.binary_dilation(at(mask, size), EIGHT_CONNECTED)
 
 
-def paint(image: Tensor, mask: np.ndarray | None) -> Tensor:
-    """An RGB image (3,H,W) in uint8 with what is ignored painted over."""
+def painter(mask: np.ndarray | None) -> Callable[[Tensor], Tensor]:
+    """A function that paints over what is ignored in an RGB image (3,H,W) in uint8."""
     if mask is None:
-        return image
-    covered = torch.from_numpy(painted_at(mask, tuple(image.shape[1:])))
-    return torch.where(covered, torch.tensor(PAINT, dtype=torch.uint8)[:, None, None], image)
+        return lambda image: image
+    covered = lru_cache(maxsize=1)(lambda size: torch.from_numpy(painted_at(mask, size)))  # most images have one size
+    paint = torch.tensor(PAINT, dtype=torch.uint8)[:, None, None]
+    return lambda image: torch.where(covered(tuple(image.shape[1:])), paint, image)
 
 
 def seen(mask: np.ndarray | None, size: tuple[int, int]) -> Tensor:

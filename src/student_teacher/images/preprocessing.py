@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from student_teacher.images.ignored import paint
+from student_teacher.images.ignored import painter
 from student_teacher.runtime import device
 
 # Mean and deviation of ImageNet's pixels in [0, 1], red, green, blue: those of torchvision's weights.
@@ -26,7 +26,8 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def image_transform(size: Size, ignored: np.ndarray | None = None) -> Callable[[Image.Image], Tensor]:
     """RGB picture -> uint8 (3,H,W), resized to `size` without aliasing; what is `ignored` (h,w) is painted over."""
-    return lambda image: paint(to_tensor(resize(image, size)), ignored)
+    paint = painter(ignored)
+    return lambda image: paint(to_tensor(resize(image, size)))
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:

@@ -143,7 +143,7 @@ def _pages(image):
 
 
 def _go_to_page(image, page):
-    """Raises _Pages if there is no such page, or if there are several and none is named."""
+    """Raises _Pages if the page does not exist, or if the file has several and its name does not say which."""
     if page is None and len(pages := _pages(image)) > 1:
         raise _Pages(
             f"has {len(pages)} pages; name one: add #{pages[1] + 1} to the file's name, and rename "

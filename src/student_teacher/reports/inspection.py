@@ -242,9 +242,7 @@ def inspect(
         for found, theirs in zip((rows, broken), others, strict=True):
             found |= theirs
     if distributed.is_first():
-        written_of = [(str(path), rows[name]) for path, name in files if name in rows]
-        write_atomically(output / "decisions.csv", table(COLUMNS, ([path, *row.cells] for path, row in written_of)))
-        write_atomically(output / "regions.csv", regions_table((path, row.regions) for path, row in written_of))
+        write_tables(output, [(str(path), rows[name]) for path, name in files if name in rows])
         flagged = [float(row.cells[0]) for row in rows.values() if row.cells[2] == "1"]
         from_score = min(flagged, default=decisions.threshold)
         page_note = f"; result page: {_finished(page, numbered, rows, from_score)}" if page else ""
@@ -286,6 +284,12 @@ def with_ignored(detector: Detector, picture: Image.Image) -> Image.Image:
     """The picture with what the detector ignores hatched."""
     ignored = detector.ignored_at(picture.size[::-1])
     return picture if ignored is None else Image.fromarray(figures.hatch(np.asarray(picture), ignored))
+
+
+def write_tables(folder: Path, rows: Sequence[tuple[str, Row]]) -> None:
+    """Write decisions.csv and regions.csv of images' paths and rows."""
+    write_atomically(folder / "decisions.csv", table(COLUMNS, ([path, *row.cells] for path, row in rows)))
+    write_atomically(folder / "regions.csv", regions_table((path, row.regions) for path, row in rows))
 
 
 def regions_table(found: Iterable[tuple[str, Sequence[Sequence[str]]]]) -> str:

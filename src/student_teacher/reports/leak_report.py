@@ -48,10 +48,7 @@ def find_leaks(category: Path) -> Leaks:
     Raises:
         UserError: the category has no index, or no test images; an image is broken.
     """
-    good, test = (AnomalyDataset(category, grey_thumbnail, type=part) for part in (LEARNED, "test"))
-    if not test.rows:
-        raise UserError(f"{category} has no test images that training could know")
-    of_good, of_test = thumbnails(good, test)
+    (good, test), (of_good, of_test) = _both_sides(category)
     highest, nearest = (found.numpy() for found in correlations(of_test, of_good).max(1))
     labels = np.array([row["label"] for row in test.rows])
     kinds = np.array([kind_of(row) for row in test.rows])
@@ -70,6 +67,14 @@ def find_leaks(category: Path) -> Leaks:
     return Leaks(rows, pairs)
 
 
+def _both_sides(category):
+    """What is learned from and what is tested on, as datasets and as thumbnails."""
+    sets = [AnomalyDataset(category, grey_thumbnail, type=part) for part in (LEARNED, "test")]
+    if not sets[1].rows:
+        raise UserError(f"{category} has no test images that training could know")
+    return sets, thumbnails(*sets)
+
+
 def split_by_parts(category: Path) -> tuple[list[dict[str, str | int]], int]:
     """The rows of a category's index, split so that no part is both learned from and tested on; and how many moved.
 
@@ -80,11 +85,9 @@ def split_by_parts(category: Path) -> tuple[list[dict[str, str | int]], int]:
     Raises:
         UserError: as `find_leaks`; or nearly all images would be one part.
     """
-    sets = [AnomalyDataset(category, grey_thumbnail, type=part) for part in (LEARNED, "test")]
-    if not sets[1].rows:
-        raise UserError(f"{category} has no test images that training could know")
+    sets, shown = _both_sides(category)
     rows = [dict(row) for dataset in sets for row in dataset.rows]
-    shown = torch.cat(thumbnails(*sets))
+    shown = torch.cat(shown)
     alike = correlations(shown, shown) > ALIKE
     number, part_of = connected_components(alike.numpy(), directed=False)
     parts = [[rows[index] for index in np.flatnonzero(part_of == part)] for part in range(number)]

@@ -16,9 +16,9 @@ from student_teacher.detection.decisions import Decisions
 from student_teacher.detection.Detector import Detector
 from student_teacher.images.folders import files_below, told
 from student_teacher.images.reading import is_image, pages_of
-from student_teacher.reports.inspection import COLUMNS, Inspector, Outputs, Row, regions_table, stamp_of, table
+from student_teacher.reports.inspection import COLUMNS, Inspector, Outputs, Row, stamp_of, write_tables
 from student_teacher.runtime.errors import UserError, shown
-from student_teacher.runtime.files import real_path, write_atomically, writing
+from student_teacher.runtime.files import real_path, writing
 from student_teacher.runtime.ledger import Ledger, own_files
 from student_teacher.runtime.resume_log import ResumeLog
 
@@ -230,8 +230,7 @@ def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outpu
         raise UserError(f"{min(others)}: not written by this command: move it away, or give another --output")
     watching = Watch(Inspector(detector, decisions, outputs, None, None), source, log)
     rows = [(page, Row(*row)) for _, pages in log.entries().values() for page, row in pages]
-    write_atomically(files[1], table(COLUMNS, ([path, *row.cells] for path, row in rows)))
-    write_atomically(files[2], regions_table((path, row.regions) for path, row in rows))
+    write_tables(output, rows)
     with _appended(files[1]) as decided, _appended(files[2]) as regions:
 
         def write(rows: Sequence[tuple[str, Row]]) -> None:

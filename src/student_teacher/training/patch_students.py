@@ -353,10 +353,9 @@ def learn(students: Students, model: Model, lessons: Lessons, settings: PatchSet
     return training
 
 
-def fit(settings: PatchSettings, published: bool) -> Fitted:
+def fit(settings: PatchSettings, images: GoodImages, published: bool) -> Fitted:
     """Train the students of all patch sizes that are not trained yet; `published`: as for load_teacher."""
     sizes = sorted(set(settings.patch_size))
-    images = GoodImages(settings.images, settings.ignore)
     # All teachers first: a missing or broken one should not be noticed only after half an hour.
     teachers = [load_teacher(settings, patch_size, published) for patch_size in sizes]
     # All sizes at once, so that after a stop the others are trained again, too.
