@@ -64,7 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def combined(networks: BackboneDetector, scores: dict[str, list[Tensor]], use: str, weight: float, only=None) -> Tensor:
-    """Standardised errors -> (N,h,w), global students with this `weight`.
+    """Standardised errors, as of BackboneDetector.standardised -> (N,M,h,w), global students with this `weight`.
 
     All levels that count for the `use`, or `only` the one with this index.
     """
@@ -140,7 +140,7 @@ def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
                 if first or way == "default":
                     label = way if first else ", ".join(filter(None, (name, f"at {side} x {side}")))
                     maps_of, scored = work()
-                    measures = described.measures(maps_of.cpu(), scoring.image_scores(scored).tolist(), samples)
+                    measures = described.measures(maps_of.mean(1).cpu(), scoring.image_scores(scored).tolist(), samples)
                     found[label] = measures["image_au_roc"], measures["au_pro"]
     return found
 

@@ -4,8 +4,8 @@ For each split a fifth of the category's good images, training and test images t
 alike stay together. The default detector is fitted to the others and calibrated, as in students_training.py. Then the
 fraction of the good images set aside that it calls anomalous is measured, and the fraction of the defective ones.
 
-How to read the table: the observed rate should equal the requested one on average over the splits; a single split of
-few images varies widely.
+How to read the table: the observed rate should equal the possible one on average over the splits; a single split of few
+images varies widely. "Possible" is the highest rate up to the requested one that so many training images can give.
 
     python3 benchmarks/false_alarms.py bottle demo_carpet
 """
@@ -70,7 +70,7 @@ def measure(category: str, args: Namespace) -> list[dict]:
         raise UserError(f"{args.data / category} has {good} good images: {2 * SET_ASIDE} are the least to split")
     teacher, maps = described.teacher_and_maps(sets, (args.image_size,) * 2, compute)
     groups = backbone_students.look_alikes([level[:good] for level in maps], teacher.strides)
-    observed, found = ({rate: [] for rate in args.rates} for _ in range(2))
+    possible, observed, found = ({rate: [] for rate in args.rates} for _ in range(3))
     for number in with_bar(range(args.splits), args.splits, category):
         learned, aside = split(groups, device.seed_of(args.seed, "split", number))
         indices = sorted(index for group in learned for index in group)
@@ -85,10 +85,12 @@ def measure(category: str, args: Namespace) -> list[dict]:
         p_values = np.array([calibration.p_value(score, args.image_score) for score in scores])
         for rate in args.rates:
             anomalous = p_values <= rate
+            possible[rate].append(int(rate / calibration.smallest_rate + 1e-9) * calibration.smallest_rate)
             observed[rate].append(anomalous[: len(aside)].mean())
             found[rate].append(anomalous[len(aside) :].mean() if len(aside) < len(tested) else None)
     return [
         {"category": category, "good": good, "parts": len(groups), "asked": rate}
+        | {"possible": float(np.mean(possible[rate]))}
         | {"observed": [float(value) for value in observed[rate]]}
         | {"found": None if None in found[rate] else float(np.mean(found[rate]))}
         for rate in args.rates
@@ -106,12 +108,13 @@ def main(arguments: list[str] | None = None) -> None:
             row["good"],
             row["parts"],
             row["asked"],
+            f"{row['possible']:.3f}",
             f"{np.mean(row['observed']):.3f} +- {np.std(row['observed']):.3f}",
             "" if row["found"] is None else f"{row['found']:.3f}",
         )
         for row in rows
     ]
-    columns = "category", "good images", "parts", "requested", "observed: mean and std", "defects found"
+    columns = "category", "good images", "parts", "requested", "possible", "observed: mean and std", "defects found"
     print(measuring.table(columns, lines))
     measuring.write_json(args.output, "false_alarms", args, measuring.machine(device.choose(args.device)), rows=rows)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 import mvtec_dataset
 import students_training
@@ -124,14 +125,30 @@ def test_a_local_student_learns_where_errors_are_large():
 
 
 def test_the_score_subtracts_expected_errors():
-    levels = [torch.full((1, 8, 8), 3.0)]
-    errors = Errors({GLOBAL: levels, LOCAL: levels}, {GLOBAL: [torch.full((1, 4, 4), 2.0)], LOCAL: levels})
-    assert errors.of(MAP)[GLOBAL] is levels
+    levels = [torch.full((1, 1, 8, 8), 3.0)]
+    errors = Errors({GLOBAL: levels, LOCAL: levels}, {GLOBAL: [torch.full((1, 1, 4, 4), 2.0)], LOCAL: levels})
+    assert errors.of(MAP)[GLOBAL][0].eq(3).all()
+    several = Errors({GLOBAL: levels, LOCAL: [torch.tensor([1.0, 7.0]).view(1, 2, 1, 1)]}, {})
+    assert several.of(MAP)[LOCAL][0].tolist() == [[[[5]]]]  # the root of the mean squared error
     assert errors.of(SCORE)[GLOBAL][0].eq(1).all() and errors.of(SCORE)[LOCAL][0].eq(0).all()
 
 
+def test_the_map_is_of_all_local_students_and_the_score_the_mean_of_theirs(trained):
+    networks = load_detector(trained / "model" / "blobs" / "detector.pt", precision="float32").networks
+    images = smooth(2, seed=9)
+    together = networks.maps(images)
+    all_students, alone = networks.local_students, []
+    for number in range(backbone_students.FOLDS):
+        networks.local_students = nn.ModuleList(nn.ModuleList([students[number]]) for students in all_students)
+        alone.append(networks.maps(images))
+    assert together.scored_maps.shape == (2, backbone_students.FOLDS, 16, 20)
+    torch.testing.assert_close(together.scored_maps, torch.cat([maps.scored_maps for maps in alone], 1))
+    scores = torch.stack([scoring.image_scores(maps.scored_maps) for maps in alone])
+    torch.testing.assert_close(scoring.image_scores(together.scored_maps), scores.mean(0))
+
+
 def test_each_image_is_standardised_by_the_others():
-    errors = torch.rand(6, 8, 9, generator=torch.Generator().manual_seed(0)) + 1
+    errors = torch.rand(6, 1, 8, 9, generator=torch.Generator().manual_seed(0)) + 1
     standardisation, left_out = Standardisation.fit(errors)
     alone, _ = Standardisation.fit(errors[1:])
     torch.testing.assert_close(left_out[0], alone(errors[:1])[0])

@@ -22,18 +22,23 @@ MAP, SCORE = "map", "score"  # what errors are standardised for
 
 
 class Errors(NamedTuple):
-    """The students' errors: for GLOBAL and LOCAL a list of levels, (N,h,w) each."""
+    """The students' errors: for GLOBAL and LOCAL a list of levels, (N,M,h,w) each; for GLOBAL M is 1."""
 
-    actual: dict[str, list[Tensor]]  # distances between prediction and teacher
-    expected: dict[str, list[Tensor]]  # the distances that local students expect without a defect
+    actual: dict[str, list[Tensor]]  # distances between each student's prediction and the teacher
+    expected: dict[str, list[Tensor]]  # the distances that each of M local students expects without a defect
 
     def of(self, use: str) -> dict[str, list[Tensor]]:
-        """For the map the actual errors; for the score the actual minus the expected ones."""
+        """For the map the errors of all students together, M = 1; for the score the actual minus the expected ones.
+
+        All together is the root of the mean squared error: the paper's regression error plus predictive variance.
+        """
         if use == MAP:
-            return self.actual
+            return {
+                kind: [error.square().mean(1, keepdim=True).sqrt() for error in self.actual[kind]] for kind in KINDS
+            }
         return {
             kind: [
-                error - F.interpolate(expected[:, None], error.shape[1:], mode="bilinear")[:, 0]
+                error - F.interpolate(expected, error.shape[2:], mode="bilinear")
                 for error, expected in zip(self.actual[kind], self.expected[kind], strict=True)
             ]
             for kind in KINDS
@@ -41,7 +46,7 @@ class Errors(NamedTuple):
 
 
 class Standardisation(nn.Module):
-    """Values (N,h,w) -> (value - mean) / std, with one mean and std of good images (section 3.2 of the paper)."""
+    """Values (N,M,h,w) -> (value - mean) / std, with one mean and std of good images (section 3.2 of the paper)."""
 
     def __init__(self, mean: Tensor, std: Tensor):
         super().__init__()
@@ -53,18 +58,18 @@ class Standardisation(nn.Module):
 
     @classmethod
     def fit(cls, values: Tensor, ignored: np.ndarray | None = None) -> tuple[Self, Tensor]:
-        """Fit to good images' values (n,h,w), without regions to ignore.
+        """Fit to good images' values (n,1,h,w), without regions to ignore.
 
         Also returns those values, each image standardised with mean and std of the other images.
         """
-        parts = values.double()[:, seen(ignored, tuple(values.shape[1:])).to(values.device)]
+        parts = values.double()[:, 0, seen(ignored, tuple(values.shape[2:])).to(values.device)]
         sums, squares, number = parts.sum(1), parts.square().sum(1), len(parts)
         own_sums, own_squares = F.pad(sums, (1, 0)), F.pad(squares, (1, 0))  # left out: first nothing, then each image
         counts = torch.tensor([number] + [max(1, number - 1)] * number, device=values.device) * parts.shape[1]
         means = (sums.sum() - own_sums) / counts
         stds = ((squares.sum() - own_squares) / counts - means.square()).clamp_min(1e-12).sqrt()
         means, stds = means.to(values.dtype), stds.to(values.dtype)
-        return cls(means[0], stds[0]), (values - means[1:, None, None]) / stds[1:, None, None]
+        return cls(means[0], stds[0]), (values - means[1:, None, None, None]) / stds[1:, None, None, None]
 
 
 class BackboneDetector(nn.Module):
@@ -80,6 +85,9 @@ class BackboneDetector(nn.Module):
     The score is computed from the errors minus those that local students expect from the surroundings. At the edges of
     parts whose position varies, errors are large on good images too. The map keeps the plain errors: around a large
     defect the surroundings are abnormal, and the expected errors are too high.
+
+    The map is that of all local students together. The score is the mean of M scores, each from one local student of
+    every neighbourhood: good images are calibrated by the one that has not seen them, and the scores must compare.
 
     `local_students` has a list of M students for each of `neighbourhoods(teacher.strides)`. `calibrate` sets the
     standardisations.
@@ -113,37 +121,34 @@ class BackboneDetector(nn.Module):
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> Maps:
-        """Anomaly maps of uint8 images (N,3,H,W), and the maps that image scores use; both (N,H/8,W/8)."""
+        """Anomaly maps (N,H/8,W/8) of uint8 images (N,3,H,W), and the maps (N,M,H/8,W/8) that image scores use."""
         return self.maps_of(self.errors(images))
 
     def maps_of(self, errors: Errors) -> Maps:
         """As `maps`, from the result of `errors`."""
-        return Maps(*(self._combined(use, self.standardised(use, errors)) for use in (MAP, SCORE)))
+        maps, scored = (self._combined(use, self.standardised(use, errors)) for use in (MAP, SCORE))
+        return Maps(maps[:, 0], scored)
 
     def errors(self, images: Tensor) -> Errors:
         """Errors of all students on uint8 images (N,3,H,W)."""
         return self.errors_of(self.teacher(images))
 
     def errors_of(self, maps: Sequence[Tensor]) -> Errors:
-        """Errors of all students, from the teacher's maps.
-
-        The root of the squared error. With several students, it is averaged over them before the root: that is the
-        paper's regression error plus predictive variance.
-        """
+        """Errors of all students, from the teacher's maps (N,K,h,w) of all levels."""
         maps = [level.float() for level in maps]
-        found = {GLOBAL: [student(level).sqrt() for student, level in zip(self.global_students, maps, strict=True)]}
-        found[LOCAL] = []
+        pairs = zip(self.global_students, maps, strict=True)
+        found = {GLOBAL: [student(level)[:, None].sqrt() for student, level in pairs], LOCAL: []}
         expected = {GLOBAL: [None] * len(maps), LOCAL: []}
         for around, students in zip(neighbourhoods(self.teacher.strides), self.local_students, strict=True):
             stacked = around.of(maps)[0]
             squared, logs = zip(*(student.errors(stacked) for student in students), strict=True)
-            found[LOCAL] += [(sum(level) / len(students)).sqrt() for level in zip(*squared, strict=True)]
-            sort_expected(expected, around, sum(logs) / len(students))
+            found[LOCAL] += [torch.stack(level, 1).sqrt() for level in zip(*squared, strict=True)]
+            sort_expected(expected, around, torch.stack(logs, 1))
         return Errors(found, expected)
 
     @torch.inference_mode()
     def calibrate(self, errors: Errors, ignored: np.ndarray | None = None) -> Maps:
-        """Set the standardisations from the `errors` on good images of students that have not seen them.
+        """Set the standardisations from the `errors` on good images, M = 1: of students that have not seen them.
 
         Regions to ignore (h,w) do not count.
 
@@ -156,15 +161,15 @@ class BackboneDetector(nn.Module):
                 parts, scores[kind] = zip(*(Standardisation.fit(level, ignored) for level in levels), strict=True)
                 self.standardisations[use][kind] = nn.ModuleList(parts)
             found.append(self._combined(use, scores))
-        return Maps(*found)
+        return Maps(found[0][:, 0], found[1])
 
     def standardised(self, use: str, errors: Errors) -> dict[str, list[Tensor]]:
-        """The errors, standardised for MAP or SCORE: for GLOBAL and LOCAL a list of levels, (N,h,w) each."""
+        """The errors, standardised for MAP or SCORE: for GLOBAL and LOCAL a list of levels, (N,M,h,w) each."""
         by, values = self.standardisations[use], errors.of(use)
         return {kind: [s(v) for s, v in zip(by[kind], values[kind], strict=True)] for kind in KINDS}
 
     def _combined(self, use, scores):
-        """Standardised errors, (N,h,w) per level -> (N,H/8,W/8)."""
+        """Standardised errors, (N,M,h,w) per level -> (N,M,H/8,W/8)."""
         means = {
             kind: mean_of_levels(
                 [level for level, stride in zip(scores[kind], strides, strict=True) if counts(use, stride)],
@@ -211,15 +216,15 @@ class BackboneDetector(nn.Module):
 
 
 def sort_expected(expected: dict[str, list], around: Neighbourhood, logs: Tensor) -> None:
-    """Add the log errors (N,E,h,w) that a neighbourhood's local students expect to `Errors.expected`."""
-    for level, log in zip(around.global_levels, logs.unbind(1), strict=False):
+    """Add the log errors (N,M,E,h,w) that a neighbourhood's M local students expect to `Errors.expected`."""
+    for level, log in zip(around.global_levels, logs.unbind(2), strict=False):
         expected[GLOBAL][level] = log.exp()
-    expected[LOCAL] += list(logs[:, len(around.global_levels) :].exp().unbind(1))
+    expected[LOCAL] += list(logs[:, :, len(around.global_levels) :].exp().unbind(2))
 
 
 def mean_of_levels(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Maps (N,h,w) of any sizes, interpolated to `size` and averaged."""
-    return sum(F.interpolate(level[:, None], size, mode="bilinear")[:, 0] for level in levels) / len(levels)
+    """Maps (N,M,h,w) of any sizes, interpolated to `size` and averaged over the levels."""
+    return sum(F.interpolate(level, size, mode="bilinear") for level in levels) / len(levels)
 
 
 def counts(use: str, stride: int) -> bool:

@@ -26,7 +26,7 @@ from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.prefetch import prefetched
 
-VERSION = 6  # of the file; increase it when networks or scores change, as the calibration is then wrong
+VERSION = 7  # of the file; increase it when networks or scores change, as the calibration is then wrong
 CONFIDENCE = 0.95
 QUANTILES = 20_001  # of good images' pixels, for the pixel threshold
 
@@ -77,7 +77,7 @@ class Calibration:
         scores: list[dict[str, Tensor]] = []
         pixels = PixelQuantiles(shared)
         for image in found:
-            seen = ignoring.seen(ignored, tuple(image.scored_maps.shape[1:]))
+            seen = ignoring.seen(ignored, tuple(image.anomaly_maps.shape[1:]))
             scores.append(
                 {
                     name: scoring.image_scores(image.scored_maps, name, seen).double().cpu()
@@ -212,7 +212,7 @@ class Detector:
     def predict(self, picture: Image.Image, image_score: str | None = None) -> tuple[Tensor, float]:
         """Anomaly map (h,w) of an RGB picture, at the networks' own resolution, on the CPU; and its image score."""
         maps = self._maps(self._transform(picture)[None].to(self._on.where))
-        ignored = self.ignored_at(tuple(maps.scored_maps.shape[1:]))
+        ignored = self.ignored_at(tuple(maps.anomaly_maps.shape[1:]))
         seen = None if ignored is None else torch.from_numpy(~ignored)
         score = scoring.image_scores(maps.scored_maps, image_score or self.image_score, seen)
         return torch.from_numpy(_lowered(maps.anomaly_maps[0].cpu().numpy(), ignored)), score.item()

@@ -127,7 +127,7 @@ def _lowered(graph, maps, seen):
 
 
 def _backbone_maps(graph, networks: BackboneDetector, images):
-    """BackboneDetector.maps: anomaly map and scored map, (N,1,rows,columns) each."""
+    """BackboneDetector.maps: anomaly map (N,1,rows,columns) and scored maps (N,M,rows,columns)."""
     maps = _levels(graph, networks.teacher, images)
     errors = {GLOBAL: [_global_error(graph, *both) for both in zip(networks.global_students, maps, strict=True)]}
     errors[LOCAL] = []
@@ -135,10 +135,8 @@ def _backbone_maps(graph, networks: BackboneDetector, images):
     for around, students in zip(neighbourhoods(networks.strides[GLOBAL]), networks.local_students, strict=True):
         found, logs = _local_errors(graph, around, students, maps)
         errors[LOCAL] += found
-        for place, level in enumerate(around.global_levels):
-            expected[GLOBAL][level] = _channels(graph, logs, place, place + 1)
-        first = len(around.global_levels)
-        expected[LOCAL] += [_channels(graph, logs, first + place, first + place + 1) for place in range(len(found))]
+        expected[GLOBAL] |= zip(around.global_levels, logs, strict=False)
+        expected[LOCAL] += logs[len(around.global_levels) :]
     return [_combined(graph, networks, use, (errors, expected)) for use in (MAP, SCORE)]
 
 
@@ -154,8 +152,9 @@ def _combined(graph, networks, use, both):
                 continue
             score = errors[kind][level]
             if use == SCORE:
-                expects = graph("Exp", expected[kind][level])
-                score = graph("Sub", score, _resized(graph, expects, networks.grid(stride)))
+                score = graph("Sub", score, _resized(graph, expected[kind][level], networks.grid(stride)))
+            elif kind == LOCAL:
+                score = graph("Sqrt", graph("ReduceMean", graph("Mul", score, score), [1]))
             mean, std = (value.numpy(force=True) for value in (by.mean, by.std))
             levels.append(_resized(graph, graph("Div", graph("Sub", score, mean), std), networks.grid(networks.stride)))
         means.append(graph("Mul", graph("Mean", *levels), np.float32(weight)))
@@ -226,21 +225,21 @@ def _global_error(graph, student: GlobalStudent, maps):
 
 
 def _local_errors(graph, around, students, maps):
-    """The root of the students' mean squared error, (N,1,h,w) per level, and LocalErrors.expected."""
+    """Errors.actual of these levels, and Errors.expected of the global levels and of these: (N,M,h,w) each."""
     parts = [_pooled(graph, maps[level], factor) for level, factor in zip(around.levels, around.factors, strict=True)]
     stacked = graph("Concat", *parts, axis=1)
     padded = graph("Pad", stacked, [REACH] * 4, "", [ROWS, COLUMNS], mode="reflect")
-    channels, squares, logs = students[0].channels, [], []
+    channels, found, logs = students[0].channels, [], []
     for student in students:
-        predicted, all_channels = _layers(graph, student.layers, padded), student.layers[-1].out_channels
-        difference = graph("Sub", _channels(graph, predicted, 0, sum(channels)), stacked)
-        squares.append(graph("Mul", difference, difference))
-        logs.append(_channels(graph, predicted, sum(channels), all_channels))
-    mean, found, first = graph("Mean", *squares), [], 0
-    for number in channels:
-        found.append(graph("Sqrt", graph("ReduceSum", _channels(graph, mean, first, first + number), [1])))
-        first += number
-    return found, graph("Mean", *logs)
+        predicted, first = _layers(graph, student.layers, padded), sum(channels)
+        difference = graph("Sub", _channels(graph, predicted, 0, first), stacked)
+        ends = np.cumsum(channels).tolist()
+        levels = (_channels(graph, difference, *part) for part in zip([0, *ends], ends, strict=False))
+        found.append([graph("ReduceL2", level, [1]) for level in levels])
+        expects = graph("Exp", _channels(graph, predicted, first, student.layers[-1].out_channels))
+        places = range(student.layers[-1].out_channels - first)
+        logs.append([_channels(graph, expects, place, place + 1) for place in places])
+    return [[graph("Concat", *level, axis=1) for level in zip(*parts, strict=True)] for parts in (found, logs)]
 
 
 def _patch_maps(graph, networks: AnomalyDetector, images):
@@ -363,24 +362,26 @@ def _at_every_pixel(graph, scores, stride, size):
 
 
 def _image_scores(graph, maps, image_score, seen):
-    """scoring.image_scores; `seen` (1,1,H,W) is None where all of a map counts."""
-    pixels = graph("Flatten", maps)
+    """scoring.image_scores, of maps (N,M,H,W); `seen` (1,1,H,W) is None where all of a map counts."""
+    pixels = graph("Reshape", maps, [0, 0, -1])
     if seen is not None:
         counted = graph("Cast", graph("Reshape", seen, [-1]), to=TensorProto.BOOL)
-        pixels = graph("Compress", pixels, counted, axis=1)
-    if image_score == "top":
+        pixels = graph("Compress", pixels, counted, axis=2)
+    if image_score == "maximum":
+        pixels = graph("ReduceMax", pixels, [2])
+    elif image_score == "top":
         pixels = _top_values(graph, pixels, _rounded_fraction(graph, pixels, scoring.TOP_FRACTION))
-    graph("ReduceMax" if image_score == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")
+    graph("ReduceMean", pixels, [1, 2], keepdims=0, output="scores")
 
 
 def _rounded_fraction(graph, values, fraction):
-    """The number of elements in a `fraction` of a row of (N,n), at least 1."""
-    number = graph("Cast", graph("Shape", values, start=1), to=TensorProto.DOUBLE)
+    """The number of elements in a `fraction` of a row of (N,M,n), at least 1."""
+    number = graph("Cast", graph("Shape", values, start=2), to=TensorProto.DOUBLE)
     return graph("Max", graph("Cast", graph("Round", graph("Mul", number, fraction)), to=TensorProto.INT64), 1)
 
 
 def _top_values(graph, values, number):
-    """The `number` largest of each row of (N,n), in any order."""
+    """The `number` largest of each row of (N,M,n), in any order."""
     top = f"{values}_top"
     graph.nodes.append(helper.make_node("TopK", [values, number], [top, f"{top}_places"], name=top, sorted=0))
     return top

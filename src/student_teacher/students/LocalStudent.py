@@ -96,7 +96,8 @@ class LocalStudent(nn.Module):
 
     def _errors(self, predicted, maps):
         descriptors, expected = predicted.tensor_split([maps.shape[1]], 1)
-        return LocalErrors([part.sum(1) for part in (descriptors - maps).square().split(self.channels, 1)], expected)
+        squared = (descriptors.float() - maps).square().split(self.channels, 1)
+        return LocalErrors([part.sum(1) for part in squared], expected.float())
 
     @torch.no_grad()
     def expect(self, log_errors: Tensor) -> None:

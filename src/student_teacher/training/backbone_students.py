@@ -93,7 +93,7 @@ def fit_errors(
     """Students as BackboneDetector takes them, and the errors on each image of students that have not seen it."""
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
     students, left_out = zip(*(GlobalStudent.fit(level.to(compute.where), groups) for level in bar), strict=True)
-    left_out = [errors.sqrt() for errors in left_out]
+    left_out = [errors.sqrt()[:, None] for errors in left_out]
     return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), groups, compute)
 
 
@@ -210,14 +210,14 @@ def _correlations(maps):
 def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups, compute):
     """For each neighbourhood its students, one per fold, and the errors of all students on images not seen.
 
-    `global_errors`, (n,h,w) per level, are those of the global students.
+    `global_errors`, (n,1,h,w) per level, are those of the global students.
     """
     where = compute.where
     students, found, expected = [], [], {GLOBAL: [None] * len(maps), LOCAL: []}
     for neighbourhood in around:
         inputs, channels = neighbourhood.of(maps)
         inputs = inputs.to(where)
-        log_errors = torch.stack(
+        log_errors = torch.cat(
             [
                 log_distance(F.adaptive_avg_pool2d(global_errors[level], inputs.shape[2:]))
                 for level in neighbourhood.global_levels
@@ -226,8 +226,8 @@ def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups
         )
         trained, squared, logs = _cross_fitted(neighbourhood, inputs, channels, log_errors, groups, compute)
         students.append(trained)
-        found += list(squared.sqrt().to(where))
-        sort_expected(expected, neighbourhood, logs.to(where))
+        found += [level[:, None].sqrt().to(where) for level in squared]
+        sort_expected(expected, neighbourhood, logs[:, None].to(where))
     return students, Errors({GLOBAL: list(global_errors), LOCAL: found}, expected)
 
 
