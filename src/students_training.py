@@ -19,7 +19,7 @@ from student_teacher.runtime.settings import TrainingStage, image_size_option, o
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.BackboneTeacher import seen_size
 from student_teacher.training import backbone_students, paper, patch_students
-from student_teacher.training.loop import require_same_settings
+from student_teacher.training.loop import FinishedParts, Model, checkpoint_of, require_same_settings
 
 TEACHERS = ("backbone", "patches")
 IMAGE_SIZES = {"backbone": (512,), "patches": (256,)}  # defaults
@@ -96,14 +96,20 @@ def train_backbone_students(settings: Settings, images: GoodImages, before: dict
     adapted = backbone_weights.adapted_backbone(settings.models, settings.backbone)
     name = backbone_weights.backbone_name(settings.backbone, settings.backbone_weights, adapted)
     made_from = {"teacher": name} | settings.identity(TrainingStage) | images.identity
+    checkpoint = checkpoint_of(settings.detector)
     if before is not None:
         require_same_settings(settings.detector, before, made_from)
+        checkpoint.unlink(missing_ok=True)  # a kill may have come before it was removed
         print(f"{settings.detector} is trained already; --restart trains it again")
         return
+    if settings.restart:
+        checkpoint.unlink(missing_ok=True)
     backbone = backbone_weights.backbone(settings.backbone, settings.backbone_weights, adapted)
     size = seen_size(settings.size or images.common_size)
+    versioned = made_from | {"detector_version": VERSION}
+    parts = FinishedParts(Model(settings.detector, "unfinished detector", settings.category, versioned))
     networks, calibration = backbone_students.fit(
-        backbone, size, images.decoded(size), settings.compute, ignored=images.ignored
+        backbone, size, images.decoded(size), settings.compute, ignored=images.ignored, parts=parts
     )
     content = {
         "image_size": list(size),
@@ -111,6 +117,7 @@ def train_backbone_students(settings: Settings, images: GoodImages, before: dict
         "backbone": networks.to_checkpoint(settings.backbone),
     }
     save(settings, images, calibration, {"made_from": made_from} | content)
+    parts.finish()
 
 
 def train_patch_students(settings: Settings, images: GoodImages, before: list | None) -> None:

@@ -227,6 +227,31 @@ def test_the_same_seed_gives_the_same_detector(trained, tmp_path, short, capsys)
     assert "is trained already" in capsys.readouterr().out
 
 
+def test_training_goes_on_after_a_stop(trained, tmp_path, short, monkeypatch):
+    students_training.main(command(trained, "--model", str(tmp_path / "undisturbed")))
+    train, calls = backbone_students.train_local, []
+
+    def stopping(*arguments, **options):
+        calls.append(options["description"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(backbone_students, "train_local", stopping)
+    stopped, folder = command(trained, "--model", str(tmp_path / "stopped")), tmp_path / "stopped" / "blobs"
+    with pytest.raises(KeyboardInterrupt):
+        students_training.main(stopped)
+    assert [path.name for path in folder.iterdir()] == ["detector.checkpoint.pt"]
+    with pytest.raises(UserError, match=r"detector\.checkpoint\.pt was trained with seed 0, not 1: .* add --restart"):
+        students_training.main([*stopped, "--seed", "1"])
+    students_training.main(stopped)
+    assert len(calls) == 7  # of the six students the two that were finished are not trained again
+    assert [path.name for path in folder.iterdir()] == ["detector.pt"]
+    found, expected = (load_detector(tmp_path / name / "blobs" / "detector.pt") for name in ("stopped", "undisturbed"))
+    assert found.fingerprint == expected.fingerprint
+    assert torch.equal(found.calibration.scores(), expected.calibration.scores())
+
+
 def test_contradicting_options_are_refused(trained):
     with pytest.raises(UserError, match="--patch-size needs --teacher patches"):
         students_training.main(command(trained, "--teacher", "backbone", "--patch-size", "33"))

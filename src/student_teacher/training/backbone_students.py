@@ -6,6 +6,8 @@ all folds but one. Images that look alike, such as photographs of the same part,
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ from student_teacher.students.LocalStudent import (
 )
 from student_teacher.teachers.backbones import Backbone
 from student_teacher.teachers.BackboneTeacher import BackboneTeacher
-from student_teacher.training.loop import evenly_spread, learning_rate
+from student_teacher.training.loop import FinishedParts, evenly_spread, learning_rate
 from student_teacher.training.optimiser import Optimiser
 
 COMPONENT_IMAGES = 50  # for the principal components, at most
@@ -51,10 +53,12 @@ def fit(
     compute: Compute,
     *,
     ignored: np.ndarray | None = None,
+    parts: FinishedParts | None = None,
 ) -> tuple[BackboneDetector, Calibration]:
     """Fit teacher and students to the good images of the store, which have this `size`, and calibrate them.
 
-    Regions to ignore (h,w) do not count in the calibration; the store's images have them painted over.
+    Regions to ignore (h,w) do not count in the calibration; the store's images have them painted over. Local students
+    are kept in `parts`, and taken from there after a stop.
     """
     indices = evenly_spread(list(range(len(store))), MOST_IMAGES)
     if len(store) > MOST_IMAGES:
@@ -65,36 +69,32 @@ def fit(
     groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
         print(f"{len(indices)} images of {len(groups)} parts: images that look alike are calibrated together")
-    detector, calibration = fit_students(teacher, maps, groups, compute, ignored=ignored)
+    fitted = fit_errors(teacher, maps, groups, compute, parts=parts)
+    detector, calibration = calibrated(teacher, *fitted, ignored=ignored)
     print(
         f"global students explain {detector.explained:.0%} of the variance among good images, each left out of the fit"
     )
     return detector, calibration
 
 
-def fit_students(
+def fit_errors(
     teacher: BackboneTeacher,
     maps: Sequence[Tensor],
     groups: Sequence[Sequence[int]],
     compute: Compute,
     *,
-    ignored: np.ndarray | None = None,
-) -> tuple[BackboneDetector, Calibration]:
-    """Fit students to the teacher's maps of good images, (n,K,h,w) per level, and calibrate them.
-
-    For the calibration, images of the same group of `groups` are left out together.
-    """
-    return calibrated(teacher, *fit_errors(teacher, maps, groups, compute), ignored=ignored)
-
-
-def fit_errors(
-    teacher: BackboneTeacher, maps: Sequence[Tensor], groups: Sequence[Sequence[int]], compute: Compute
+    parts: FinishedParts | None = None,
 ) -> tuple[list[GlobalStudent], list[list[LocalStudent]], Errors]:
-    """Students as BackboneDetector takes them, and the errors on each image of students that have not seen it."""
+    """Students as BackboneDetector takes them, and the errors on each image of students that have not seen it.
+
+    They are fitted to the teacher's maps of good images, (n,K,h,w) per level. Images of the same group of `groups` are
+    left out together. `parts` is as for `fit`.
+    """
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
     students, left_out = zip(*(GlobalStudent.fit(level.to(compute.where), groups) for level in bar), strict=True)
     left_out = [errors.sqrt()[:, None] for errors in left_out]
-    return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), groups, compute)
+    cross_fitting = CrossFitting(folds_of(groups, FOLDS), compute, parts)
+    return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), cross_fitting)
 
 
 def calibrated(
@@ -134,6 +134,50 @@ def folds_of(groups: Sequence[Sequence[int]], number: int) -> list[list[int]]:
     for group in sorted(groups, key=len, reverse=True):
         min(folds, key=len).extend(group)
     return folds
+
+
+@dataclass(frozen=True)
+class CrossFitting:
+    """Local students, one per fold: each is trained on all folds but its own.
+
+    Attributes:
+        folds: the indices of their images.
+        compute: where and how to compute, and the seed.
+        parts: keeps the students that are trained, if given.
+    """
+
+    folds: Sequence[Sequence[int]]
+    compute: Compute
+    parts: FinishedParts | None = None
+
+    def student(self, number: int, stride: int, targets: "Targets") -> LocalStudent:
+        """The student of a fold and a neighbourhood's stride: trained as `train_local` does, or taken from `parts`."""
+        if self.parts is None:
+            return self._train(number, stride, targets)
+        name = f"local student, stride {stride}, fold {number}"
+        content = self.parts.get(name, lambda: self._train(number, stride, targets).to_checkpoint())
+        return LocalStudent.of_checkpoint(content).to(targets.maps.device)
+
+    def _train(self, number, stride, targets):
+        fold = self.folds[number]
+        seen = sorted(set(range(len(targets.maps))) - set(fold)) or fold
+        maps, log_errors = targets.maps[seen], targets.log_errors[seen]
+        seed = device.seed_of(self.compute.seed, "local student", stride, number)
+        torch.manual_seed(seed)
+        student = LocalStudent(targets.channels, log_errors.shape[1]).to(maps.device).train()
+        own = [part.square().sum(1).mean().sqrt() for part in maps.float().split(targets.channels, 1)]
+        student.expect(torch.cat([log_errors.mean((0, 2, 3)), log_distance(torch.stack(own))]))
+        steps = LOCAL_STEPS if stride == STRIDE else COARSE_STEPS
+        description = f"local student, stride {stride}, {number + 1} of {len(self.folds)}"
+        return train_local(student, maps, log_errors, steps=steps, seed=seed, description=description)
+
+
+class Targets(NamedTuple):
+    """What the local students of a neighbourhood learn to predict, of all images."""
+
+    maps: Tensor  # (n,K,h,w): the teacher's maps of its levels, stacked
+    channels: list[int]  # of each level; their sum is K
+    log_errors: Tensor  # (n,G,h,w): of the global students
 
 
 def train_local(
@@ -207,52 +251,27 @@ def _correlations(maps):
     return gram / norms[:, None] / norms
 
 
-def _local_students(maps, global_errors, around: Sequence[Neighbourhood], groups, compute):
+def _local_students(maps, global_errors, all_around: Sequence[Neighbourhood], cross_fitting: CrossFitting):
     """For each neighbourhood its students, one per fold, and the errors of all students on images not seen.
 
     `global_errors`, (n,1,h,w) per level, are those of the global students.
     """
-    where = compute.where
+    where = cross_fitting.compute.where
     students, found, expected = [], [], {GLOBAL: [None] * len(maps), LOCAL: []}
-    for neighbourhood in around:
-        inputs, channels = neighbourhood.of(maps)
-        inputs = inputs.to(where)
-        log_errors = torch.cat(
-            [
-                log_distance(F.adaptive_avg_pool2d(global_errors[level], inputs.shape[2:]))
-                for level in neighbourhood.global_levels
-            ],
-            1,
-        )
-        trained, squared, logs = _cross_fitted(neighbourhood, inputs, channels, log_errors, groups, compute)
+    for around in all_around:
+        stacked, channels = around.of(maps)
+        number, _, *size = stacked.shape
+        log_errors = [log_distance(F.adaptive_avg_pool2d(global_errors[level], size)) for level in around.global_levels]
+        targets, trained = Targets(stacked.to(where), channels, torch.cat(log_errors, 1)), []
+        squared = torch.empty(len(channels), number, *size)
+        logs = torch.empty(number, len(log_errors) + len(channels), *size)
+        for place, fold in enumerate(cross_fitting.folds):
+            trained.append(cross_fitting.student(place, around.stride, targets))
+            squared[:, fold], logs[fold] = _errors(trained[-1], targets.maps[fold])
         students.append(trained)
         found += [level[:, None].sqrt().to(where) for level in squared]
-        sort_expected(expected, neighbourhood, logs[:, None].to(where))
+        sort_expected(expected, around, logs[:, None].to(where))
     return students, Errors({GLOBAL: list(global_errors), LOCAL: found}, expected)
-
-
-def _cross_fitted(around, inputs, channels, log_errors, groups, compute):
-    """A neighbourhood's students, one per fold, and the errors on each image of the student that has not seen it.
-
-    The errors are squared ones (levels,n,h,w) and expected log errors (n,E,h,w), as in LocalErrors, on the CPU.
-    """
-    number, size = len(inputs), inputs.shape[2:]
-    folds = folds_of(groups, FOLDS)
-    steps = LOCAL_STEPS if around.stride == STRIDE else COARSE_STEPS
-    students, squared = [], torch.empty(len(channels), number, *size)
-    logs = torch.empty(number, log_errors.shape[1] + len(channels), *size)
-    for count, fold in enumerate(folds):
-        seen = sorted(set(range(number)) - set(fold)) or fold
-        seed = device.seed_of(compute.seed, "local student", around.stride, count)
-        torch.manual_seed(seed)
-        student = LocalStudent(channels, log_errors.shape[1]).to(inputs.device).train()
-        own = [part.square().sum(1).mean().sqrt() for part in inputs[seen].float().split(channels, 1)]
-        student.expect(torch.cat([log_errors[seen].mean((0, 2, 3)), log_distance(torch.stack(own))]))
-        description = f"local student, stride {around.stride}, {count + 1} of {len(folds)}"
-        trained = train_local(student, inputs[seen], log_errors[seen], steps=steps, seed=seed, description=description)
-        students.append(trained)
-        squared[:, fold], logs[fold] = _errors(students[-1], inputs[fold])
-    return students, squared, logs
 
 
 @torch.inference_mode()

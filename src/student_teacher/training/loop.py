@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,34 @@ class Model:
         checkpoints.save(self.path, self.kind, self.category, {"settings": self.settings, **content})
         training.finish()
         print(f"saved {self.path}")
+
+
+class FinishedParts:
+    """The parts of a model whose training is done. They are kept in its checkpoint, to go on from after a stop.
+
+    Raises UserError if there is a checkpoint with other settings than those of the `model`, and names them.
+    """
+
+    def __init__(self, model: Model):
+        self._model, self._path = model, checkpoint_of(model.path)
+        self._parts: dict[str, Any] = {}
+        if self._path.exists():
+            content = checkpoints.load(self._path, model.kind, category=model.category)
+            require_same_settings(self._path, content["settings"], model.settings)
+            self._parts = content["parts"]
+        self._parts = distributed.gathered(self._parts)[0]  # all processes must go on from the same place
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """The part of this name. If it is missing, `make` returns it, as tensors and numbers, and it is kept."""
+        if name not in self._parts:
+            self._parts[name] = make()
+            content = {"settings": dict(self._model.settings), "parts": self._parts}
+            checkpoints.save(self._path, self._model.kind, self._model.category, content)
+        return self._parts[name]
+
+    def finish(self) -> None:
+        """Remove the checkpoint, once the model is saved."""
+        self._path.unlink(missing_ok=True)
 
 
 def checkpoint_of(path: Path) -> Path:
