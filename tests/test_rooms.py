@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms of src/student_teacher, the networks beside them, the commands above."""
+"""House rules that the sources' text shows: who may import whom, what Windows lacks, how large functions may be."""
 
 import ast
 from pathlib import Path
@@ -34,6 +34,14 @@ def files():
     return sorted(path for path in SRC.rglob("*.py"))
 
 
+def scripts():
+    return [
+        path
+        for folder in (".", "benchmarks", "examples", "model/pretrained")
+        for path in (SRC.parent / folder).glob("*.py")
+    ]
+
+
 def test_every_file_has_its_place():
     at_top = {path.stem for path in SRC.glob("*.py")}
     assert at_top == COMMANDS | NETWORKS | {"AnomalyDataset"}
@@ -63,6 +71,39 @@ def test_nothing_is_for_unix_alone(path):
     assert not {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"} & set(imported(path))
 
 
+LARGEST, MOST_ARGUMENTS = 60, 4  # lines of a function, and its positional arguments without self or cls
+# Functions that do not keep to it yet.
+TOO_LARGE = {
+    "benchmarks/ablation.py: combined",
+    "benchmarks/ablation.py: both",
+    "src/student_teacher/detection/Detector.py: __init__",
+    "src/student_teacher/detection/Detector.py: _patch_detector",
+    "src/student_teacher/evaluation/Evaluation.py: __init__",
+    "src/student_teacher/teachers/EfficientNetLite0.py: __init__",
+    "src/student_teacher/training/backbone_students.py: fit_teacher",
+    "src/student_teacher/training/backbone_students.py: _local_students",
+    "src/student_teacher/training/backbone_students.py: _cross_fitted",
+}
+
+
+def is_large(function):
+    """Whether a function has too many lines or positional arguments; PyTorch says what a Function's forward takes."""
+    arguments = [each.arg for each in (*function.args.posonlyargs, *function.args.args)]
+    own = arguments[arguments[:1] in (["self"], ["cls"]) :]
+    many = len(own) > MOST_ARGUMENTS and own[0] != "ctx"
+    return many or function.end_lineno - function.lineno >= LARGEST
+
+
+def test_functions_are_short_and_take_few_positional_arguments():
+    found = {
+        f"{path.relative_to(SRC.parent).as_posix()}: {node.name}"
+        for path in (*files(), *scripts())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_large(node)
+    }
+    assert found == TOO_LARGE
+
+
 def opened_as_text(path):
     """Lines at which a file opens others as text without naming the encoding: the system's may be any."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -78,8 +119,5 @@ def opened_as_text(path):
 
 
 def test_text_files_are_utf_8_whatever_the_system_s_encoding():
-    scripts = [
-        path for folder in (".", "benchmarks", "examples", "model") for path in (SRC.parent / folder).glob("*.py")
-    ]
-    found = {path.name: lines for path in (*files(), *scripts) if (lines := list(opened_as_text(path)))}
+    found = {path.name: lines for path in (*files(), *scripts()) if (lines := list(opened_as_text(path)))}
     assert not found

@@ -125,8 +125,9 @@ class Inspector:
         detector: Detector,
         decisions: Decisions,
         outputs: Outputs,
-        page: ResultPage | None,
-        log: ResumeLog | None,
+        *,
+        page: ResultPage | None = None,
+        log: ResumeLog | None = None,
     ):
         self.detector, self.decisions = detector, decisions
         self.outputs, self.page, self.log = outputs, page, log
@@ -235,7 +236,7 @@ def inspect(
     }
     broken = {}
     wanted = distributed.share([file for file in numbered if file[-1] not in rows])
-    inspector = Inspector(detector, decisions, outputs, page, log)
+    inspector = Inspector(detector, decisions, outputs, page=page, log=log)
     for name, row in with_bar(inspector.inspected(wanted), len(wanted), "images"):
         (broken if isinstance(row, str) else rows)[name] = row
     for others in distributed.gathered((rows, broken)):
