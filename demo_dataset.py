@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from student_teacher.runtime.errors import UserError, run  # noqa: E402
+from student_teacher.runtime.paths import category_name  # noqa: E402
 from student_teacher.runtime.prefetch import processors  # noqa: E402
 
 DEFECTS = ("cut", "hole", "thread", "stain", "metal")
@@ -492,10 +493,7 @@ def main():
         raise UserError("--image-size must be at least 32, --train at least 1, the others at least 0")
     if arguments.seed < 0:
         raise UserError("--seed must be 0 or more")
-    if not arguments.category or arguments.category.startswith(".") or "/" in arguments.category:
-        raise UserError(f"--category {arguments.category}: give a plain folder name")
-
-    category = arguments.data / arguments.category
+    category = arguments.data / category_name(arguments.category)
     names = ("seed", "image_size", "train", "test_good", "test_per_kind")
     try:
         made = write_category(category, {name: getattr(arguments, name) for name in names})

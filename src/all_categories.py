@@ -136,8 +136,8 @@ def chosen_categories(settings: Settings) -> list[str]:
 
 def check(commands: dict[str, list[str]]) -> None:
     """Let all stages read their options before the first trains for hours. Raises UserError where one refuses."""
-    command = [sys.executable, "-c", CHECK, json.dumps(commands)]
-    done = subprocess.run(command, cwd=SRC, capture_output=True, text=True)
+    command = [sys.executable, "-X", "utf8", "-c", CHECK, json.dumps(commands)]
+    done = subprocess.run(command, cwd=SRC, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         raise UserError(last.removeprefix("student_teacher.runtime.errors.UserError: "))

@@ -270,7 +270,7 @@ def _wrong_in(line):
     if label in BAD and part in LEARNED:
         return f"an anomaly in {part}, which takes good images only"
     for name in filter(None, (line["image"], line["mask"])):
-        if {"..", "/"} & set(PurePosixPath(name).parts):
+        if Path(name).anchor or ".." in Path(name).parts:
             return f"{name} leads out of the category"
     return "" if line["image"] else "names no image"
 

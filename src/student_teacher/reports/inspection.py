@@ -272,7 +272,7 @@ def _finished(page, numbered, rows, threshold):
     for number, path, name in numbered:
         if name in rows:
             folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
-            page.add(number, name.name, str(folder), label=None, score=float(rows[name].cells[0]))
+            page.add(number, name.name, folder.as_posix(), label=None, score=float(rows[name].cells[0]))
     return page.finish({}, threshold=threshold)
 
 
