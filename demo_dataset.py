@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from student_teacher.runtime.errors import UserError, run  # noqa: E402
+from student_teacher.runtime.paths import category_name  # noqa: E402
 from student_teacher.runtime.prefetch import processors  # noqa: E402
 
 DEFECTS = ("cut", "hole", "thread", "stain", "metal")
@@ -56,8 +57,7 @@ class Carpet:
         self.tint = rng.normal(1, 0.012, 3).astype(np.float32)
         self.brightness = rng.uniform(0.88, 1.10)
         self.light = math.radians(rng.normal(225, 12))  # where it comes from: the upper left
-        self.warp = self._yarns()
-        self.weft = self._yarns()
+        self.yarns = [self._yarns() for _ in range(2)]  # of the warp and of the weft; so all lists of two
         self.drift = [self.smooth_noise(90) * 0.14 + self.smooth_noise(25) * 0.055 for _ in range(2)]
         self.thickness = [self.smooth_noise(14) * 0.035 for _ in range(2)]
         self.wear = self.smooth_noise(60) * 0.022 + self.smooth_noise(12) * 0.018
@@ -108,8 +108,8 @@ class Carpet:
         """
         x, y = (self.x, self.y) if push is None else (self.x - push[0], self.y - push[1])
         u, v = self.yarn_coordinates(x, y)
-        warp_height, warp_colour = self._yarn(self.warp, u, v, +1, self.thickness[0], self.fibre[0], WARP_COLOUR)
-        weft_height, weft_colour = self._yarn(self.weft, v, u, -1, self.thickness[1], self.fibre[1], WEFT_COLOUR)
+        warp_height, warp_colour = self._yarn(0, u, v)
+        weft_height, weft_colour = self._yarn(1, v, u)
         if no_warp is not None:
             warp_height = np.where(no_warp > 0.5, -1.0, warp_height)
         if no_weft is not None:
@@ -121,11 +121,12 @@ class Carpet:
         colour = np.where((height <= -0.55)[..., None], BACKING_COLOUR * mesh[..., None], colour)
         return colour * (1 + self.wear)[..., None], height
 
-    def _yarn(self, yarns, across, along, side, thickness, fibre, colour):
-        """Height and colour of the yarns of one direction."""
+    def _yarn(self, direction, across, along):
+        """Height and colour of the yarns of one direction: 0 for the warp, 1 for the weft."""
+        yarns, side, colour = self.yarns[direction], (1, -1)[direction], (WARP_COLOUR, WEFT_COLOUR)[direction]
         floor = np.floor(across)
         index = floor.astype(np.int32)
-        width = yarns["width"][index] + thickness
+        width = yarns["width"][index] + self.thickness[direction]
         offset = 2 * (across - floor - 0.5 - yarns["offset"][index]) / width  # -1..1 from edge to edge
         round_ = np.sqrt(np.clip(1 - offset**2, 0, 1))
         # Over one crossing yarn, under the next; odd yarns the other way about.
@@ -134,7 +135,7 @@ class Carpet:
         # Two plies twisted around each other, and their fibres.
         ply = np.sin(2 * np.pi * (0.95 * along + 0.42 * offset * side + yarns["twist"][index]))
         height = height + 0.022 * ply
-        shade = yarns["shade"][index] * (1 + 0.075 * ply + 0.055 * fibre)
+        shade = yarns["shade"][index] * (1 + 0.075 * ply + 0.055 * self.fibre[direction])
         return height, colour * shade[..., None]
 
     def shade(self, colour: np.ndarray, height: np.ndarray) -> np.ndarray:
@@ -286,19 +287,18 @@ def hole(carpet: Carpet, strength: float) -> tuple[np.ndarray, np.ndarray]:
     radius = 0.95 + 1.55 * strength + rng.uniform(0, 0.25)  # in yarns
     middle = carpet.somewhere(radius * PERIOD + 8)
     row, column = (middle[::-1] * carpet.size / UNIT).astype(int)
-    u0, v0 = u[row, column], v[row, column]
 
-    def missing(across, along, across0, along0, reach):
+    def missing(across, along, reach):
         """Every yarn ends somewhere else, and in a frayed tip."""
         index = np.floor(across).astype(int)
-        half = np.sqrt(np.clip(reach**2 - (index + 0.5 - across0) ** 2, 0, None))
+        half = np.sqrt(np.clip(reach**2 - (index + 0.5 - across[row, column]) ** 2, 0, None))
         half = np.where(half > 0, half + rng.uniform(-0.30, 0.30, 128)[index], 0)
         frayed = 0.16 * carpet.smooth_noise(1.4)
-        return ((half > 0) & (np.abs(along - along0) + frayed < half)).astype(np.float32)
+        return ((half > 0) & (np.abs(along - along[row, column]) + frayed < half)).astype(np.float32)
 
     # In a faint hole one direction is hardly hurt.
-    no_warp = missing(u, v, u0, v0, radius)
-    no_weft = missing(v, u, v0, u0, radius * (0.55 + 0.45 * strength))
+    no_warp = missing(u, v, radius)
+    no_weft = missing(v, u, radius * (0.55 + 0.45 * strength))
     whole, _ = carpet.render()
     colour, height = carpet.render(None, no_warp, no_weft)
     changed = (np.abs(colour - whole).max(axis=-1) > 1e-4).astype(np.float32)
@@ -411,9 +411,11 @@ def plan(train: int, test_good: int, test_per_kind: int) -> list[tuple[str, str,
     return pictures
 
 
-def _write_picture(category: Path, folder: str, kind: str, strength: float, number: int, seed: int, image_size: int):
+def _write_picture(category: Path, planned: tuple[str, str, float], number: int, parameters: dict[str, int]):
+    folder, kind, strength = planned
     # A picture depends on its own name alone, not on how many others there are.
-    picture, mask = make_image(kind, strength, [seed, zlib.crc32(folder.encode()), number], image_size)
+    seed = [parameters["seed"], zlib.crc32(folder.encode()), number]
+    picture, mask = make_image(kind, strength, seed, parameters["image_size"])
     picture.save(category / folder / f"{number:03d}.png")
     if kind != "good":
         mask.save(category / "ground_truth" / kind / f"{number:03d}_mask.png")
@@ -455,10 +457,9 @@ def write_category(category: Path, parameters: dict[str, int]) -> bool:
     numbers = {}
     with ThreadPoolExecutor(processors()) as pool:  # NumPy computes outside the interpreter's lock
         jobs = []
-        for folder, kind, strength in pictures:
-            numbers[folder] = numbers.get(folder, -1) + 1
-            job = (unfinished, folder, kind, strength, numbers[folder], parameters["seed"], parameters["image_size"])
-            jobs.append(pool.submit(_write_picture, *job))
+        for planned in pictures:
+            numbers[planned[0]] = numbers.get(planned[0], -1) + 1
+            jobs.append(pool.submit(_write_picture, unfinished, planned, numbers[planned[0]], parameters))
         try:
             for job in tqdm(as_completed(jobs), total=len(jobs), desc=category.name, unit="image", disable=None):
                 job.result()
@@ -492,10 +493,7 @@ def main():
         raise UserError("--image-size must be at least 32, --train at least 1, the others at least 0")
     if arguments.seed < 0:
         raise UserError("--seed must be 0 or more")
-    if not arguments.category or arguments.category.startswith(".") or "/" in arguments.category:
-        raise UserError(f"--category {arguments.category}: give a plain folder name")
-
-    category = arguments.data / arguments.category
+    category = arguments.data / category_name(arguments.category)
     names = ("seed", "image_size", "train", "test_good", "test_per_kind")
     try:
         made = write_category(category, {name: getattr(arguments, name) for name in names})

@@ -108,7 +108,7 @@ def measure_memory(args: Namespace) -> list[dict]:
     for size in args.memory:
         for patch_size in args.patch_size:
             for stride, precision in ours + ([(None, "float32")] if size <= args.image_size else []):
-                work = partial(peak_memory, args, patch_size, stride, precision, size)
+                work = partial(peak_memory, args, patch_size, stride, precision=precision, size=size)
                 if args.device.type == "cuda":
                     peak = work()
                 else:
@@ -121,7 +121,7 @@ def measure_memory(args: Namespace) -> list[dict]:
     return found
 
 
-def peak_memory(args: Namespace, patch_size: int, stride: int | None, precision: str, size: int) -> int:
+def peak_memory(args: Namespace, patch_size: int, stride: int | None, *, precision: str, size: int) -> int:
     """Peak memory in bytes above the models and the image while its map is computed; `stride` None: as published."""
     scale = make_scale(args, patch_size)
     detector = PublishedDetector(scale) if stride is None else AnomalyDetector([scale], stride)

@@ -84,6 +84,7 @@ def interleaved(
     works: Mapping[Hashable, Callable[[], object]],
     repeat: int,
     where: torch.device | None = None,
+    *,
     warm_up: int = WARM_UP,
     fewer: Mapping[Hashable, int] | None = None,
 ) -> dict[Hashable, Timing]:

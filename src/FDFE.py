@@ -142,7 +142,7 @@ def max_pool(x: Tensor, kernel: Pair, dilation: Pair, stride: Pair) -> Tensor:
     if x.requires_grad:  # the gradient of torch.maximum is ten times slower, and is split between equal values
         return F.max_pool2d(x, kernel, stride, 0, dilation)
     for axis in (1, 0):
-        views = shifted(x, kernel[axis], dilation[axis], stride[axis], axis + 2)
+        views = shifted(x, kernel[axis], dilation[axis], stride[axis], dim=axis + 2)
         x = views[0]
         for view in views[1:]:
             x = torch.maximum(x, view)
@@ -152,12 +152,12 @@ def max_pool(x: Tensor, kernel: Pair, dilation: Pair, stride: Pair) -> Tensor:
 def mean_pool(x: Tensor, kernel: Pair, dilation: Pair, stride: Pair) -> Tensor:
     """Mean pooling with dilation, unpadded: (N,C,H,W) -> (N,C,H',W')."""
     for axis in (1, 0):
-        views = shifted(x, kernel[axis], dilation[axis], stride[axis], axis + 2)
+        views = shifted(x, kernel[axis], dilation[axis], stride[axis], dim=axis + 2)
         x = sum(views[1:], views[0]) / len(views)
     return x
 
 
-def shifted(x: Tensor, kernel: int, dilation: int, stride: int, dim: int) -> list[Tensor]:
+def shifted(x: Tensor, kernel: int, dilation: int, stride: int, *, dim: int) -> list[Tensor]:
     """Views of `x`, one for each of the `kernel` positions in a window that moves along `dim`."""
     length = (x.shape[dim] - dilation * (kernel - 1) - 1) // stride + 1
     index = [slice(None)] * x.ndim

@@ -8,21 +8,28 @@ results/, after every category: summary.csv, .json, .md and .html, a row for eac
 example: all_categories.py carpet grid --patch-size 17 33 65 --students-training="--epochs 100"
 """
 
+import dataclasses
 import json
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from student_teacher.images.folders import entries
 from student_teacher.images.index import read_index
-from student_teacher.images.layouts import is_category, split_file
+from student_teacher.images.indexing import is_current
+from student_teacher.images.layouts import is_category
 from student_teacher.reports import summary
 from student_teacher.reports.summary import Record
+from student_teacher.runtime import settings as options
 from student_teacher.runtime.errors import UserError, run
-from student_teacher.runtime.paths import PRETRAINED, ROOT, add_folders, category_name
+from student_teacher.runtime.paths import PRETRAINED, ROOT, category_name
+from student_teacher.runtime.settings import folder, option
 
 SRC = Path(__file__).resolve().parent
 # Every stage, in order, and the options that are handed on to it.
@@ -33,8 +40,6 @@ STAGES = {
     "students_training": (*EVERYWHERE, "--seed", "--image-size", "--patch-size", "--students", "--stride"),
     "anomaly_detection": (*EVERYWHERE, "--results"),
 }
-NUMBERS = {"--seed": 1, "--device": 1, "--precision": 1, "--image-size": "+", "--patch-size": "+"}  # of values
-NUMBERS |= {"--students": 1, "--stride": 1}
 CHECK = """import importlib, json, sys
 for stage, options in json.loads(sys.argv[1]).items():
     sys.argv[0] = f"{stage}.py"
@@ -42,71 +47,115 @@ for stage, options in json.loads(sys.argv[1]).items():
 """
 
 
-def parse_arguments(arguments: list[str] | None = None) -> Namespace:
-    """Read the command line; `commands` holds every stage to run, with its options."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("category", nargs="*", help="a category; without any, every folder in data/ that is one")
-    for name, meaning in (
-        ("--teach", "teach a teacher on each category first (teacher_training.py), in place of those that ship"),
-        ("--adapt-backbone", "--teach, by a backbone adapted before (resnet18_training.py)"),
-        ("--restart", "train again what is trained, and what is half-way"),
-    ):
-        parser.add_argument(name, action="store_true", help=meaning)
-    add_folders(parser, "data", "model", "results")
-    for name, number in NUMBERS.items():
-        takers = ", ".join(f"{stage}.py" for stage, names in STAGES.items() if name in names)
-        parser.add_argument(name, dest=name, nargs=number, metavar="VALUE", help=f"for {takers}; see --help there")
-    for stage in STAGES:
-        more = f"more options of {stage}.py, quoted together and after an equals sign"
-        parser.add_argument(f"--{stage.replace('_', '-')}", type=shlex.split, default=[], metavar="OPTIONS", help=more)
-    args = parser.parse_args(arguments)
-    args.data, args.model, args.results = (path.absolute() for path in (args.data, args.model, args.results))
-    folders = {"--data": [str(args.data)], "--model": [str(args.model)], "--results": [str(args.results)]}
-    given = vars(args) | folders
-    missing = {} if args.adapt_backbone else {"resnet18_training": "--adapt-backbone"}
-    missing |= {} if args.adapt_backbone or args.teach else {"teacher_training": "--teach"}
-    for stage, needed in missing.items():
-        if given[stage]:
-            raise UserError(f"--{stage.replace('_', '-')}: runs only with {needed}")
-    args.commands = {
-        stage: [word for name in names if given[name] for word in (name, *given[name])] + given[stage]
-        for stage, names in STAGES.items()
-        if stage not in missing
-    }
-    return args
+def handed_on(name: str, number: int | str = 1) -> Any:
+    """A field for an option, with this number of values, that stages read."""
+    takers = ", ".join(f"{stage}.py" for stage, names in STAGES.items() if name in names)
+    return option((), f"for {takers}; see --help there", nargs=number, metavar="VALUE")
 
 
-def chosen_categories(args: Namespace) -> list[str]:
+def further(stage: str) -> Any:
+    """A field for options of one stage alone."""
+    help = f"more options of {stage}.py, quoted together and after an equals sign"
+    return option((), help, type=shlex.split, metavar="OPTIONS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(options.Settings):
+    """The options. Those that are handed on to stages are words, as they were given."""
+
+    category: tuple[str, ...] = option(
+        dataclasses.MISSING,
+        "a category; without any, every folder in data/ that is one",
+        positional=True,
+        nargs="*",
+    )
+    teach: bool = option(
+        False, "teach a teacher on each category first (teacher_training.py), in place of those that ship"
+    )
+    adapt_backbone: bool = option(False, "--teach, by a backbone adapted before (resnet18_training.py)")
+    restart: bool = option(False, "train again what is trained, and what is half-way")
+    data: Path = folder("data")
+    model: Path = folder("model")
+    results: Path = folder("results")
+    seed: tuple[str, ...] = handed_on("--seed")
+    device: tuple[str, ...] = handed_on("--device")
+    precision: tuple[str, ...] = handed_on("--precision")
+    image_size: tuple[str, ...] = handed_on("--image-size", "+")
+    patch_size: tuple[str, ...] = handed_on("--patch-size", "+")
+    students: tuple[str, ...] = handed_on("--students")
+    stride: tuple[str, ...] = handed_on("--stride")
+    resnet18_training: tuple[str, ...] = further("resnet18_training")
+    teacher_training: tuple[str, ...] = further("teacher_training")
+    students_training: tuple[str, ...] = further("students_training")
+    anomaly_detection: tuple[str, ...] = further("anomaly_detection")
+
+    def __post_init__(self):
+        for stage, needed in self.left_out.items():
+            if getattr(self, stage):
+                raise UserError(f"--{stage.replace('_', '-')}: runs only with {needed}")
+
+    @classmethod
+    def parser(cls, *args: Any) -> ArgumentParser:
+        """As of all settings, but --teacher is not short for --teacher-training: it is an option of a stage."""
+        parser = super().parser(*args)
+        parser.allow_abbrev = False
+        return parser
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The stages that don't run, and the option that each of them needs."""
+        missing = {} if self.adapt_backbone else {"resnet18_training": "--adapt-backbone"}
+        return missing | ({} if self.adapt_backbone or self.teach else {"teacher_training": "--teach"})
+
+    @property
+    def commands(self) -> dict[str, list[str]]:
+        """Every stage to run, with its options."""
+        given = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
+        given |= {f"--{name}": (str(getattr(self, name).absolute()),) for name in ("data", "model", "results")}
+        return {
+            stage: [word for name in names if given[name] for word in (name, *given[name])] + [*getattr(self, stage)]
+            for stage, names in STAGES.items()
+            if stage not in self.left_out
+        }
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Settings:
+    """Read the command line."""
+    return Settings.parse(__doc__, arguments)
+
+
+def chosen_categories(settings: Settings) -> list[str]:
     """The categories that are named, else all in data/. Raises UserError where there are none."""
-    if args.category:
-        return list(dict.fromkeys(map(category_name, args.category)))
-    found = [folder.name for folder in args.data.glob("[!.-]*") if is_category(folder)]
+    if settings.category:
+        return list(dict.fromkeys(map(category_name, settings.category)))
+    found = [entry.name for entry in settings.data.glob("[!.-]*") if is_category(entry)]
     if not found:
-        raise UserError(f"{args.data}: no folder in it has train/good or another layout; see data/README.md")
+        raise UserError(f"{settings.data}: no folder in it has train/good or another layout; see data/README.md")
     return summary.in_order(found)
 
 
 def check(commands: dict[str, list[str]]) -> None:
     """Let all stages read their options before the first trains for hours. Raises UserError where one refuses."""
-    command = [sys.executable, "-c", CHECK, json.dumps(commands)]
-    done = subprocess.run(command, cwd=SRC, capture_output=True, text=True)
+    command = [sys.executable, "-X", "utf8", "-c", CHECK, json.dumps(commands)]
+    done = subprocess.run(command, cwd=SRC, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         raise UserError(last.removeprefix("student_teacher.runtime.errors.UserError: "))
 
 
-def is_done(category: str, args: Namespace) -> bool:
+def is_done(category: str, settings: Settings) -> bool:
     """Whether these commands have gone through, and nothing that they made the result from has changed since."""
-    record = Record.read(args.results / category)
-    if record is None or (record.status, record.commands) != ("done", args.commands):
+    record = Record.read(settings.results / category)
+    if record is None or (record.status, record.commands) != ("done", settings.commands):
         return False
-    result = args.results / category / (summary.METRICS if record.tested else summary.RECORD)
-    sources = [args.model / category / "detector.pt", *(args.data / category).rglob("*")]
-    for folder in (args.model / category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED):
-        sources += folder.glob("*.pt")
-    sources += filter(None, [split_file(args.data / category, None)])
+    result = settings.results / category / (summary.METRICS if record.tested else summary.RECORD)
+    images, models = settings.data / category, settings.model / category
+    # The folder itself: a mask of regions to ignore may have gone. What lies deeper is_current knows.
+    sources = [models / "detector.pt", images, *entries(images)]
+    for place in (models, settings.model / PRETRAINED, ROOT / "model" / PRETRAINED):
+        sources += place.glob("*.pt")
     newest = result.stat().st_mtime_ns if result.exists() else 0
-    return all(path.exists() and path.stat().st_mtime_ns <= newest for path in sources)
+    return all(path.exists() and path.stat().st_mtime_ns <= newest for path in sources) and is_current(images)
 
 
 def call(script: Path, *arguments: str) -> str:
@@ -129,56 +178,57 @@ def call(script: Path, *arguments: str) -> str:
     return f"{script.name}: exit status {status}{hint}" if status else ""
 
 
-def run_stages(category: str, title: str, args: Namespace) -> str:
+def run_stages(category: str, title: str, settings: Settings) -> str:
     """Prepare, train and test a category, and keep its record. Returns what it failed of, or nothing."""
-    folder, started = args.results / category, time.monotonic()
-    record = Record.read(folder)
-    if record is None or record.status == "done" or record.commands != args.commands:
-        record = Record(commands=args.commands)
-    again = ["--restart"] if args.restart or record.restart else []
+    place, started = settings.results / category, time.monotonic()
+    record = Record.read(place)
+    if record is None or record.status == "done" or record.commands != settings.commands:
+        record = Record(commands=settings.commands)
+    again = ["--restart"] if settings.restart or record.restart else []
     print(f"{title}: mvtec_dataset.py", flush=True)
-    error = call(ROOT / "mvtec_dataset.py", category, "--data", str(args.data))
-    if not (args.data / category).is_dir():
+    error = call(ROOT / "mvtec_dataset.py", category, "--data", str(settings.data))
+    if not (settings.data / category).is_dir():
         return error  # and no record: a mistyped name leaves no trace
     record.status, record.error, record.restart = "unfinished", "", False
-    record.write(folder)
+    record.write(place)
     try:
-        rows = [] if error else read_index(args.data / category / f"{category}.csv")
+        rows = [] if error else read_index(settings.data / category / f"{category}.csv")
         record.tested = any(row["type"] == "test" for row in rows)
-        for stage, options in args.commands.items():
+        for stage, words in settings.commands.items():
             if stage == "anomaly_detection" and not (record.tested or error):
                 print(f"{title}: no test images, so there is nothing to measure", flush=True)
             elif not error:
                 print(f"{title}: {stage}.py", flush=True)
-                error = call(SRC / f"{stage}.py", category, *options, *(again if "training" in stage else []))
+                error = call(SRC / f"{stage}.py", category, *words, *(again if "training" in stage else []))
         record.status, record.error = ("failed", error) if error else ("done", "")
     finally:
         record.seconds += time.monotonic() - started
-        record.write(folder)
+        record.write(place)
     return error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train and test the categories. Return 1 if one failed."""
-    args = parse_arguments(arguments)
-    categories, failures = chosen_categories(args), {}
-    to_do = [category for category in categories if args.restart or not is_done(category, args)]
+    settings = parse_arguments(arguments)
+    categories, failures = chosen_categories(settings), {}
+    to_do = [category for category in categories if settings.restart or not is_done(category, settings)]
     if to_do:
-        check(args.commands)
+        check(settings.commands)
     for category in to_do:
-        if args.restart and (args.data / category).is_dir():  # a run that goes on after a stop trains these again, too
-            Record(commands=args.commands, restart=True).write(args.results / category)
+        # A run that goes on after a stop trains these again, too.
+        if settings.restart and (settings.data / category).is_dir():
+            Record(commands=settings.commands, restart=True).write(settings.results / category)
     for number, category in enumerate(categories, 1):
         title = f"[{number}/{len(categories)}] {category}"
         if category not in to_do:
             print(f"{title}: done already", flush=True)
-        elif error := run_stages(category, title, args):
+        elif error := run_stages(category, title, settings):
             failures[category] = error
             print(f"{title}: failed", flush=True)
-        summary.write(args.results)
+        summary.write(settings.results)
     for category, error in failures.items():
         print(f"{category}: {error}", file=sys.stderr)
-    print(f"{len(categories) - len(failures)} of {len(categories)} done: {args.results / 'summary.md'}")
+    print(f"{len(categories) - len(failures)} of {len(categories)} done: {settings.results / 'summary.md'}")
     return 1 if failures else 0
 
 

@@ -64,11 +64,11 @@ def with_defects(images: Tensor, seeds: list[int]) -> Tensor:
     return torch.stack(defective)
 
 
-def both_classes(images: Tensor, seed: int, purpose: str, step: int, where: torch.device) -> tuple[Tensor, Tensor]:
+def both_classes(images: Tensor, compute: device.Compute, purpose: str, step: int) -> tuple[Tensor, Tensor]:
     """Unchanged images (class 0), then each with a defect (class 1): normalised (2N,3,H,W), and classes (2N,)."""
-    seeds = [device.seed_of(seed, purpose, step, number) for number in range(len(images))]
-    inputs = preprocessing.normalise(torch.cat([images, with_defects(images, seeds)]).to(where))
-    return inputs, torch.arange(2, device=where).repeat_interleave(len(images))
+    seeds = [device.seed_of(compute.seed, purpose, step, number) for number in range(len(images))]
+    inputs = preprocessing.normalise(torch.cat([images, with_defects(images, seeds)]).to(compute.where))
+    return inputs, torch.arange(2, device=compute.where).repeat_interleave(len(images))
 
 
 def accuracy(net: AnomalyResnet18, store: ImageStore, indices: list[int], compute: device.Compute) -> float:
@@ -77,7 +77,7 @@ def accuracy(net: AnomalyResnet18, store: ImageStore, indices: list[int], comput
     right = 0
     with torch.inference_mode(), compute.autocast():
         for step, groups in enumerate(store.batches([index] for index in indices)):
-            inputs, classes = both_classes(groups[0], compute.seed, "held-back defect", step, compute.where)
+            inputs, classes = both_classes(groups[0], compute, "held-back defect", step)
             right += (net(inputs).argmax(1) == classes).sum().item()
     net.train()
     return right / (2 * len(indices))
@@ -114,7 +114,7 @@ def learn(net: AnomalyResnet18, model: Model, images: GoodImages, settings: Sett
         total = 0.0
         for batch in groups:
             with compute.autocast():
-                inputs, classes = both_classes(batch, compute.seed, "defect", step, compute.where)
+                inputs, classes = both_classes(batch, compute, "defect", step)
                 logits = net(inputs)
             loss = F.cross_entropy(logits.float(), classes) * (len(batch) / len(batches[step]))
             loss.backward()

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 import all_categories
+from student_teacher.images.indexing import index_category
 from student_teacher.reports import summary
 from student_teacher.reports.published import BESIDE, FIGURES, SOURCES
 from student_teacher.reports.summary import Record
@@ -218,7 +220,7 @@ if __name__ == "__main__":
         (folder / "metrics.json").write_text('{"au_pro": 0.5}')
 """
 DATASET = """
-import sys
+import json, sys
 from pathlib import Path
 category = Path(sys.argv[3]) / sys.argv[1]
 if not category.is_dir():
@@ -227,6 +229,9 @@ index = category / f"{category.name}.csv"
 if not index.exists():
     rows = ["image_name,gt_name,label,type", "a.png,,0,train"] + ["b.png,,0,test"] * (category / "test").is_dir()
     index.write_text("\\n".join(rows) + "\\n")
+files = {path: path.stat() for path in category.rglob("*") if path.is_file() and path.parent != category}
+files = {path.relative_to(category).as_posix(): [stat.st_size, stat.st_mtime_ns] for path, stat in files.items()}
+index.with_suffix(".json").write_text(json.dumps({"files": files}))
 """
 
 
@@ -349,6 +354,53 @@ def test_what_has_changed_is_done_again(house):
     (house.root / "model/carpet/detector.pt").unlink()
     assert house.run("--seed", "1") == (0, of("carpet"))
     assert house.run("--seed", "1") == (0, [])
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A function that says whether a category, which has just been done with a split of the user's, is still done."""
+    images, split = tmp_path / "data/part", tmp_path / "elsewhere/own.csv"
+    split.parent.mkdir()
+    (tmp_path / "linked").mkdir()
+    (images / "test").mkdir(parents=True)
+    (images / "test/cut").symlink_to(tmp_path / "linked")
+    lines = ["object,split,label,image,mask", "part,test,anomaly,test/cut/0.png,"]
+    for number in range(3):
+        noise(images / f"train/good/{number}.png", number)
+        lines.append(f"part,train,normal,train/good/{number}.png,")
+    noise(images / "test/cut/0.png", 3)
+    noise(images / "ignore.png", 4)
+    split.write_text("\n".join(lines))
+    index_category(images, split_csv=split)
+    settings = all_categories.parse_arguments([f"--{name}={tmp_path / name}" for name in ("data", "model", "results")])
+    (settings.model / "part").mkdir(parents=True)
+    (settings.model / "part/detector.pt").touch()
+    time.sleep(0.02)
+    Record("done", commands=settings.commands).write(settings.results / "part")
+    (settings.results / "part/metrics.json").write_text("{}")
+    time.sleep(0.02)
+    return lambda: all_categories.is_done("part", settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "elsewhere/own.csv").write_text((root / "elsewhere/own.csv").read_text() + "\n"),
+        lambda root: (root / "elsewhere/own.csv").unlink(),
+        lambda root: index_category(root / "data/part", split_csv="auto"),
+        lambda root: index_category(root / "data/part", value_range=(0, 1000)),
+        lambda root: noise(root / "data/part/ignore.png", 5),
+        lambda root: (root / "data/part/ignore.png").unlink(),
+        lambda root: (root / "data/part/test/cut/0.png").unlink(),
+        lambda root: noise(root / "linked/0.png", 5),
+        lambda root: shutil.copy2(root / "data/part/train/good/0.png", root / "linked/1.png"),  # with its old time
+        lambda root: (root / "data/part/part.json").write_text("{"),
+    ],
+)
+def test_every_change_of_a_category_is_noticed(finished, tmp_path, change):
+    assert finished()
+    change(tmp_path)
+    assert not finished()
 
 
 def test_options_are_handed_to_those_stages_that_know_them(house):

@@ -122,7 +122,7 @@ def test_without_masks_the_image_measures_remain(test_set):
     assert result["missing"] == dict.fromkeys(PIXEL_MEASURES, "there are no ground truth masks")
     assert set(Evaluation(maps, None, *rest).aupimo_of_images()) == {None}
     assert result["image_au_roc"] == Evaluation(maps, masks, *rest).measures()["image_au_roc"]
-    assert Evaluation(maps, None, *rest).pro_curve() is None
+    assert Evaluation(maps, None, *rest).curves().pro is None
 
 
 def test_without_good_images_the_pixel_measures_remain(test_set):
@@ -139,7 +139,7 @@ def test_without_good_images_the_pixel_measures_remain(test_set):
     result = evaluation.measures()
     assert result["missing"] == dict.fromkeys((*IMAGE_MEASURES, "aupimo"), NO_GOOD_IMAGES)
     assert result["au_pro"] == pytest.approx(metrics.au_pro([maps[i] for i in bad], [masks[i] for i in bad]))
-    assert evaluation.image_roc_curve() is None and evaluation.pixel_roc_curve() is not None
+    assert evaluation.curves().image_roc is None and evaluation.curves().pixel_roc is not None
 
 
 def test_without_anomalous_images_every_measure_is_missing(test_set):
@@ -215,6 +215,6 @@ def test_measures_on_disk_are_the_same_and_read_one_map_at_a_time(tmp_path):
     on_disk = Evaluation(OnDemand(read, 6), *given, pixel_threshold=1.0, on_disk=tmp_path)
     in_memory = Evaluation(maps, *given, pixel_threshold=1.0)
     assert on_disk.measures() == in_memory.measures()
-    assert np.array_equal(on_disk.pro_curve(), in_memory.pro_curve())
+    assert np.array_equal(on_disk.curves().pro, in_memory.curves().pro)
     assert held
     assert list(tmp_path.iterdir()) == []

@@ -72,12 +72,8 @@ def curves():
     evaluation = Evaluation(maps, masks, maps.max((1, 2)), labels, kinds)
     return {
         "measures": evaluation.measures(),
-        "scores": maps.max((1, 2)),
-        "labels": labels,
-        "kinds": kinds,
-        "image_roc": evaluation.image_roc_curve(),
-        "pixel_roc": evaluation.pixel_roc_curve(),
-        "pro": evaluation.pro_curve(),
+        "scores": {kind: maps.max((1, 2))[np.array(kinds) == kind] for kind in dict.fromkeys(kinds)},
+        "curves": evaluation.curves(),
     }
 
 
@@ -237,7 +233,7 @@ def pixels_of(path):
 
 
 def test_names_that_our_font_lacks_are_written_in_one_of_the_machine(tmp_path, curves, font):
-    curves["kinds"] = [kind.replace("crack", "木木木") for kind in curves["kinds"]]
+    curves["scores"] = {kind.replace("crack", "木木木"): scores for kind, scores in curves["scores"].items()}
     figures.save_curves_figure(tmp_path / "with.png", **curves)
     title = figures.result_figure(make_example(title="木木木"), 0, 4)
     own = font_manager.findfont("DejaVu Sans")
@@ -265,7 +261,7 @@ def test_other_names_are_written_in_our_own_font(tmp_path, curves, font):
 @pytest.mark.parametrize("kind", ["木目", "caf\udce9", "$\\frac$", "a_$b_$"])
 def test_no_name_stops_the_curves_or_fills_the_screen(tmp_path, curves, kind, monkeypatch, capfd):
     monkeypatch.setattr(fonts, "families", tuple)
-    curves["kinds"] = [each.replace("crack", kind) for each in curves["kinds"]]
+    curves["scores"] = {each.replace("crack", kind): scores for each, scores in curves["scores"].items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figures.save_curves_figure(tmp_path / "curves.png", **curves)
@@ -282,9 +278,7 @@ def test_curves_figure_of_good_images_alone_says_why_there_are_no_curves(curves)
     maps = np.random.default_rng(0).random((6, 8, 8))
     evaluation = Evaluation(maps, None, maps.max((1, 2)), np.zeros(6), ["good"] * 6)
     with matplotlib.rc_context(figures.STYLE):
-        figure = figures._curves_figure(
-            evaluation.measures(), maps.max((1, 2)), np.zeros(6), ["good"] * 6, None, None, None
-        )
+        figure = figures._curves_figure(evaluation.measures(), {"good": maps.max((1, 2))}, evaluation.curves())
         assert_no_text_is_clipped(figure)
     said = [" ".join(text.get_text().split()) for axes in figure.axes for text in axes.texts]
     assert said == ["there are no anomalous test images"] * 2

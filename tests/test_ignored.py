@@ -17,6 +17,7 @@ from student_teacher.detection.Detector import Calibration, load_detector
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.regions import Region
 from student_teacher.images import ignored
+from student_teacher.images.indexing import index_category
 from student_teacher.runtime.errors import UserError
 from tests.test_stages import CATEGORY, Place, prepared_category
 
@@ -70,6 +71,21 @@ def test_a_mask_is_brought_to_any_size_by_fraction(tmp_path):
         ignored.load(tmp_path, tmp_path / "white.png")
     with pytest.raises(UserError, match="no such file"):
         ignored.load(tmp_path, tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("good", ["train/good", "OK"])
+def test_a_categorys_own_mask_is_none_of_its_images(tmp_path, capsys, good):
+    category = tmp_path / "part"
+    (category / good).mkdir(parents=True)
+    for path in (category / good / "0.png", category / good / "1.png", category / "ignore.png"):
+        Image.fromarray(corner_mask()).save(path)
+    split = tmp_path / "own.csv"
+    lines = [f"part,train,normal,{good}/{number}.png," for number in range(2)]
+    split.write_text("\n".join(["object,split,label,image,mask", *lines]))
+    for given in (None, split):
+        rows = index_category(category, split_csv=given)
+        assert [row["image_name"] for row in rows] == [f"{good}/0.png", f"{good}/1.png"]
+    assert "passed over" not in capsys.readouterr().err
 
 
 def test_what_is_ignored_has_no_influence_on_map_and_score(trained):

@@ -52,11 +52,10 @@ def make_page(folder, labels, scores, kinds, names=None, side=24, masked=True):
         page.add(index, names[index], kinds[index], label=label, score=scores[index], mask=mask)
     known = np.array([bool(label) for label in labels])
     evaluation = Evaluation(maps, masks, scores, known, kinds)
-    curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
     each = zip(kinds, names, evaluation.aupimo_of_images(), strict=True)
     of_images = {f"test/{kind}/{name}": value for kind, name, value in each if value is not None}
     measures = evaluation.measures() | {"aupimo_of_images": of_images}
-    return page.finish(measures, *curves), measures
+    return page.finish(measures, evaluation.curves()), measures
 
 
 def save_pictures(page, number, size, anomaly_map=None):

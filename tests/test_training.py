@@ -65,7 +65,7 @@ class Job:
         self.net = nn.Linear(3, 1)
         self.adam = torch.optim.Adam(self.net.parameters(), 0.1)
         parts = {"net": self.net, "adam": self.adam}
-        self.training = Training(path, "net training", category, settings, parts, steps)
+        self.training = Training(Model(path, "net", category, settings), "net training", parts, steps)
         self.visited = []
 
     def run(self, after=lambda step: None):
@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_category_is_refused(tmp_path):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_not_a_number_ends_the_training_with_advice(tmp_path, loss):
-    net_training = Training(tmp_path / "net.pt", "net training", "carpet", SETTINGS, {}, 5)
+    net_training = Training(Model(tmp_path / "net.pt", "net", "carpet", SETTINGS), "net training", {}, 5)
     with pytest.raises(UserError, match=rf"the loss is {loss} at step 3: lower --learning-rate"):
         for step in net_training:
             net_training.report(loss if step == 2 else 0.5)
@@ -177,7 +177,7 @@ def test_a_finished_model_is_not_trained_again(tmp_path, capsys):
 def test_a_kill_between_model_and_curve_leaves_nothing_out(tmp_path, monkeypatch):
     path = tmp_path / "net.pt"
     model = Model(path, "net", "carpet", SETTINGS)
-    training = Training(path, "net training", "carpet", SETTINGS, {}, 2)
+    training = Training(Model(path, "net", "carpet", SETTINGS), "net training", {}, 2)
     for step in training:
         training.report(1.0 / (step + 1))
     training.save()

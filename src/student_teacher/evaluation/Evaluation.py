@@ -12,6 +12,7 @@ from student_teacher.evaluation.metrics import (
     AU_PRO_LIMIT,
     AU_PRO_STRICT_LIMIT,
     Curve,
+    Curves,
     ThresholdCounts,
     area_under_curve,
     count_gathered,
@@ -105,7 +106,8 @@ class Evaluation:
         self.kinds: list[str] = [str(kind) for kind in np.unique(self._kinds[self._anomalous])]
         self._pixel_measures = PIXEL_MEASURES if regions is None else (*PIXEL_MEASURES, *SATURATED_MEASURES)
         self._unmasked = np.zeros(len(self._anomalous), dtype=bool)
-        groups = None if ground_truth is None else self._gather(anomaly_maps, ground_truth, regions, ignored, on_disk)
+        apart = {"regions": regions, "ignored": ignored, "on_disk": on_disk}
+        groups = None if ground_truth is None else self._gather(anomaly_maps, ground_truth, **apart)
         self._of_each = self._aupimo(anomaly_maps, groups, ignored)
         # The counts of the whole set are kept for its curves.
         self._images, self._pixels = self._count_images(ALL), self._count_pixels(groups, ALL)
@@ -133,17 +135,12 @@ class Evaluation:
         """AUPIMO of each image, whose mean is `aupimo`; None for good images, and where there is nothing to find."""
         return [None if np.isnan(value) else float(value) for value in self._of_each]
 
-    def image_roc_curve(self) -> Curve | None:
-        """Return the corners of the images' ROC curve, (fpr, tpr), or None where there is none."""
-        return None if isinstance(self._images, str) else self._images.roc_curve()
-
-    def pixel_roc_curve(self) -> Curve | None:
-        """Return the corners of the pixels' ROC curve, (fpr, tpr), or None where there is none."""
-        return None if isinstance(self._pixels, str) else self._pixels.roc_curve()
-
-    def pro_curve(self) -> Curve | None:
-        """Return the corners of the PRO curve, (fpr, pro), or None where there is none."""
-        return None if isinstance(self._pixels, str) else self._pixels.pro_curve()
+    def curves(self) -> Curves:
+        """The corners of the curves over all images."""
+        image_roc = None if isinstance(self._images, str) else self._images.roc_curve()
+        if isinstance(self._pixels, str):
+            return Curves(image_roc)
+        return Curves(image_roc, self._pixels.roc_curve(), self._pixels.pro_curve())
 
     def _check_lengths(self, maps: int, regions: Regions | None) -> None:
         lengths = {maps, len(self._scores), len(self._anomalous), len(self._kinds)}
@@ -164,6 +161,7 @@ class Evaluation:
         self,
         anomaly_maps: Maps,
         ground_truth: Masks,
+        *,
         regions: Regions | None,
         ignored: Sequence[np.ndarray] | None,
         on_disk: Path | None,

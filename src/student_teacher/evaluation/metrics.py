@@ -11,6 +11,7 @@ and the evaluation code published with the dataset, whose figures these equal. T
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,14 @@ AU_PRO_LIMIT = 0.3  # the limit of Bergmann et al., CVPR 2020 and IJCV 2021
 AU_PRO_STRICT_LIMIT = 0.05  # that of MVTec LOCO and of MVTec AD 2
 
 Curve = tuple[np.ndarray, np.ndarray]
+
+
+class Curves(NamedTuple):
+    """A test set's curves: ROC as (fpr, tpr), PRO as (fpr, pro); None where there is none."""
+
+    image_roc: Curve | None = None
+    pixel_roc: Curve | None = None
+    pro: Curve | None = None
 
 
 @dataclass(frozen=True)

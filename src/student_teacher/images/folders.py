@@ -8,6 +8,7 @@ from typing import Any
 from student_teacher.images.reading import is_image, pages_of
 from student_teacher.runtime.errors import UserError, shown
 
+IGNORED = "ignore.png"  # in a category's folder: regions to ignore, see ignored.py
 NAMED = 5  # of the files that are passed over; the others are counted
 # What network drives and desktops put into every folder, thumbnails among it: passed over without a word.
 LITTER = {

@@ -18,12 +18,12 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from student_teacher.images.folders import IGNORED
 from student_teacher.images.masks import EIGHT_CONNECTED
 from student_teacher.images.reading import encoded, load_grey
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.settings import option
 
-NAME = "ignore.png"
 PAINT = (124, 116, 104)  # the mean of ImageNet's pixels
 MOST = 0.95  # of the image
 
@@ -32,7 +32,7 @@ def ignore_option() -> Any:
     """A field for --ignore; `load` reads it."""
     return option(
         None,
-        f"an image that is white where nobody should look (default data/CATEGORY/{NAME}, if it is there)",
+        f"an image that is white where nobody should look (default data/CATEGORY/{IGNORED}, if it is there)",
         type=Path,
         metavar="FILE",
     )
@@ -43,7 +43,7 @@ def load(category: Path, given: Path | None = None) -> np.ndarray | None:
 
     Raises UserError if it can't be read, or covers nothing or nearly everything.
     """
-    path = given or category / NAME
+    path = given or category / IGNORED
     if given is None and not path.exists():
         return None
     mask = np.asarray(load_grey(path)) > 127

@@ -89,7 +89,8 @@ def read_settings(category: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return NO_SETTINGS
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run ./mvtec_dataset.sh {category.name}") from None
+        way = f"remove it and run ./mvtec_dataset.sh {category.name}"
+        raise UserError(f"{path}: cannot be read ({error}); {way}") from None
 
 
 def write_settings(category: Path, settings: Mapping[str, Any]) -> None:

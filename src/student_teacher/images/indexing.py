@@ -91,6 +91,15 @@ def renew_index(category: Path) -> None:
         index_category(category)
 
 
+def is_current(category: Path) -> bool:
+    """Whether no file in the folder, nor the one that splits it, has come, gone or changed since the index was made."""
+    try:
+        settings = read_settings(category)
+        return settings["files"] == _files(category, split_file(category, settings["split_csv"]))
+    except UserError:  # who reads it for use says so
+        return False
+
+
 def _files(category, split):
     """Size and time of all that lies in the folders of a category and is not hidden, and of the file that splits it."""
     folders = [entry for entry in entries(category) if entry.is_dir() and not entry.name.startswith(".")]

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from student_teacher.images import labelme
-from student_teacher.images.folders import entries, images_below, listed, told
+from student_teacher.images.folders import IGNORED, entries, images_below, listed, told
 from student_teacher.images.index import COLUMNS, LEARNED, UNLABELLED, place_of
 from student_teacher.images.reading import file_and_page, is_image, pages_of, stem_of
 from student_teacher.runtime.errors import UserError
@@ -243,7 +243,7 @@ def _list_split(found: Listing, split: Path, must: bool) -> bool:
         images = category / VISA_IMAGES
         found.layout.append(f"{'VisA, ' if images.is_dir() else ''}split by {split}")
         named = {category / row[column] for row in found.rows for column in ("image_name", "gt_name") if row[column]}
-        named |= {file_and_page(path)[0] for path in named}
+        named |= {file_and_page(path)[0] for path in named} | {category / IGNORED}
         there = images_below(images if images.is_dir() else category)[0]
         found.others.extend(path for path in there if not named & {path, file_and_page(path)[0], *path.parents})
     return bool(ours)
@@ -270,7 +270,7 @@ def _wrong_in(line):
     if label in BAD and part in LEARNED:
         return f"an anomaly in {part}, which takes good images only"
     for name in filter(None, (line["image"], line["mask"])):
-        if {"..", "/"} & set(PurePosixPath(name).parts):
+        if Path(name).anchor or ".." in Path(name).parts:
             return f"{name} leads out of the category"
     return "" if line["image"] else "names no image"
 
@@ -283,7 +283,8 @@ def _list_nothing(found):
 
 def _loose(folder, where, category):
     """A problem where images lie in a folder that should hold folders of them."""
-    images = [file.relative_to(category).as_posix() for file in entries(folder) if not file.is_dir() and is_image(file)]
+    files = [file for file in entries(folder) if file != category / IGNORED and not file.is_dir()]
+    images = [file.relative_to(category).as_posix() for file in files if is_image(file)]
     verb = "lies in no folder; move it" if len(images) == 1 else "lie in no folder; move them"
     return [f"{listed(images)}: {verb} to {where}"] if images else []
 

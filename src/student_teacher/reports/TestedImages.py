@@ -105,14 +105,18 @@ class TestedImages:
 
     def draw(self, evaluation: Evaluation, measures: dict, wanted: Collection[str]) -> None:
         """Draw curves, figures and page, as far as they are `wanted`: see SAVED."""
-        curves = evaluation.image_roc_curve(), evaluation.pixel_roc_curve(), evaluation.pro_curve()
+        curves = evaluation.curves()
         if "figures" in wanted:
-            path = self.folder / "curves.png"
-            figures.save_curves_figure(path, measures, self.scores, self.labels, self.kinds, *curves)
+            figures.save_curves_figure(self.folder / "curves.png", measures, self.scores_of_kinds(), curves)
         if {"figures", "page"} & set(wanted):
             self._draw_images(wanted)
         if "page" in wanted:
-            self.page.finish(measures, *curves, threshold=measures.get("decisions", {}).get("threshold"))
+            self.page.finish(measures, curves, threshold=measures.get("decisions", {}).get("threshold"))
+
+    def scores_of_kinds(self) -> dict[str, np.ndarray]:
+        """The image scores of good images, and of each kind of defect."""
+        kinds = np.where(self.labels == 0, "good", self.kinds)
+        return {kind: self.scores[kinds == kind] for kind in ("good", *sorted({*kinds.tolist()} - {"good"}))}
 
     def _draw_images(self, wanted):
         """Draw the page's maps, a figure of each image, and a sheet: each kind's highest, median and lowest score."""

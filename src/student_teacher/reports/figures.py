@@ -26,6 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from student_teacher.evaluation.metrics import Curves
 from student_teacher.images.reading import encoded
 from student_teacher.reports import fonts
 from student_teacher.runtime.files import write_atomically
@@ -176,7 +177,9 @@ class Sheet:
         self.picture = Image.new("RGB", (round(width * dpi), round(height * dpi)), "white")
         self._draw = ImageDraw.Draw(self.picture)
 
-    def write(self, words: str, place: tuple[float, float], anchor: str, style: Style, colour: str = "black") -> None:
+    def write(
+        self, words: str, place: tuple[float, float], anchor: str, style: Style, *, colour: str = "black"
+    ) -> None:
         """Write a line; `anchor` is Pillow's: which point of the text is at `place`."""
         x, y = (length * self.dpi for length in place)
         self._draw.text((x, y), words, colour, _font_for(words, style, self.dpi), anchor)
@@ -221,7 +224,7 @@ def result_figure(example: Example, vmin: float, vmax: float) -> Image.Image:
     height = float(np.clip(width * rows / columns, 0.7, 2.4))  # beyond these, images get margins
     sheet = Sheet(COLUMN_WIDTH, title_height + height + label_height, DPI)
     room = round(height * DPI), round(width * DPI)
-    for index, (name, content) in enumerate(zip(names, _panels(example, room, vmin, vmax, 3), strict=True)):
+    for index, (name, content) in enumerate(zip(names, _panels(example, room, vmin, vmax, line=3), strict=True)):
         left = margin + index * (width + gap)
         sheet.paste(content, left, title_height, room)
         sheet.write(name, (left + width / 2, title_height + height + label_height - 0.05), "ms", PLAIN)
@@ -236,29 +239,17 @@ def result_figure(example: Example, vmin: float, vmax: float) -> Image.Image:
     return sheet.picture
 
 
-def save_curves_figure(
-    path: Path,
-    measures: Mapping,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    kinds: Sequence[str],
-    image_roc: tuple[np.ndarray, np.ndarray] | None = None,
-    pixel_roc: tuple[np.ndarray, np.ndarray] | None = None,
-    pro: tuple[np.ndarray, np.ndarray] | None = None,
-) -> None:
+def save_curves_figure(path: Path, measures: Mapping, scores: Mapping[str, np.ndarray], curves: Curves) -> None:
     """Write the ROC curves, the PRO curve and the scores of good and anomalous images, as PNG and as SVG.
 
     Args:
         path: of the two files, with or without one of their suffixes.
         measures: as `Evaluation.measures` returns them.
-        scores: (N,) image scores.
-        labels: (N,) zero for good, anything else for anomalous.
-        kinds: (N,) the kind of defect; ignored for good images, which share one row.
-        image_roc, pixel_roc: (fpr, tpr); None where there is none.
-        pro: (fpr, pro); None where there is none.
+        scores: (N,) image scores, of the images of each kind; a row for each, in this order.
+        curves: as `Evaluation.curves` returns them.
     """
     with _style():
-        _save_both(_curves_figure(measures, scores, labels, kinds, image_roc, pixel_roc, pro), path)
+        _save_both(_curves_figure(measures, scores, curves), path)
 
 
 def save_training_curve(path: Path, steps: Sequence[float], losses: Mapping[str, Sequence[float]]) -> None:
@@ -300,14 +291,14 @@ def contact_sheet(rows: Sequence[Example], vmin: float, vmax: float, columns: in
         left = margin + column * (3 * width + 2 * gap + wide_gap)
         top = head_height + line * (title_height + height) + title_height
         sheet.head(row, left, left + 3 * width + 2 * gap, top - 0.05)
-        panels = _panels(row, room, vmin, vmax, 2)
+        panels = _panels(row, room, vmin, vmax, line=2)
         if row.mask is None:
             panels.insert(1, np.full(panels[0].shape, 235, np.uint8))
         for position, (name, content) in enumerate(zip(("image", "ground truth", "anomaly map"), panels, strict=True)):
             x = left + position * (width + gap)
             sheet.paste(content, x, top, room)
             if line == 0:
-                sheet.write(name, (x + width / 2, 0.14), "ms", PLAIN, GREY)
+                sheet.write(name, (x + width / 2, 0.14), "ms", PLAIN, colour=GREY)
     return sheet.picture
 
 
@@ -318,36 +309,24 @@ def save_picture(picture: Image.Image, path: Path, dpi: int) -> None:
     write_atomically(path, encoded(picture, kind, dpi=(dpi, dpi), **options))
 
 
-def _curves_figure(
-    measures: Mapping,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    kinds: Sequence[str],
-    image_roc: tuple[np.ndarray, np.ndarray] | None,
-    pixel_roc: tuple[np.ndarray, np.ndarray] | None,
-    pro: tuple[np.ndarray, np.ndarray] | None,
-) -> Figure:
-    anomalous = np.asarray(labels) != 0
-    groups = {"good": np.asarray(scores)[~anomalous]}
-    for kind in sorted({str(kind) for kind, bad in zip(kinds, anomalous, strict=True) if bad}):
-        groups[kind] = np.asarray(scores)[anomalous & (np.asarray(kinds) == kind)]
-    strip_height = 0.2 * len(groups) + 0.6
+def _curves_figure(measures: Mapping, scores: Mapping[str, np.ndarray], curves: Curves) -> Figure:
+    strip_height = 0.2 * len(scores) + 0.6
     figure = Figure(figsize=(COLUMN_WIDTH, 1.9 + strip_height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, height_ratios=(1.9, strip_height))
-    _draw_roc(figure.add_subplot(grid[0, 0]), measures, image_roc, pixel_roc)
-    _draw_pro(figure.add_subplot(grid[0, 1]), measures, pro)
-    _draw_scores(figure.add_subplot(grid[1, :]), measures, groups)
+    _draw_roc(figure.add_subplot(grid[0, 0]), measures, curves)
+    _draw_pro(figure.add_subplot(grid[0, 1]), measures, curves.pro)
+    _draw_scores(figure.add_subplot(grid[1, :]), measures, scores)
     return figure
 
 
-def _draw_roc(axes, measures, image_roc, pixel_roc):
-    for curve, name, colour in ((image_roc, "image", BLUE), (pixel_roc, "pixel", VERMILLION)):
+def _draw_roc(axes, measures, curves):
+    for curve, name, colour in ((curves.image_roc, "image", BLUE), (curves.pixel_roc, "pixel", VERMILLION)):
         if curve is not None:
             value = measures[f"{name}_au_roc"]
             axes.plot(*thin(*curve), color=colour, label=f"{name} {value:.3f}", clip_on=False, zorder=6)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1), title="ROC")
-    if image_roc is None and pixel_roc is None:
+    if curves.image_roc is None and curves.pixel_roc is None:
         _say(axes, measures.get("missing", {}).get("image_au_roc", "no curve"))
     else:
         axes.plot((0, 1), (0, 1), color=GREY, linewidth=0.6, linestyle=(0, (4, 3)))
@@ -442,7 +421,7 @@ def _resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(inside.resize(shape[::-1], Image.Resampling.BOX)) > 0
 
 
-def _panels(example: Example, room: tuple[int, int], vmin: float, vmax: float, line: int) -> list[np.ndarray]:
+def _panels(example: Example, room: tuple[int, int], vmin: float, vmax: float, *, line: int) -> list[np.ndarray]:
     """Image, outlined image if there is a mask, and map, resized to fit into a box of (H, W) pixels."""
     rows, columns = np.shape(example.image)[:2]
     scale = min(room[0] / rows, room[1] / columns)

@@ -125,8 +125,9 @@ class Inspector:
         detector: Detector,
         decisions: Decisions,
         outputs: Outputs,
-        page: ResultPage | None,
-        log: ResumeLog | None,
+        *,
+        page: ResultPage | None = None,
+        log: ResumeLog | None = None,
     ):
         self.detector, self.decisions = detector, decisions
         self.outputs, self.page, self.log = outputs, page, log
@@ -235,7 +236,7 @@ def inspect(
     }
     broken = {}
     wanted = distributed.share([file for file in numbered if file[-1] not in rows])
-    inspector = Inspector(detector, decisions, outputs, page, log)
+    inspector = Inspector(detector, decisions, outputs, page=page, log=log)
     for name, row in with_bar(inspector.inspected(wanted), len(wanted), "images"):
         (broken if isinstance(row, str) else rows)[name] = row
     for others in distributed.gathered((rows, broken)):
@@ -271,7 +272,7 @@ def _finished(page, numbered, rows, threshold):
     for number, path, name in numbered:
         if name in rows:
             folder = name.parent if name.parent.name else Path(path.resolve().parent.name)
-            page.add(number, name.name, str(folder), label=None, score=float(rows[name].cells[0]))
+            page.add(number, name.name, folder.as_posix(), label=None, score=float(rows[name].cells[0]))
     return page.finish({}, threshold=threshold)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from contourpy import contour_generator
 from PIL import Image
 
+from student_teacher.evaluation.metrics import Curve, Curves
 from student_teacher.images.reading import at_most, encoded
 from student_teacher.reports import figures
 from student_teacher.reports.published import BESIDE, SOURCES
@@ -28,7 +29,7 @@ TEMPLATES = Path(__file__).resolve().parent / "page"
 CARD_SIDE, LARGE_SIDE, MAP_SIDE = 320, 1024, 512
 CURVE_UNITS = 1000  # width and height of a curve's drawing
 
-Curve = tuple[np.ndarray, np.ndarray]
+NO_CURVES = Curves()
 
 
 def page_files(folder: Path, numbers: Iterable[int]) -> list[Path]:
@@ -135,20 +136,12 @@ class ResultPage:
             entry["outline_box"] = f"0 0 {2 * area.shape[1]} {2 * area.shape[0]}"
         self._images[number] = entry
 
-    def finish(
-        self,
-        measures: Mapping,
-        image_roc: Curve | None = None,
-        pixel_roc: Curve | None = None,
-        pro: Curve | None = None,
-        threshold: float | None = None,
-    ) -> Path:
+    def finish(self, measures: Mapping, curves: Curves = NO_CURVES, *, threshold: float | None = None) -> Path:
         """Write the page and return its path.
 
         Args:
             measures: as `Evaluation.measures` returns them; those that are missing are shown with the reason.
-            image_roc, pixel_roc: (fpr, tpr); None where there is none.
-            pro: (fpr, pro); None where there is none.
+            curves: as `Evaluation.curves` returns them.
             threshold: that of the decisions, with which the page starts; None or infinity if there are none.
         """
         limit = measures.get("au_pro_limit", 0.3)
@@ -157,9 +150,9 @@ class ResultPage:
             "measures": measures,
             "threshold": threshold if threshold is not None and np.isfinite(threshold) else None,
             "curves": {
-                "image_roc": curve_path(image_roc),
-                "pixel_roc": curve_path(pixel_roc),
-                "pro": curve_path(pro, limit),
+                "image_roc": curve_path(curves.image_roc),
+                "pixel_roc": curve_path(curves.pixel_roc),
+                "pro": curve_path(curves.pro, limit),
             },
             "images": sorted(images, key=lambda image: -image["score"]),
         }

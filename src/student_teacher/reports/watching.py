@@ -228,7 +228,7 @@ def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outpu
     }
     if (others := {path for path in there if path.resolve() not in own}) and not overwrite:
         raise UserError(f"{min(others)}: not written by this command: move it away, or give another --output")
-    watching = Watch(Inspector(detector, decisions, outputs, None, None), source, log)
+    watching = Watch(Inspector(detector, decisions, outputs), source, log)
     rows = [(page, Row(*row)) for _, pages in log.entries().values() for page, row in pages]
     write_tables(output, rows)
     with _appended(files[1]) as decided, _appended(files[2]) as regions:

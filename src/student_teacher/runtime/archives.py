@@ -44,6 +44,8 @@ def unpack_category(archive: Path, category: str, destination: Path) -> None:
         if category not in found:
             held = ", ".join(sorted(found)) or "no category (a folder with train/good in it)"
             raise UserError(f"{archive}: does not hold {category}; it holds {held}")
+        if destination.exists():
+            destination.rmdir()  # Windows renames nothing to an empty folder's name
         unfinished.rename(destination)
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{archive}: broken or not a tar.xz archive ({error}); delete it and fetch it again") from None
@@ -81,7 +83,7 @@ class _Counted:
 def _place(name, asked):
     """The category that a file of the archive belongs to (None if none), and its path in the category's folder."""
     steps = [step for step in name.parts if step not in ("/", ".")]
-    if ".." in steps:
+    if ".." in steps or any(Path(step).name != step for step in steps):  # on Windows, a step such as ..\..\name
         return None, None
     for depth, step in enumerate(steps[:-1]):
         if step in PARTS:

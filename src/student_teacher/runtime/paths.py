@@ -1,5 +1,6 @@
 """The project's folders."""
 
+import os
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -11,8 +12,8 @@ PRETRAINED = "pretrained"  # the folder in model/ with the teachers that ship wi
 
 def category_name(text: str) -> str:
     """The category's name, without the slash that shell completion adds. Raises UserError if it is a path."""
-    name = text.rstrip("/")
-    if not name or name.startswith((".", "-")) or "/" in name:
+    name = text.rstrip(f"/{os.sep}")
+    if not name or name.startswith((".", "-")) or Path(name).name != name:
         raise UserError(f"'{text}': give a category's plain name, such as carpet")
     return name
 

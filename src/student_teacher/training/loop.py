@@ -24,33 +24,25 @@ SECONDS_BETWEEN_CHECKPOINTS = 60
 class Training:
     """Counts the steps of a training and shows its loss. Saves a checkpoint each minute and at Ctrl-C, to resume from.
 
-        training = Training(path, "students' training", category, settings, {"students": net, "adam": adam}, steps)
+        training = Training(model, "students' training", {"students": net, "adam": adam}, steps)
         for step in training:
             ...
             training.report(loss)
 
-    `path` is the model's; the checkpoint lies beside it. `parts` are saved and restored by their `state_dict` and
+    The checkpoint lies beside the model's file. `parts` are saved and restored by their `state_dict` and
     `load_state_dict`. Raises UserError if there is a checkpoint with other `settings`, and names them. `history` is a
     list of (step, loss), for the training curve.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        kind: str,
-        category: str,
-        settings: Mapping[str, Any],
-        parts: Mapping[str, Any],
-        steps: int,
-    ):
-        self._path, self._kind, self._category = checkpoint_of(path), kind, category
-        self._settings, self._parts, self.steps = dict(settings), parts, steps
+    def __init__(self, model: "Model", kind: str, parts: Mapping[str, Any], steps: int):
+        self._path, self._kind, self._category = checkpoint_of(model.path), kind, model.category
+        self._settings, self._parts, self.steps = dict(model.settings), parts, steps
         self.step = 0
         self.history: list[tuple[int, float]] = []
         self._losses: list[float] = []
         self._notes: dict[str, str] = {}
         if self._path.exists():
-            content = checkpoints.load(self._path, kind, category=category)
+            content = checkpoints.load(self._path, kind, category=model.category)
             require_same_settings(self._path, content["settings"], self._settings)
             try:
                 for name, part in parts.items():
@@ -152,7 +144,7 @@ class Model:
     def training(self, title: str, parts: Mapping[str, Any], steps: int) -> Training:
         """Its training, from the start or from its checkpoint. Raises UserError if its folder can't be written into."""
         make_folder(self.path.parent)
-        return Training(self.path, title, self.category, self.settings, parts, steps)
+        return Training(self, title, parts, steps)
 
     def save(self, content: Mapping[str, Any], training: Training, loss: str = "loss") -> None:
         """Write the model and its training curve, labelled `loss`, as picture and CSV; remove the checkpoint."""
