@@ -63,7 +63,9 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     return options.parse_args(arguments)
 
 
-def combined(networks: BackboneDetector, scores: dict[str, list[Tensor]], use: str, weight: float, only=None) -> Tensor:
+def combined(
+    networks: BackboneDetector, scores: dict[str, list[Tensor]], use: str, weight: float, *, only: int | None = None
+) -> Tensor:
     """Standardised errors, as of BackboneDetector.standardised -> (N,M,h,w), global students with this `weight`.
 
     All levels that count for the `use`, or `only` the one with this index.
@@ -87,10 +89,10 @@ def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) ->
     raw = plain.standardised(SCORE, without_expectations(errors))
     of_map, of_score = networks.global_weights[MAP], networks.global_weights[SCORE]
 
-    def both(map_weight, score_weight, only=None, score=by[SCORE], maps=by[MAP]):
+    def both(map_weight, score_weight, *, only=None, score=by[SCORE], maps=by[MAP]):
         return (
-            combined(networks, maps, MAP, map_weight, only),
-            combined(networks, score, SCORE, score_weight, only),
+            combined(networks, maps, MAP, map_weight, only=only),
+            combined(networks, score, SCORE, score_weight, only=only),
         )
 
     found = {
@@ -102,9 +104,9 @@ def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) ->
         "map: minus expected errors": partial(both, of_map, of_score, maps=by[SCORE]),
     }
     for place, stride in enumerate(networks.strides[GLOBAL]):
-        found[f"global, only level {place + 1} (stride {stride})"] = partial(both, 1, 1, place)
+        found[f"global, only level {place + 1} (stride {stride})"] = partial(both, 1, 1, only=place)
     for place, stride in enumerate(networks.strides[LOCAL]):
-        found[f"local, only level {place + 2} (stride {stride})"] = partial(both, 0, 0, place)
+        found[f"local, only level {place + 2} (stride {stride})"] = partial(both, 0, 0, only=place)
     return found
 
 

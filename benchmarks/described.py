@@ -33,7 +33,7 @@ def teacher_and_maps(
     backbone = backbone or backbone_weights.backbone("efficientnet_lite0", "imagenet")
     backbone = compute.place(backbone)
     learned = evenly_spread(list(range(len(sets[0]))), backbone_students.COMPONENT_IMAGES)
-    teacher = backbone_students.fit_teacher(backbone, size, store, learned, compute)
+    teacher = backbone_students.fit_teacher(backbone, size, store, compute, indices=learned)
     return teacher, backbone_students.teacher_maps(teacher, store, list(range(len(rows))), compute)
 
 
@@ -61,4 +61,4 @@ def measures(maps: Sequence[Tensor], scores: Sequence[float], samples: Sequence[
     own = [at_own_size(anomaly_map, sample["size"]) for anomaly_map, sample in zip(maps, samples, strict=True)]
     labels = np.array([sample["label"] for sample in samples])
     masks = [np.asarray(sample["mask"]) > 0 if sample["label"] else None for sample in samples]
-    return Evaluation(own, masks, np.array(scores), labels, [str(label) for label in labels]).measures()
+    return Evaluation(own, masks, np.array(scores), labels, kinds=[str(label) for label in labels]).measures()

@@ -74,7 +74,9 @@ def ways(content: dict[str, Any], images: torch.Tensor, precision: str, args: Na
     """The variants to time: functions without arguments that return maps and scores."""
     where = images.device
     networks = BackboneDetector.of_checkpoint(content)
-    Detector(networks, images.shape[2:], None, networks.stride, where, precision)  # moves and converts the networks
+    Detector(
+        networks, images.shape[2:], None, calibrated_stride=networks.stride, where=where, precision=precision
+    )  # moves and converts the networks
     plain = partial(detect, networks, precision, networks.errors)
     found = {"as it is": partial(plain, images)}
     if where.type == "cuda":

@@ -103,12 +103,19 @@ def our_detectors(args: Namespace) -> dict[str, Detector]:
         size = seen_size((args.image_size, args.image_size))
         content, calibration = detector_speed.fitted(settings)
         networks = BackboneDetector.of_checkpoint(content)
-        detector = Detector(networks, size, calibration, networks.stride, CPU, "float32")
+        detector = Detector(
+            networks, size, calibration, calibrated_stride=networks.stride, where=CPU, precision="float32"
+        )
     found = {"float32": detector}
     auto = str(device.dtype_of(CPU, "auto")).removeprefix("torch.")
     if auto != "float32":
         found[auto] = Detector(
-            copy.deepcopy(detector.networks), detector.size, None, detector.calibrated_stride, CPU, auto
+            copy.deepcopy(detector.networks),
+            detector.size,
+            None,
+            calibrated_stride=detector.calibrated_stride,
+            where=CPU,
+            precision=auto,
         )
     return found
 

@@ -76,7 +76,7 @@ def ours(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """Compute all measures with the project's code."""
     labels = masks.any((1, 2))
     kinds = ["defect" if label else "good" for label in labels]
-    found = Evaluation(maps, masks, maps.max((1, 2)), labels, kinds, pixel_threshold=THRESHOLD).measures()
+    found = Evaluation(maps, masks, maps.max((1, 2)), labels, kinds=kinds, pixel_threshold=THRESHOLD).measures()
     return {name: found[name] for name in MEASURES}
 
 

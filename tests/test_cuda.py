@@ -84,7 +84,9 @@ def test_the_default_detector_fits_and_detects_as_on_the_cpu(precision):
 
     def found(where, precision):
         networks = BackboneDetector.of_checkpoint(content)
-        detector = Detector(networks, (128, 128), None, 8, torch.device(where), precision)
+        detector = Detector(
+            networks, (128, 128), None, calibrated_stride=8, where=torch.device(where), precision=precision
+        )
         return [detector.predict(picture) for picture in pictures]  # a graph is recorded once and replayed
 
     tolerance = {"float32": 1e-3, "bfloat16": 0.1}[precision]

@@ -40,6 +40,10 @@ def regions_of(masks):
     return [[Region(np.flatnonzero(mask), 0.5)] if mask.any() else [] for mask in masks]
 
 
+def evaluation_of(maps, masks, scores, labels, kinds, **options):
+    return Evaluation(maps, masks, scores, labels, kinds=kinds, **options)
+
+
 def f1_at(scores, labels, threshold):
     called = scores >= threshold
     return 2 * np.sum(called & labels) / (np.sum(called) + np.sum(labels))
@@ -49,7 +53,7 @@ def test_evaluation_gives_every_measure_over_all_and_per_kind(test_set):
     maps, masks, scores, labels, kinds = test_set
     regions = regions_of(masks)
     thresholds = {"image_threshold": 35.5, "pixel_threshold": 25.0}
-    evaluation = Evaluation(*test_set, regions=regions, **thresholds)
+    evaluation = evaluation_of(*test_set, regions=regions, **thresholds)
     result = evaluation.measures()
     assert json.loads(json.dumps(result)) == result
     assert result["au_pro_limit"] == 0.3 and result["missing"] == {}
@@ -86,24 +90,24 @@ def test_evaluation_gives_every_measure_over_all_and_per_kind(test_set):
 
 
 def test_a_kind_with_empty_masks_alone_lacks_the_pixel_measures(test_set):
-    evaluation = Evaluation(*test_set, regions=regions_of(test_set[1]), image_threshold=3, pixel_threshold=3)
+    evaluation = evaluation_of(*test_set, regions=regions_of(test_set[1]), image_threshold=3, pixel_threshold=3)
     hole = evaluation.measures()["kinds"]["hole"]
     assert hole["missing"] == dict.fromkeys(PIXEL_MEASURES + SATURATED_MEASURES, "all ground truth masks are empty")
     assert "image_au_roc" in hole and "au_pro" not in hole
 
 
 def test_thresholds_are_missing_where_good_images_set_none(test_set):
-    result = Evaluation(*test_set).measures()
+    result = evaluation_of(*test_set).measures()
     names = "image_f1", "image_f1_threshold", "pixel_f1", "pixel_f1_threshold"
     assert result["missing"] == dict.fromkeys(names, NO_THRESHOLD)
     assert not set(SATURATED_MEASURES) & set(result)
 
 
 def test_a_threshold_above_all_scores_finds_nothing(test_set):
-    result = Evaluation(*test_set, image_threshold=1e6, pixel_threshold=1e6).measures()
+    result = evaluation_of(*test_set, image_threshold=1e6, pixel_threshold=1e6).measures()
     assert result["image_f1"] == result["pixel_f1"] == 0
     for name in ("image", "pixel"):  # and the best F1 is that of the best threshold
-        best = Evaluation(*test_set, **{f"{name}_threshold": result[f"{name}_best_f1_threshold"]}).measures()
+        best = evaluation_of(*test_set, **{f"{name}_threshold": result[f"{name}_best_f1_threshold"]}).measures()
         assert best[f"{name}_f1"] == pytest.approx(best[f"{name}_best_f1"])
 
 
@@ -112,23 +116,25 @@ def test_pixels_are_found_at_a_threshold_as_numpy_compares_them():
     mask = np.zeros((4, 4), bool)
     mask[:2] = True
     for threshold in (0.1, np.float64(0.1), np.nextafter(np.float32(0.1), np.float32(1))):
-        result = Evaluation(maps, [None, mask], [0, 1], [0, 1], ["good", "cut"], pixel_threshold=threshold).measures()
+        result = evaluation_of(
+            maps, [None, mask], [0, 1], [0, 1], ["good", "cut"], pixel_threshold=threshold
+        ).measures()
         assert result["pixel_f1"] == f1_at(np.stack(maps), np.stack([mask & False, mask]), threshold)
 
 
 def test_without_masks_the_image_measures_remain(test_set):
     maps, masks, *rest = test_set
-    result = Evaluation(maps, None, *rest, image_threshold=40).measures()
+    result = evaluation_of(maps, None, *rest, image_threshold=40).measures()
     assert result["missing"] == dict.fromkeys(PIXEL_MEASURES, "there are no ground truth masks")
-    assert set(Evaluation(maps, None, *rest).aupimo_of_images()) == {None}
-    assert result["image_au_roc"] == Evaluation(maps, masks, *rest).measures()["image_au_roc"]
-    assert Evaluation(maps, None, *rest).curves().pro is None
+    assert set(evaluation_of(maps, None, *rest).aupimo_of_images()) == {None}
+    assert result["image_au_roc"] == evaluation_of(maps, masks, *rest).measures()["image_au_roc"]
+    assert evaluation_of(maps, None, *rest).curves().pro is None
 
 
 def test_without_good_images_the_pixel_measures_remain(test_set):
     maps, masks, scores, labels, kinds = test_set
     bad = np.flatnonzero(labels)
-    evaluation = Evaluation(
+    evaluation = evaluation_of(
         [maps[i] for i in bad],
         [masks[i] for i in bad],
         scores[bad],
@@ -144,7 +150,7 @@ def test_without_good_images_the_pixel_measures_remain(test_set):
 
 def test_without_anomalous_images_every_measure_is_missing(test_set):
     maps, _, scores, _, _ = test_set
-    result = Evaluation(maps[:2], [None, None], scores[:2], [0, 0], ["good", "good"]).measures()
+    result = evaluation_of(maps[:2], [None, None], scores[:2], [0, 0], ["good", "good"]).measures()
     assert set(result["missing"]) == {*IMAGE_MEASURES, *PIXEL_MEASURES}
     assert set(result["missing"].values()) == {"there are no anomalous test images"}
     assert result["kinds"] == {}
@@ -153,7 +159,7 @@ def test_without_anomalous_images_every_measure_is_missing(test_set):
 def test_a_good_image_needs_no_mask(test_set):
     maps, masks, *rest = test_set
     without = [mask if mask.any() or index == 2 else None for index, mask in enumerate(masks)]
-    assert Evaluation(maps, without, *rest).measures() == Evaluation(*test_set).measures()
+    assert evaluation_of(maps, without, *rest).measures() == evaluation_of(*test_set).measures()
 
 
 def test_defects_without_a_mask_count_as_images_alone(test_set):
@@ -162,11 +168,11 @@ def test_defects_without_a_mask_count_as_images_alone(test_set):
     some = [None if index == unknown else mask for index, mask in enumerate(masks)]
     regions = regions_of(masks)
     thresholds = {"image_threshold": 35.5, "pixel_threshold": 25.0}
-    evaluation = Evaluation(maps, some, scores, labels, kinds, regions=regions, **thresholds)
-    found, whole = evaluation.measures(), Evaluation(*test_set, regions=regions, **thresholds).measures()
+    evaluation = evaluation_of(maps, some, scores, labels, kinds, regions=regions, **thresholds)
+    found, whole = evaluation.measures(), evaluation_of(*test_set, regions=regions, **thresholds).measures()
     left = [index for index in range(len(maps)) if index != unknown]
     rest, regions_left = [[values[i] for i in left] for values in test_set], [regions[i] for i in left]
-    without = Evaluation(*rest, regions=regions_left, **thresholds)
+    without = evaluation_of(*rest, regions=regions_left, **thresholds)
     for name in IMAGE_MEASURES:
         assert found[name] == whole[name]
     for name in PIXEL_MEASURES + SATURATED_MEASURES:
@@ -178,23 +184,23 @@ def test_defects_without_a_mask_count_as_images_alone(test_set):
     assert found["anomalous_images_without_mask"] == 1 == found["kinds"]["crack"]["anomalous_images_without_mask"]
     assert "anomalous_images_without_mask" not in found["kinds"]["hole"]
     cracks = [None if kind == "crack" else mask for kind, mask in zip(kinds, masks, strict=True)]
-    found = Evaluation(maps, cracks, scores, labels, kinds, **thresholds).measures()
+    found = evaluation_of(maps, cracks, scores, labels, kinds, **thresholds).measures()
     assert found["kinds"]["crack"]["missing"]["au_pro"] == "there are no ground truth masks"
-    assert found["kinds"]["stain"] == Evaluation(*test_set, **thresholds).measures()["kinds"]["stain"]
+    assert found["kinds"]["stain"] == evaluation_of(*test_set, **thresholds).measures()["kinds"]["stain"]
 
 
 def test_evaluation_refuses_what_contradicts_itself(test_set):
     maps, masks, scores, labels, kinds = test_set
     with pytest.raises(ValueError, match="image 0 is labelled good and has a mask"):
-        Evaluation(maps, [np.ones_like(masks[0]), *masks[1:]], scores, labels, kinds).measures()
+        evaluation_of(maps, [np.ones_like(masks[0]), *masks[1:]], scores, labels, kinds).measures()
     with pytest.raises(ValueError, match="the regions of 3 images"):
-        Evaluation(*test_set, regions=[[]] * 3)
+        evaluation_of(*test_set, regions=[[]] * 3)
     with pytest.raises(ValueError, match="are not the mask"):
-        Evaluation(*test_set, regions=[[]] * 7)
+        evaluation_of(*test_set, regions=[[]] * 7)
     with pytest.raises(ValueError, match="must be as many"):
-        Evaluation(maps, masks, scores[:-1], labels, kinds).measures()
+        evaluation_of(maps, masks, scores[:-1], labels, kinds).measures()
     with pytest.raises(ValueError, match="image score is not a finite number"):
-        Evaluation(maps, masks, np.where(labels, np.nan, scores), labels, kinds).measures()
+        evaluation_of(maps, masks, np.where(labels, np.nan, scores), labels, kinds).measures()
 
 
 def test_measures_on_disk_are_the_same_and_read_one_map_at_a_time(tmp_path):
@@ -212,8 +218,8 @@ def test_measures_on_disk_are_the_same_and_read_one_map_at_a_time(tmp_path):
         assert sum(ref() is not None for ref in held) <= 3  # this one, and views of it
         return maps[number].copy().view(Held)
 
-    on_disk = Evaluation(OnDemand(read, 6), *given, pixel_threshold=1.0, on_disk=tmp_path)
-    in_memory = Evaluation(maps, *given, pixel_threshold=1.0)
+    on_disk = evaluation_of(OnDemand(read, 6), *given, pixel_threshold=1.0, on_disk=tmp_path)
+    in_memory = evaluation_of(maps, *given, pixel_threshold=1.0)
     assert on_disk.measures() == in_memory.measures()
     assert np.array_equal(on_disk.curves().pro, in_memory.curves().pro)
     assert held

@@ -69,7 +69,7 @@ def curves():
     masks = np.zeros((16, 24, 24), np.uint8)
     masks[6:, 4:9, 5:12] = 1
     maps = rng.standard_normal((16, 24, 24)) + 2 * masks
-    evaluation = Evaluation(maps, masks, maps.max((1, 2)), labels, kinds)
+    evaluation = Evaluation(maps, masks, maps.max((1, 2)), labels, kinds=kinds)
     return {
         "measures": evaluation.measures(),
         "scores": {kind: maps.max((1, 2))[np.array(kinds) == kind] for kind in dict.fromkeys(kinds)},
@@ -276,7 +276,7 @@ def test_curves_figure_clips_no_text(curves):
 
 def test_curves_figure_of_good_images_alone_says_why_there_are_no_curves(curves):
     maps = np.random.default_rng(0).random((6, 8, 8))
-    evaluation = Evaluation(maps, None, maps.max((1, 2)), np.zeros(6), ["good"] * 6)
+    evaluation = Evaluation(maps, None, maps.max((1, 2)), np.zeros(6), kinds=["good"] * 6)
     with matplotlib.rc_context(figures.STYLE):
         figure = figures._curves_figure(evaluation.measures(), {"good": maps.max((1, 2))}, evaluation.curves())
         assert_no_text_is_clipped(figure)

@@ -121,16 +121,17 @@ def test_what_is_ignored_does_not_count_in_measures():
     maps[masks] += 2
     counted = ~corner_mask((24, 24))
     regions = [[] if not mask.any() else [Region(np.flatnonzero(mask), 0.5)] for mask in masks]
-    given = random.random(6), [0, 0, 0, 1, 1, 1], ["good"] * 3 + ["a", "a", "b"]
+    given, kinds = (random.random(6), [0, 0, 0, 1, 1, 1]), ["good"] * 3 + ["a", "a", "b"]
     expected, spoiled = maps.copy(), masks.copy()
     maps[:, ~counted] = random.normal(size=(6, (~counted).sum())) * 100
     spoiled[3:, ~counted] = True
     spoiled_regions = [[] if not mask.any() else [Region(np.flatnonzero(mask), 0.5)] for mask in spoiled]
-    unseen = {"ignored": [~counted] * 6, "pixel_threshold": 1.0}
+    seen = {"kinds": kinds, "pixel_threshold": 1.0}
+    unseen = seen | {"ignored": [~counted] * 6}
     found = Evaluation(maps, spoiled, *given, regions=spoiled_regions, **unseen).measures()
     assert found == Evaluation(expected, masks, *given, regions=regions, **unseen).measures()
     assert "au_spro" in found and "aupimo" in found
-    without = Evaluation(maps, spoiled, *given, regions=spoiled_regions, pixel_threshold=1.0).measures()
+    without = Evaluation(maps, spoiled, *given, regions=spoiled_regions, **seen).measures()
     assert without["pixel_au_roc"] != found["pixel_au_roc"]
 
 

@@ -87,7 +87,7 @@ def test_au_roc_equals_mvtec_evaluation_and_scikit_learn(reference):
 def test_evaluation_equals_mvtec_evaluation(reference):
     maps, masks, expected = reference
     labels = masks.any((1, 2))
-    result = Evaluation(maps, masks, maps.max((1, 2)), labels, np.where(labels, "defect", "good")).measures()
+    result = Evaluation(maps, masks, maps.max((1, 2)), labels, kinds=np.where(labels, "defect", "good")).measures()
     assert result["au_pro"] == pytest.approx(expected["au_pro"]["0.3"], abs=1e-6)
     assert result["au_pro_0.05"] == pytest.approx(expected["au_pro"]["0.05"], abs=1e-6)
     assert result["image_au_roc"] == pytest.approx(expected["image_au_roc"], abs=1e-6)

@@ -51,7 +51,7 @@ def make_page(folder, labels, scores, kinds, names=None, side=24, masked=True):
         mask = masks[index] if masks else None
         page.add(index, names[index], kinds[index], label=label, score=scores[index], mask=mask)
     known = np.array([bool(label) for label in labels])
-    evaluation = Evaluation(maps, masks, scores, known, kinds)
+    evaluation = Evaluation(maps, masks, scores, known, kinds=kinds)
     each = zip(kinds, names, evaluation.aupimo_of_images(), strict=True)
     of_images = {f"test/{kind}/{name}": value for kind, name, value in each if value is not None}
     measures = evaluation.measures() | {"aupimo_of_images": of_images}

@@ -89,18 +89,6 @@ def test_no_name_leads_out_of_its_folder_on_windows(monkeypatch, name):
 
 
 LARGEST, MOST_ARGUMENTS = 60, 4  # lines of a function, and its positional arguments without self or cls
-# Functions that do not keep to it yet.
-TOO_LARGE = {
-    "benchmarks/ablation.py: combined",
-    "benchmarks/ablation.py: both",
-    "src/student_teacher/detection/Detector.py: __init__",
-    "src/student_teacher/detection/Detector.py: _patch_detector",
-    "src/student_teacher/evaluation/Evaluation.py: __init__",
-    "src/student_teacher/teachers/EfficientNetLite0.py: __init__",
-    "src/student_teacher/training/backbone_students.py: fit_teacher",
-    "src/student_teacher/training/backbone_students.py: _local_students",
-    "src/student_teacher/training/backbone_students.py: _cross_fitted",
-}
 
 
 def is_large(function):
@@ -118,7 +106,7 @@ def test_functions_are_short_and_take_few_positional_arguments():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_large(node)
     }
-    assert found == TOO_LARGE
+    assert not found
 
 
 def opened_as_text(path):

@@ -158,10 +158,10 @@ class Detector:
         networks: AnomalyDetector | BackboneDetector,
         size: preprocessing.Size,
         calibration: Calibration | None,
+        *,
         calibrated_stride: int,
         where: torch.device,
         precision: str = "auto",
-        *,
         image_score: str = scoring.IMAGE_SCORES[0],
         paper: Sequence[str] | None = None,
         value_range: ValueRange | None = None,
@@ -346,7 +346,7 @@ def load_detector(
             )
         networks = BackboneDetector.of_checkpoint(content["backbone"])
     else:
-        networks = _patch_detector(path, content, patch_sizes, stride, normalisation)
+        networks = _patch_detector(path, content, patch_sizes, stride=stride, normalisation=normalisation)
         same = same and len(networks.scales) == len(content["scales"])
     calibration = Calibration.of_state(content["calibration"]) if same else None
     remembered = {"image_score": content.get("image_score", scoring.IMAGE_SCORES[0]), "paper": content.get("paper")}
@@ -354,7 +354,8 @@ def load_detector(
     remembered["saved_threshold"] = content.get("threshold") and Threshold(*content["threshold"])
     remembered |= {"painted": ignoring.unpacked(content.get("ignored")), "ignored": ignored}
     where = device.choose(device_name)
-    return Detector(networks, size, calibration, content["stride"], where, precision, **remembered)
+    remembered["calibrated_stride"] = content["stride"]
+    return Detector(networks, size, calibration, where=where, precision=precision, **remembered)
 
 
 def save_threshold(path: Path, threshold: Threshold | None) -> None:
@@ -366,7 +367,7 @@ def save_threshold(path: Path, threshold: Threshold | None) -> None:
     checkpoints.save(path, "detector", content["category"], content | {"threshold": threshold and tuple(threshold)})
 
 
-def _patch_detector(path, content, patch_sizes, stride, normalisation):
+def _patch_detector(path, content, patch_sizes, *, stride, normalisation):
     there = {scale["patch_size"]: scale for scale in content["scales"]}
     wanted = sorted(set(patch_sizes or there))
     for patch_size in wanted:

@@ -77,7 +77,7 @@ def evaluation_of(tested: TestedImages, decisions: Decisions, regions: list[list
         tested.masks if any(row["gt_name"] for row in tested.dataset.rows) else None,
         tested.scores,
         tested.labels,
-        tested.kinds,
+        kinds=tested.kinds,
         regions=regions,
         image_threshold=None if decisions.threshold == np.inf else decisions.threshold,
         pixel_threshold=decisions.pixel_threshold,

@@ -32,7 +32,7 @@ STAGES = (
 class Convolution(nn.Conv2d):
     """A convolution padded like TensorFlow's "SAME" on even sizes: with stride 2, more below and to the right."""
 
-    def __init__(self, channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1):
+    def __init__(self, channels_in: int, channels: int, kernel: int, stride: int = 1, *, groups: int = 1):
         before = (kernel - stride) // 2
         after = kernel - stride - before
         super().__init__(channels_in, channels, kernel, stride, before, groups=groups)

@@ -64,7 +64,7 @@ def fit(
     if len(store) > MOST_IMAGES:
         print(f"training on {MOST_IMAGES:,} of {len(store):,} good images, evenly spread")
     backbone = compute.place(backbone)
-    teacher = fit_teacher(backbone, size, store, evenly_spread(indices, COMPONENT_IMAGES), compute)
+    teacher = fit_teacher(backbone, size, store, compute, indices=evenly_spread(indices, COMPONENT_IMAGES))
     maps = teacher_maps(teacher, store, indices, compute)
     groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
@@ -214,7 +214,7 @@ def _batches(indices):
 
 
 def fit_teacher(
-    backbone: Backbone, size: tuple[int, int], store: ImageStore, indices: Sequence[int], compute: Compute
+    backbone: Backbone, size: tuple[int, int], store: ImageStore, compute: Compute, *, indices: Sequence[int]
 ) -> BackboneTeacher:
     """The backbone as a teacher, with principal components from good images of the store."""
 
