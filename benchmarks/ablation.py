@@ -64,7 +64,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 
 
 def combined(
-    networks: BackboneDetector, scores: dict[str, list[Tensor]], use: str, weight: float, *, only: int | None = None
+    networks: BackboneDetector,
+    scores: dict[str, list[Tensor]],
+    use: str,
+    weight: Tensor | float,
+    *,
+    only: int | None = None,
 ) -> Tensor:
     """Standardised errors, as of BackboneDetector.standardised -> (N,M,h,w), global students with this `weight`.
 
@@ -77,17 +82,16 @@ def combined(
             for place, (level, stride) in enumerate(zip(scores[kind], networks.strides[kind], strict=True))
             if (counts(use, stride) if only is None else place == only)
         ]
-        means[kind] = mean_of_levels(levels, size) if levels else None
-    if weight in (0, 1):
-        return means[GLOBAL if weight else LOCAL]
-    return means[LOCAL].lerp(means[GLOBAL], weight)
+        if levels:
+            means[kind] = mean_of_levels(levels, size)
+    return means[LOCAL] + weight * (means[GLOBAL] - means[LOCAL]) if len(means) == 2 else means.popitem()[1]
 
 
 def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) -> dict[str, Callable[[], tuple]]:
     """The variants: each returns anomaly maps and scored maps. `plain` is calibrated without expected errors."""
     by = {use: networks.standardised(use, errors) for use in (MAP, SCORE)}
     raw = plain.standardised(SCORE, without_expectations(errors))
-    of_map, of_score = networks.global_weights[MAP], networks.global_weights[SCORE]
+    of_map, of_score = (networks.weights(use, errors) for use in (MAP, SCORE))
 
     def both(map_weight, score_weight, *, only=None, score=by[SCORE], maps=by[MAP]):
         return (
@@ -100,6 +104,7 @@ def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) ->
         "global students only": partial(both, 1, 1),
         "local students only": partial(both, 0, 0),
         "equal weights": partial(both, 0.5, 0.5),
+        "map: the same weights at all places": partial(both, networks.map_weight, of_score),
         "score: without expected errors": partial(both, of_map, of_score, score=raw),
         "map: minus expected errors": partial(both, of_map, of_score, maps=by[SCORE]),
     }

@@ -15,6 +15,7 @@ from student_teacher.detection.BackboneDetector import (
     LOCAL,
     MAP,
     SCORE,
+    SCORE_WEIGHT,
     BackboneDetector,
     Errors,
     Standardisation,
@@ -145,6 +146,21 @@ def test_the_map_is_of_all_local_students_and_the_score_the_mean_of_theirs(train
     torch.testing.assert_close(together.scored_maps, torch.cat([maps.scored_maps for maps in alone], 1))
     scores = torch.stack([scoring.image_scores(maps.scored_maps) for maps in alone])
     torch.testing.assert_close(scoring.image_scores(together.scored_maps), scores.mean(0))
+
+
+def test_in_the_map_students_count_for_more_where_they_are_expected_to_err_less(trained):
+    networks = load_detector(trained / "model" / "blobs" / "detector.pt", precision="float32").networks
+    expected = {
+        kind: [torch.ones(1, 1, *networks.grid(stride)) for stride in strides]
+        for kind, strides in networks.strides.items()
+    }
+    for level in expected[GLOBAL]:
+        level[..., level.shape[3] // 2 :] = 2
+    weights = networks.weights(MAP, Errors({}, expected))[0, 0]
+    alike = networks.map_weight
+    assert weights[:, 0] == pytest.approx(torch.full((16,), alike))
+    assert weights[:, -1] == pytest.approx(torch.full((16,), alike / (alike + 4 * (1 - alike))))
+    assert networks.weights(SCORE, Errors({}, expected)) == SCORE_WEIGHT
 
 
 def test_each_image_is_standardised_by_the_others():

@@ -16,7 +16,7 @@ from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE, BackboneTeac
 
 COARSE_STRIDE = 32  # levels with this stride show that there is a defect, but not where
 SHARPNESS = 4  # of the step in the map from local to global students, where global ones explain half of the variance
-LEAST_WEIGHT, SCORE_WEIGHT = 0.3, 0.6  # of global students in map and score: chosen on five data sets, used for all
+LEAST_WEIGHT, SCORE_WEIGHT = 0.4, 0.6  # of global students in map and score: chosen on five data sets, used for all
 GLOBAL, LOCAL = KINDS = "global", "local"  # students
 MAP, SCORE = "map", "score"  # what errors are standardised for
 
@@ -76,11 +76,12 @@ class BackboneDetector(nn.Module):
     """uint8 images (N,3,H,W) at the teacher's size -> anomaly maps, a score at every 8th pixel: (N,H/8,W/8), float32.
 
     Each level of the teacher has a global student, and each but the first also local ones. All errors are standardised,
-    averaged over the levels, and then a weighted mean is taken of global and local students. In the map the weight of
-    the global ones depends on s, the fraction of the variance that they explain on good images: it is
-    s^4 / (s^4 + (1 - s)^4), but at least LEAST_WEIGHT. In the image score it is SCORE_WEIGHT: global students are
-    better at whether there is a defect, local ones at where it is. So are coarse levels: those with stride 32 count for
-    the score only.
+    averaged over the levels, and then a weighted mean is taken of global and local students. In the image score the
+    weight of the global ones is SCORE_WEIGHT. In the map it depends on s, the fraction of the variance that they
+    explain on good images: it is s^4 / (s^4 + (1 - s)^4), but at least LEAST_WEIGHT. Then at each place both weights
+    are divided by the square of the error that is expected there: whoever predicts a place better counts for more.
+    Global students are better at whether there is a defect, local ones at where it is. Coarse levels are better at
+    whether, too: those with stride 32 count for the score only.
 
     The score is computed from the errors minus those that local students expect from the surroundings. At the edges of
     parts whose position varies, errors are large on good images too. The map keeps the plain errors: around a large
@@ -126,7 +127,9 @@ class BackboneDetector(nn.Module):
 
     def maps_of(self, errors: Errors) -> Maps:
         """As `maps`, from the result of `errors`."""
-        maps, scored = (self._combined(use, self.standardised(use, errors)) for use in (MAP, SCORE))
+        maps, scored = (
+            self._combined(use, self.standardised(use, errors), self.weights(use, errors)) for use in (MAP, SCORE)
+        )
         return Maps(maps[:, 0], scored)
 
     def errors(self, images: Tensor) -> Errors:
@@ -160,7 +163,7 @@ class BackboneDetector(nn.Module):
             for kind, levels in errors.of(use).items():
                 parts, scores[kind] = zip(*(Standardisation.fit(level, ignored) for level in levels), strict=True)
                 self.standardisations[use][kind] = nn.ModuleList(parts)
-            found.append(self._combined(use, scores))
+            found.append(self._combined(use, scores, self.weights(use, errors)))
         return Maps(found[0][:, 0], found[1])
 
     def standardised(self, use: str, errors: Errors) -> dict[str, list[Tensor]]:
@@ -168,16 +171,27 @@ class BackboneDetector(nn.Module):
         by, values = self.standardisations[use], errors.of(use)
         return {kind: [s(v) for s, v in zip(by[kind], values[kind], strict=True)] for kind in KINDS}
 
-    def _combined(self, use, scores):
+    def weights(self, use: str, errors: Errors) -> Tensor | float:
+        """The weights of the global students, 0 to 1: for the map at each place, (N,1,H/8,W/8), for the score one."""
+        if use == SCORE:
+            return SCORE_WEIGHT
+        expected = self._means(MAP, {kind: [level.mean(1, True) for level in errors.expected[kind]] for kind in KINDS})
+        return 1 / (1 + (1 / self.map_weight - 1) * (expected[GLOBAL] / expected[LOCAL]).square())
+
+    def _combined(self, use, scores, weights):
         """Standardised errors, (N,M,h,w) per level -> (N,M,H/8,W/8)."""
-        means = {
+        means = self._means(use, scores)
+        return means[LOCAL] + weights * (means[GLOBAL] - means[LOCAL])
+
+    def _means(self, use, values):
+        """For GLOBAL and LOCAL the means of the levels that count, (N,M,h,w) each -> (N,M,H/8,W/8)."""
+        return {
             kind: mean_of_levels(
-                [level for level, stride in zip(scores[kind], strides, strict=True) if counts(use, stride)],
+                [level for level, stride in zip(values[kind], strides, strict=True) if counts(use, stride)],
                 self.grid(FINEST_STRIDE),
             )
             for kind, strides in self.strides.items()
         }
-        return means[LOCAL].lerp(means[GLOBAL], self.global_weights[use])
 
     @property
     def explained(self) -> float:
@@ -185,10 +199,10 @@ class BackboneDetector(nn.Module):
         return sum(student.explained for student in self.global_students) / len(self.global_students)
 
     @property
-    def global_weights(self) -> dict[str, float]:
-        """The weights of the global students in map and score, 0 to 1."""
+    def map_weight(self) -> float:
+        """The weight of the global students in the map, 0 to 1, where both kinds are expected to err alike."""
         explained, rest = self.explained**SHARPNESS, (1 - self.explained) ** SHARPNESS
-        return {MAP: max(LEAST_WEIGHT, explained / (explained + rest)), SCORE: SCORE_WEIGHT}
+        return max(LEAST_WEIGHT, explained / (explained + rest))
 
     def grid(self, stride: int) -> tuple[int, int]:
         """Rows and columns of maps with this stride."""

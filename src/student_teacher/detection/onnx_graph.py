@@ -15,7 +15,15 @@ from FDFE import pair
 from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import AnomalyDetector, Scale
-from student_teacher.detection.BackboneDetector import GLOBAL, LOCAL, MAP, SCORE, BackboneDetector, counts
+from student_teacher.detection.BackboneDetector import (
+    GLOBAL,
+    LOCAL,
+    MAP,
+    SCORE,
+    SCORE_WEIGHT,
+    BackboneDetector,
+    counts,
+)
 from student_teacher.detection.Detector import Detector
 from student_teacher.images import preprocessing
 from student_teacher.images.ignored import PAINT
@@ -137,28 +145,52 @@ def _backbone_maps(graph, networks: BackboneDetector, images):
         errors[LOCAL] += found
         expected[GLOBAL] |= zip(around.global_levels, logs, strict=False)
         expected[LOCAL] += logs[len(around.global_levels) :]
-    return [_combined(graph, networks, use, (errors, expected)) for use in (MAP, SCORE)]
+    found = []
+    for use in (MAP, SCORE):
+        means = _means(graph, networks, use, _standardised_errors(graph, networks, use, (errors, expected)))
+        difference = graph("Sub", means[GLOBAL], means[LOCAL])
+        weighted = graph("Mul", difference, _weights(graph, networks, use, expected))
+        found.append(graph("Add", means[LOCAL], weighted))
+    return found
 
 
-def _combined(graph, networks, use, both):
-    """BackboneDetector.maps_of, for one use: MAP or SCORE."""
-    means, (errors, expected) = [], both
-    for kind, weight in ((GLOBAL, networks.global_weights[use]), (LOCAL, 1 - networks.global_weights[use])):
-        levels = []
-        for level, (by, stride) in enumerate(
-            zip(networks.standardisations[use][kind], networks.strides[kind], strict=True)
-        ):
-            if not counts(use, stride):
-                continue
+def _standardised_errors(graph, networks, use, both):
+    """BackboneDetector.standardised, of errors and expected errors."""
+    found, (errors, expected) = {}, both
+    for kind, strides in networks.strides.items():
+        found[kind] = []
+        for level, (by, stride) in enumerate(zip(networks.standardisations[use][kind], strides, strict=True)):
             score = errors[kind][level]
             if use == SCORE:
                 score = graph("Sub", score, _resized(graph, expected[kind][level], networks.grid(stride)))
             elif kind == LOCAL:
                 score = graph("Sqrt", graph("ReduceMean", graph("Mul", score, score), [1]))
             mean, std = (value.numpy(force=True) for value in (by.mean, by.std))
-            levels.append(_resized(graph, graph("Div", graph("Sub", score, mean), std), networks.grid(networks.stride)))
-        means.append(graph("Mul", graph("Mean", *levels), np.float32(weight)))
-    return graph("Add", *means)
+            found[kind].append(graph("Div", graph("Sub", score, mean), std))
+    return found
+
+
+def _means(graph, networks, use, values):
+    """BackboneDetector._means."""
+    found = {}
+    for kind, strides in networks.strides.items():
+        levels = [values[kind][level] for level, stride in enumerate(strides) if counts(use, stride)]
+        found[kind] = graph("Mean", *(_resized(graph, level, networks.grid(networks.stride)) for level in levels))
+    return found
+
+
+def _weights(graph, networks, use, expected):
+    """BackboneDetector.weights."""
+    if use == SCORE:
+        return np.float32(SCORE_WEIGHT)
+    levels = {
+        kind: [graph("ReduceMean", expected[kind][level], [1]) for level in range(len(strides))]
+        for kind, strides in networks.strides.items()
+    }
+    means = _means(graph, networks, MAP, levels)
+    ratio = graph("Div", means[GLOBAL], means[LOCAL])
+    odds = graph("Mul", graph("Mul", ratio, ratio), np.float32(1 / networks.map_weight - 1))
+    return graph("Div", np.float32(1), graph("Add", odds, np.float32(1)))
 
 
 def _resized(graph, x, size):
