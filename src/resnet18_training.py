@@ -6,6 +6,7 @@ the category's texture and shapes.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from AnomalyResnet18 import AnomalyResnet18
 from student_teacher.images import preprocessing
 from student_teacher.images.category import GoodImages
+from student_teacher.images.ignored import ignore_option
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import device, distributed
 from student_teacher.runtime.command_line import positive
@@ -46,6 +48,7 @@ class Settings(TrainingStage):
         50, "passes over the images; raise it while the validation accuracy still rises", identity=True, type=positive
     )
     backbone_weights: str = backbone_weights.weights_option()
+    ignore: Path | None = ignore_option()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Settings:
@@ -131,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse_arguments(arguments)
     if distributed.active():
         raise UserError("this stage is fast and runs in one process: start it without torchrun")
-    images = GoodImages(settings.images)
+    images = GoodImages(settings.images, settings.ignore)
     model = model_of(settings, images)
     if not settings.restart and model.is_trained():
         return
