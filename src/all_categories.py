@@ -17,7 +17,7 @@ import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from student_teacher.images.index import read_index
+from student_teacher.images.index import index_path, read_index
 from student_teacher.images.layouts import is_category, split_file
 from student_teacher.reports import summary
 from student_teacher.reports.summary import Record
@@ -26,7 +26,7 @@ from student_teacher.runtime.paths import PRETRAINED, ROOT, add_folders, categor
 
 SRC = Path(__file__).resolve().parent
 # Every stage, in order, and the options that are handed on to it.
-EVERYWHERE = ("--data", "--model", "--device", "--precision")
+EVERYWHERE = ("--data", "--index", "--model", "--device", "--precision")
 STAGES = {
     "resnet18_training": (*EVERYWHERE, "--seed", "--image-size"),
     "teacher_training": (*EVERYWHERE, "--seed", "--patch-size"),
@@ -53,6 +53,12 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     ):
         parser.add_argument(name, action="store_true", help=meaning)
     add_folders(parser, "data", "model", "results")
+    parser.add_argument(
+        "--index",
+        type=lambda text: Path(text).absolute(),
+        metavar="DIR",
+        help="a folder for the indexes, instead of each category's; of one category a .csv, too",
+    )
     for name, number in NUMBERS.items():
         takers = ", ".join(f"{stage}.py" for stage, names in STAGES.items() if name in names)
         parser.add_argument(name, dest=name, nargs=number, metavar="VALUE", help=f"for {takers}; see --help there")
@@ -62,7 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     args = parser.parse_args(arguments)
     args.data, args.model, args.results = (path.absolute() for path in (args.data, args.model, args.results))
     folders = {"--data": [str(args.data)], "--model": [str(args.model)], "--results": [str(args.results)]}
-    given = vars(args) | folders
+    given = vars(args) | folders | {"--index": args.index and [str(args.index)]}
     missing = {} if args.adapt_backbone else {"resnet18_training": "--adapt-backbone"}
     missing |= {} if args.adapt_backbone or args.teach else {"teacher_training": "--teach"}
     for stage, needed in missing.items():
@@ -105,6 +111,8 @@ def is_done(category: str, args: Namespace) -> bool:
     for folder in (args.model / category, args.model / PRETRAINED, ROOT / "model" / PRETRAINED):
         sources += folder.glob("*.pt")
     sources += filter(None, [split_file(args.data / category, None)])
+    index = index_path(args.data / category, args.index)
+    sources += filter(Path.exists, (index, index.with_suffix(".json")))
     newest = result.stat().st_mtime_ns if result.exists() else 0
     return all(path.exists() and path.stat().st_mtime_ns <= newest for path in sources)
 
@@ -137,13 +145,14 @@ def run_stages(category: str, title: str, args: Namespace) -> str:
         record = Record(commands=args.commands)
     again = ["--restart"] if args.restart or record.restart else []
     print(f"{title}: mvtec_dataset.py", flush=True)
-    error = call(ROOT / "mvtec_dataset.py", category, "--data", str(args.data))
+    where = ["--data", str(args.data), *(["--index", str(args.index)] if args.index else [])]
+    error = call(ROOT / "mvtec_dataset.py", category, *where)
     if not (args.data / category).is_dir():
         return error  # and no record: a mistyped name leaves no trace
     record.status, record.error, record.restart = "unfinished", "", False
     record.write(folder)
     try:
-        rows = [] if error else read_index(args.data / category / f"{category}.csv")
+        rows = [] if error else read_index(args.data / category, args.index)
         record.tested = any(row["type"] == "test" for row in rows)
         for stage, options in args.commands.items():
             if stage == "anomaly_detection" and not (record.tested or error):
@@ -162,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Train and test the categories. Return 1 if one failed."""
     args = parse_arguments(arguments)
     categories, failures = chosen_categories(args), {}
+    if len(categories) > 1 and len({index_path(args.data / category, args.index) for category in categories}) == 1:
+        raise UserError(f"--index {args.index} is of one category: name that one, or give a folder")
     to_do = [category for category in categories if args.restart or not is_done(category, args)]
     if to_do:
         check(args.commands)

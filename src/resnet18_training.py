@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse_arguments(arguments)
     if distributed.active():
         raise UserError("this stage is fast and runs in one process: start it without torchrun")
-    images = GoodImages(settings.images, settings.ignore)
+    images = GoodImages(settings.images, settings.ignore, settings.index)
     model = model_of(settings, images)
     if not settings.restart and model.is_trained():
         return

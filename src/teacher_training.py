@@ -183,7 +183,7 @@ class Source(NamedTuple):
             paths, value_range, ignored = category.pictures_in(settings.pictures), None, None
             identity = {"images": category.digest_of(paths, contents=False)}
         else:
-            images = category.GoodImages(settings.images, settings.ignore)
+            images = category.GoodImages(settings.images, settings.ignore, settings.index)
             paths, value_range, ignored = images.paths, images.dataset.value_range, images.ignored
             identity = images.identity
         adapted = start = None
