@@ -22,6 +22,7 @@ from student_teacher.images.store import ImageStore
 from student_teacher.runtime import device, distributed
 from student_teacher.runtime.command_line import positive
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import make_folder
 from student_teacher.runtime.settings import TrainingStage, batch_size_option, learning_rate_option, option
 from student_teacher.teachers import backbone_weights
 from student_teacher.training import synthetic_defects
@@ -138,6 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = model_of(settings, images)
     if not settings.restart and model.is_trained():
         return
+    make_folder(settings.models)  # now, not after the images are read, is the time to hear of it
     net = new_net(settings)
     if settings.restart:
         forget([model.path])

@@ -26,6 +26,7 @@ from student_teacher.images.pictures import Pictures
 from student_teacher.images.reading import ValueRange
 from student_teacher.runtime import checkpoints, command_line, device, distributed
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import make_folder
 from student_teacher.runtime.settings import image_size_option, learning_rate_option, option
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.teachers import backbone_weights
@@ -268,6 +269,7 @@ def train(settings: Settings, patch_size: int, source: Source, replaced: Iterabl
     model = model_of(settings, patch_size, source)
     if not settings.restart and model.is_trained():
         return
+    make_folder(settings.models)  # now, not after the features are measured, is the time to hear of it
     print(f"teacher of {patch_size} pixels, backbone: {model.settings['backbone']}, {len(source.paths)} pictures")
     distillation = distillation_of(settings, patch_size, source)
     pictures, validation = source.pictures(settings.size, settings.seed)
