@@ -140,7 +140,12 @@ def stamped_twice(tmp_path_factory):
 TRAININGS = [
     ("backbone", "resnet18.pt", ()),
     ("teacher", "teacher_17.pt", ()),
-    ("teacher", "teacher_17.pt", ("--distillation", "dense", "--steps", "2", "--image-size", "32")),
+    pytest.param(
+        "teacher",
+        "teacher_17.pt",
+        ("--distillation", "dense", "--steps", "2", "--image-size", "32", "--batch-size", "1"),
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
