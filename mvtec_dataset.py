@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from student_teacher.images.folders import listed  # noqa: E402
-from student_teacher.images.index import UNLABELLED, kind_of  # noqa: E402
+from student_teacher.images.index import UNLABELLED, index_path, kind_of  # noqa: E402
 from student_teacher.images.indexing import index_category  # noqa: E402
 from student_teacher.runtime.archives import unpack_category  # noqa: E402
 from student_teacher.runtime.errors import UserError, run  # noqa: E402
@@ -28,7 +28,7 @@ WHOLE_ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 def prepare(category: Path, **reading: Any) -> list[dict[str, str | int]]:
     """Make `category` ready: unpack it if need be, check it, write its index unless it is there already.
 
-    `reading` is how its images are read: see `index_category`.
+    `reading` is how its images are read, and where the index is: see `index_category`.
 
     Returns:
         the rows of the index.
@@ -45,8 +45,8 @@ def prepare(category: Path, **reading: Any) -> list[dict[str, str | int]]:
     return index_category(category, **reading)
 
 
-def summary(category: Path, rows: list[dict[str, str | int]]) -> str:
-    """What the category holds, in a few lines."""
+def summary(category: Path, rows: list[dict[str, str | int]], index: Path | None = None) -> str:
+    """What the category holds, and where its index is, in a few lines."""
     count = Counter((row["type"], kind_of(row)) for row in rows)
     defects = {kind: number for (part, kind), number in count.items() if part == "test" and kind != "good"}
     good = [f"{count['train', 'good']} good to train"]
@@ -65,7 +65,7 @@ def summary(category: Path, rows: list[dict[str, str | int]]) -> str:
             f"Without a mask, and so not in figures of pixels: {listed(unmasked)}; a mask is added as "
             "ground_truth/KIND/NAME_mask.png, or drawn with labelme"
         )
-    lines.append(f"index: {category / category.name}.csv")
+    lines.append(f"index: {index_path(category, index)}")
     return "\n".join(lines)
 
 
@@ -118,6 +118,13 @@ def main(arguments: list[str] | None = None) -> None:
         "mask, as VisA's; auto: VisA's own, split_csv/1cls.csv in the data folder (default)",
     )
     parser.add_argument(
+        "--index",
+        type=Path,
+        metavar="FILE",
+        help="where the index goes, a .csv, or a folder for CATEGORY.csv; all stages then need the same --index "
+        "(default: the category's folder, or below the project's folder index/ if that takes no files)",
+    )
+    parser.add_argument(
         "--check-leaks",
         action="store_true",
         help="also tell how many test images show a part that is in training, and what knowing that alone is worth",
@@ -131,17 +138,17 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = parser.parse_args(arguments)
     category = arguments.data / category_name(arguments.category)
     reading = {"value_range": value_range(arguments.value_range), "mask_threshold": arguments.mask_threshold}
-    reading["split_csv"] = arguments.split_csv
+    reading |= {"split_csv": arguments.split_csv, "index": arguments.index}
     rows = prepare(category, **reading)
-    print(summary(category, rows))
+    print(summary(category, rows, arguments.index))
     if arguments.check_leaks:
         from student_teacher.reports.leak_report import find_leaks, report  # late: it takes seconds to import
 
-        print(report(find_leaks(category)))
+        print(report(find_leaks(category, arguments.index)))
     if arguments.split_by_parts:
         from student_teacher.reports.leak_report import write_split
 
-        print(write_split(category, arguments.split_by_parts))
+        print(write_split(category, arguments.split_by_parts, arguments.index))
 
 
 if __name__ == "__main__":

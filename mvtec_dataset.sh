@@ -6,7 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
     cat <<'TEXT'
 usage: ./mvtec_dataset.sh CATEGORY [--url ADDRESS] [--data DIR] [--value-range LOW HIGH] [--mask-threshold X]
-                          [--split-csv FILE] [--check-leaks] [--split-by-parts FILE]
+                          [--split-csv FILE] [--index FILE] [--check-leaks] [--split-by-parts FILE]
 
 Prepares DIR/CATEGORY for training: checks every image and writes the index CATEGORY.csv.
 The images come from the first of these that exists:
@@ -22,6 +22,8 @@ The images come from the first of these that exists:
   --mask-threshold X       pixels of masks brighter than X, 0 to 255, are defects; auto: all that are not black
   --split-csv FILE         what is for training and what for testing, in columns as VisA has them; auto: for VisA,
                   DIR/split_csv/1cls.csv, as without it
+  --index FILE    where the index goes: a .csv, or a folder for CATEGORY.csv; all stages then need the same --index.
+                  Without it: DIR/CATEGORY, or index/ beside this script if that takes no files
   --check-leaks   also tell how many test images show a part that is in training: photographs of the same part
                   on both sides make image measures look better than they are
   --split-by-parts FILE    also write a split for --split-csv in which no part is on both sides
@@ -79,7 +81,7 @@ while (($#)); do
             url=${1#*=}
             shift
             ;;
-        --mask-threshold | --split-csv | --split-by-parts)
+        --mask-threshold | --split-csv | --split-by-parts | --index)
             (($# > 1)) || fail "$1 takes a value; see --help"
             options+=("$1" "$2")
             shift 2

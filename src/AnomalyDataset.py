@@ -29,6 +29,7 @@ class AnomalyDataset(Dataset):
         transform: from a PIL image to what the network takes, such as a tensor (3,H,W); None leaves the image.
         gt_transform: the same for the mask, such as to (1,H,W); None leaves the mask.
         least: large JPEGs may be read at a reduced size, both sides at least this long: see `reading.load_reduced`.
+        index: where the index is, if it is not in its usual place: see `index.index_path`.
         **constraint: columns of the index and the value that a row must have, or a tuple of values, as in
             `type=("train", "validation"), label=0`.
 
@@ -52,6 +53,8 @@ class AnomalyDataset(Dataset):
         transform: Callable | None = None,
         gt_transform: Callable | None = None,
         least: int | None = None,
+        *,
+        index: Path | None = None,
         **constraint: str | int | tuple[str | int, ...],
     ):
         unknown = sorted(set(constraint) - set(COLUMNS))
@@ -63,12 +66,12 @@ class AnomalyDataset(Dataset):
         self.least = least
         distributed.wait_for_all()
         if distributed.is_first():
-            renew_index(self.root_dir)
+            renew_index(self.root_dir, index)
         distributed.wait_for_all()
-        settings = read_settings(self.root_dir)
+        settings = read_settings(self.root_dir, index)
         self.value_range = settings["value_range"] and tuple(settings["value_range"])
         self.mask_threshold = settings["mask_threshold"]
-        rows = read_index(self.root_dir / f"{self.root_dir.name}.csv")
+        rows = read_index(self.root_dir, index)
         allowed = {column: value if isinstance(value, tuple) else (value,) for column, value in constraint.items()}
         self.rows = [row for row in rows if all(row[column] in values for column, values in allowed.items())]
 

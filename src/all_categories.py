@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from student_teacher.images.folders import entries
-from student_teacher.images.index import read_index
+from student_teacher.images.index import index_path, read_index
 from student_teacher.images.indexing import is_current
 from student_teacher.images.layouts import is_category
 from student_teacher.reports import summary
@@ -33,7 +33,7 @@ from student_teacher.runtime.settings import folder, option
 
 SRC = Path(__file__).resolve().parent
 # Every stage, in order, and the options that are handed on to it.
-EVERYWHERE = ("--data", "--model", "--device", "--precision")
+EVERYWHERE = ("--data", "--index", "--model", "--device", "--precision")
 STAGES = {
     "resnet18_training": (*EVERYWHERE, "--seed", "--image-size"),
     "teacher_training": (*EVERYWHERE, "--seed", "--patch-size"),
@@ -77,6 +77,12 @@ class Settings(options.Settings):
     data: Path = folder("data")
     model: Path = folder("model")
     results: Path = folder("results")
+    index: Path | None = option(
+        None,
+        "a folder for the indexes, instead of each category's; of one category a .csv, too",
+        type=Path,
+        metavar="DIR",
+    )
     seed: tuple[str, ...] = handed_on("--seed")
     device: tuple[str, ...] = handed_on("--device")
     precision: tuple[str, ...] = handed_on("--precision")
@@ -111,7 +117,8 @@ class Settings(options.Settings):
     def commands(self) -> dict[str, list[str]]:
         """Every stage to run, with its options."""
         given = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
-        given |= {f"--{name}": (str(getattr(self, name).absolute()),) for name in ("data", "model", "results")}
+        folders = {name: getattr(self, name) for name in ("data", "model", "results", "index")}
+        given |= {f"--{name}": (str(path.absolute()),) for name, path in folders.items() if path}
         return {
             stage: [word for name in names if given[name] for word in (name, *given[name])] + [*getattr(self, stage)]
             for stage, names in STAGES.items()
@@ -151,11 +158,12 @@ def is_done(category: str, settings: Settings) -> bool:
     result = settings.results / category / (summary.METRICS if record.tested else summary.RECORD)
     images, models = settings.data / category, settings.model / category
     # The folder itself: a mask of regions to ignore may have gone. What lies deeper is_current knows.
-    sources = [models / "detector.pt", images, *entries(images)]
+    sources = [models / "detector.pt", index_path(images, settings.index), images, *entries(images)]
     for place in (models, settings.model / PRETRAINED, ROOT / "model" / PRETRAINED):
         sources += place.glob("*.pt")
     newest = result.stat().st_mtime_ns if result.exists() else 0
-    return all(path.exists() and path.stat().st_mtime_ns <= newest for path in sources) and is_current(images)
+    unchanged = all(path.exists() and path.stat().st_mtime_ns <= newest for path in sources)
+    return unchanged and is_current(images, settings.index)
 
 
 def call(script: Path, *arguments: str) -> str:
@@ -186,13 +194,14 @@ def run_stages(category: str, title: str, settings: Settings) -> str:
         record = Record(commands=settings.commands)
     again = ["--restart"] if settings.restart or record.restart else []
     print(f"{title}: mvtec_dataset.py", flush=True)
-    error = call(ROOT / "mvtec_dataset.py", category, "--data", str(settings.data))
+    where = ["--data", str(settings.data), *(["--index", str(settings.index)] if settings.index else [])]
+    error = call(ROOT / "mvtec_dataset.py", category, *where)
     if not (settings.data / category).is_dir():
         return error  # and no record: a mistyped name leaves no trace
     record.status, record.error, record.restart = "unfinished", "", False
     record.write(place)
     try:
-        rows = [] if error else read_index(settings.data / category / f"{category}.csv")
+        rows = [] if error else read_index(settings.data / category, settings.index)
         record.tested = any(row["type"] == "test" for row in rows)
         for stage, words in settings.commands.items():
             if stage == "anomaly_detection" and not (record.tested or error):
@@ -210,7 +219,9 @@ def run_stages(category: str, title: str, settings: Settings) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Train and test the categories. Return 1 if one failed."""
     settings = parse_arguments(arguments)
-    categories, failures = chosen_categories(settings), {}
+    categories, failures, index = chosen_categories(settings), {}, settings.index
+    if len(categories) > 1 and len({index_path(settings.data / category, index) for category in categories}) == 1:
+        raise UserError(f"--index {index} is of one category: name that one, or give a folder")
     to_do = [category for category in categories if settings.restart or not is_done(category, settings)]
     if to_do:
         check(settings.commands)

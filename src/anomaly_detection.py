@@ -271,7 +271,7 @@ def inspect_input(settings: Settings) -> int:
 
 def submit(settings: Settings) -> None:
     """Write the files that MVTec AD 2's server takes."""
-    dataset = submission.private_images(settings.images)
+    dataset = submission.private_images(settings.images, settings.index)
     detector, decisions = detector_of(settings)
     if decisions.pixel_threshold is None:
         raise UserError("--submission needs the pixel threshold of training: leave out options that change the maps")
@@ -289,7 +289,7 @@ def keep_threshold(settings: Settings, decisions: Decisions) -> None:
 
 def measure_test_images(settings: Settings) -> None:
     """Score and measure the category's test images."""
-    dataset = AnomalyDataset(settings.images, type="test")
+    dataset = AnomalyDataset(settings.images, index=settings.index, type="test")
     if not dataset.rows:
         raise UserError(f"{settings.images} has no test images: put some into test/, or give --input")
     regions = measured.regions_of(dataset)  # first, so that what is wrong with them is known at once

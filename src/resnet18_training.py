@@ -6,6 +6,7 @@ the category's texture and shapes.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 from AnomalyResnet18 import AnomalyResnet18
 from student_teacher.images import preprocessing
 from student_teacher.images.category import GoodImages
+from student_teacher.images.ignored import ignore_option
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import device, distributed
 from student_teacher.runtime.command_line import positive
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import make_folder
 from student_teacher.runtime.settings import TrainingStage, batch_size_option, learning_rate_option, option
 from student_teacher.teachers import backbone_weights
 from student_teacher.training import synthetic_defects
@@ -46,6 +49,7 @@ class Settings(TrainingStage):
         50, "passes over the images; raise it while the validation accuracy still rises", identity=True, type=positive
     )
     backbone_weights: str = backbone_weights.weights_option()
+    ignore: Path | None = ignore_option()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Settings:
@@ -131,10 +135,11 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parse_arguments(arguments)
     if distributed.active():
         raise UserError("this stage is fast and runs in one process: start it without torchrun")
-    images = GoodImages(settings.images)
+    images = GoodImages(settings.images, settings.ignore, settings.index)
     model = model_of(settings, images)
     if not settings.restart and model.is_trained():
         return
+    make_folder(settings.models)  # now, not after the images are read, is the time to hear of it
     net = new_net(settings)
     if settings.restart:
         forget([model.path])

@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     before = made_from(settings)
     if before is None:
         make_folder(settings.models)  # now, not after the training, is the time to hear of it
-    train(settings, GoodImages(settings.images, settings.ignore), before)
+    train(settings, GoodImages(settings.images, settings.ignore, settings.index), before)
     print(f"next: python3 anomaly_detection.py {settings.category}")
 
 

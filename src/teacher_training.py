@@ -15,15 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from AnomalyNet import DEFAULT_PATCH_SIZES, DESCRIPTOR_SIZE, PATCH_SIZES, AnomalyNet
 from student_teacher.images import category, preprocessing
+from student_teacher.images.ignored import ignore_option
 from student_teacher.images.pictures import Pictures
 from student_teacher.images.reading import ValueRange
 from student_teacher.runtime import checkpoints, command_line, device, distributed
 from student_teacher.runtime.errors import UserError
+from student_teacher.runtime.files import make_folder
 from student_teacher.runtime.settings import image_size_option, learning_rate_option, option
 from student_teacher.runtime.SyncBatchNorm2d import SyncBatchNorm2d
 from student_teacher.teachers import backbone_weights
@@ -111,6 +114,7 @@ class Settings(LossSettings):
     )
     backbone: str = backbone_weights.backbone_option("resnet18")
     backbone_weights: str = backbone_weights.weights_option()
+    ignore: Path | None = ignore_option()
     paper: bool = paper.paper_option()
     descriptor_size: int = DESCRIPTOR_SIZE
     square_zoom: bool = False  # the paper's zoom to equal width and height changes the shape of what is seen
@@ -139,6 +143,8 @@ def require_consistent(settings: Settings) -> None:
         raise UserError(
             "--paper: the paper trains teachers on ImageNet, not on the category; give a folder of pictures, --images"
         )
+    if settings.ignore and settings.pictures:
+        raise UserError("--ignore is for the category's own images: leave it out with --images")
     of_pairs = settings.metric_weight or settings.compactness_weight
     if settings.batch_size < 2 and settings.distillation == "patches" and of_pairs:
         raise UserError("--batch-size 1: metric learning and compactness need two patches or more")
@@ -167,6 +173,7 @@ class Source(NamedTuple):
     paths: list[Path]  # of the pictures
     identity: dict  # of the pictures
     value_range: ValueRange | None  # of pictures of more than 8 bits
+    ignored: np.ndarray | None  # regions to ignore (h,w), of the category's own images alone
     adapted: dict[str, Tensor] | None  # the backbone's weights from stage 1
     start: dict[str, Tensor] | None  # the teacher's weights to start from
 
@@ -174,23 +181,25 @@ class Source(NamedTuple):
     def of(cls, settings: Settings) -> Self:
         """What the settings name. Raises UserError if something is missing."""
         if settings.pictures:
-            paths, value_range = category.pictures_in(settings.pictures), None
+            paths, value_range, ignored = category.pictures_in(settings.pictures), None, None
             identity = {"images": category.digest_of(paths, contents=False)}
         else:
-            images = category.GoodImages(settings.images)
-            paths, value_range, identity = images.paths, images.dataset.value_range, images.identity
+            images = category.GoodImages(settings.images, settings.ignore, settings.index)
+            paths, value_range, ignored = images.paths, images.dataset.value_range, images.ignored
+            identity = images.identity
         adapted = start = None
         if not settings.paper:
             adapted = backbone_weights.adapted_backbone(settings.models, settings.backbone)
         if settings.start_from:
             start = checkpoints.load(settings.start_from, KIND, patch_size=settings.patch_size[0])["net"]
-        return cls(paths, identity, value_range, adapted, start)
+        return cls(paths, identity, value_range, ignored, adapted, start)
 
     def pictures(self, size: preprocessing.Size, seed: int) -> tuple[Pictures, Pictures]:
         """The pictures to train on, and those for validation."""
         parts = category.validation_split(len(self.paths), seed)
         training, validation = (
-            Pictures([self.paths[index] for index in part], size, value_range=self.value_range) for part in parts
+            Pictures([self.paths[index] for index in part], size, value_range=self.value_range, ignored=self.ignored)
+            for part in parts
         )
         return training, validation
 
@@ -260,6 +269,7 @@ def train(settings: Settings, patch_size: int, source: Source, replaced: Iterabl
     model = model_of(settings, patch_size, source)
     if not settings.restart and model.is_trained():
         return
+    make_folder(settings.models)  # now, not after the features are measured, is the time to hear of it
     print(f"teacher of {patch_size} pixels, backbone: {model.settings['backbone']}, {len(source.paths)} pictures")
     distillation = distillation_of(settings, patch_size, source)
     pictures, validation = source.pictures(settings.size, settings.seed)

@@ -1,6 +1,6 @@
 """A full or read-only disk ends every command in one line, and nothing is half-written.
 
-Detection and training are in test_stages.py.
+Detection and the students' training are in test_stages.py.
 """
 
 import contextlib
@@ -10,15 +10,22 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from student_teacher.runtime import checkpoints
+from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.paths import ROOT
+from student_teacher.training import loop
 from tests.test_stages import (  # noqa: F401  (fixtures)
     CATEGORY,
+    Place,
+    checkpoint_kind,
     data,
     done,
     ends_in_one_line,
     small_disk,
+    tensors,
 )
 
 FULL, READ_ONLY = "No space left on device", "Read-only file system"
@@ -71,7 +78,75 @@ def test_the_index(small_disk):  # noqa: F811
     fill(small_disk)
     before = contents(small_disk)
     command = [ROOT / "mvtec_dataset.py", CATEGORY, "--data", small_disk]
-    assert f"{CATEGORY}.csv can't be written" in changes_nothing(command, small_disk, before)
+    assert f"{CATEGORY}.csv can't be written" in fails(command, FULL)  # a closed disk's index goes elsewhere
+    command += ["--index", small_disk / "index.csv"]
+    assert "index.csv can't be written" in changes_nothing(command, small_disk, before)
+
+
+BACKBONE = ["--backbone-weights", "random", "--image-size", "32", "--epochs", "1", "--batch-size", "8"]
+TEACHER = ["--backbone-weights", "random", "--distillation", "patches", "--patch-size", "17"]
+TEACHER += ["--steps", "2", "--batch-size", "4"]
+TRAININGS = [
+    ("resnet18_training", "resnet18", "backbone", BACKBONE),
+    ("teacher_training", "teacher_17", "teacher", TEACHER),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, name, kind, options", TRAININGS)
+def test_backbone_and_teacher(data, small_disk, stage, name, kind, options):  # noqa: F811
+    command = [ROOT / f"src/{stage}.py", CATEGORY, *options, "--data", data, "--model", small_disk]
+    curve = {f"{name}_training.{ending}" for ending in ("csv", "png", "svg")}  # whole, and written first
+    left = ends_in_one_line(command, FULL)
+    assert {path.name for path in left} <= curve
+    before = contents(small_disk)
+    for path in left:
+        assert path.stat().st_size
+        if path.suffix == ".png":
+            Image.open(path).load()
+    close(small_disk)
+    ends_in_one_line(command, READ_ONLY)
+    ends_in_one_line([*command[:2], "--restart", *command[2:]], READ_ONLY)
+    assert contents(small_disk) == before
+    subprocess.run(["mount", "-o", "remount,rw,size=100m", small_disk], check=True)
+    for words in ("saved", "trained already"):
+        found = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+        assert words in found.stdout
+    assert checkpoints.load(small_disk / CATEGORY / f"{name}.pt", kind)
+    assert {path.name for path in (small_disk / CATEGORY).iterdir()} == {f"{name}.pt", *curve}
+
+
+class Filling(loop.Training):
+    """Fills the disk in its second step."""
+
+    def report(self, loss, **parts):
+        super().report(loss, **parts)
+        if self.step == 1:
+            fill(self._path.parents[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, name", [("backbone", "resnet18"), ("teacher", "teacher_17")])
+def test_a_training_goes_on_where_its_last_checkpoint_fitted(done, small_disk, tmp_path, monkeypatch, stage, name):  # noqa: F811
+    subprocess.run(["mount", "-o", "remount,size=600m", small_disk], check=True)
+    place = Place(tmp_path, done.data)
+    place.model = small_disk
+    place.folders[-1] = str(small_disk)
+    (small_disk / CATEGORY).mkdir()
+    if stage == "teacher":  # it is distilled from the backbone
+        shutil.copyfile(done.model / CATEGORY / "resnet18.pt", small_disk / CATEGORY / "resnet18.pt")
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Training", Filling)
+        with pytest.raises(UserError, match=FULL):
+            getattr(place, stage)()
+    assert place.load(f"{name}.checkpoint.pt", checkpoint_kind(stage))["step"] == 1
+    assert not (small_disk / CATEGORY / f"{name}.pt").exists()
+    (small_disk / "filler").unlink()
+    getattr(place, stage)()
+    found, expected = (tensors(each.load(f"{name}.pt", stage)) for each in (place, done))
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    assert not list((small_disk / CATEGORY).glob(".*")) and not list((small_disk / CATEGORY).glob("*checkpoint*"))
 
 
 @pytest.mark.slow

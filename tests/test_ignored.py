@@ -1,6 +1,7 @@
-"""Regions to ignore: what lies in them has no influence, in training, maps, scores, measures and ONNX."""
+"""Regions to ignore: what lies in them has no influence, in any training, in maps, scores, measures and ONNX."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from student_teacher.detection.Detector import Calibration, load_detector
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.regions import Region
 from student_teacher.images import ignored
+from student_teacher.images.folders import IGNORED
 from student_teacher.images.indexing import index_category
 from student_teacher.runtime.errors import UserError
 from tests.test_stages import CATEGORY, Place, prepared_category
@@ -41,8 +43,8 @@ def stamped(picture, random):
     return Image.fromarray(pixels)
 
 
-def stamp_all(folder):
-    random = np.random.default_rng(0)
+def stamp_all(folder, seed=0):
+    random = np.random.default_rng(seed)
     for path in [*sorted((folder / "train").rglob("*.png")), *sorted((folder / "test").rglob("*.png"))]:
         stamped(Image.open(path).convert("RGB"), random).save(path)
 
@@ -138,8 +140,70 @@ def test_what_is_ignored_does_not_count_in_measures():
 def test_another_mask_means_another_detector(trained, tmp_path):
     trained.students()  # nothing to do
     Image.fromarray(~corner_mask()).save(tmp_path / "other.png")
-    with pytest.raises(UserError, match=r"was trained with ignored .*--restart"):
+    with pytest.raises(UserError, match=r"was trained with other regions to ignore.*--restart"):
         trained.students("--ignore", str(tmp_path / "other.png"))
+
+
+@pytest.fixture(scope="module")
+def stamped_twice(tmp_path_factory):
+    """Two data folders whose images differ in their corner alone, each with another serial number; and a mask."""
+    root = tmp_path_factory.mktemp("stamped")
+    folders = [prepared_category(root / name) for name in ("one", "two")]
+    for seed, folder in enumerate(folders):
+        stamp_all(folder / CATEGORY, seed)
+    Image.fromarray(corner_mask()).save(root / "mask.png")
+    return folders, root / "mask.png"
+
+
+TRAININGS = [
+    ("backbone", "resnet18.pt", ()),
+    ("teacher", "teacher_17.pt", ()),
+    pytest.param(
+        "teacher",
+        "teacher_17.pt",
+        ("--distillation", "dense", "--steps", "2", "--image-size", "32", "--batch-size", "1"),
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@pytest.mark.parametrize("stage, name, options", TRAININGS)
+def test_what_is_ignored_has_no_influence_on_backbone_and_teacher(stamped_twice, tmp_path, stage, name, options):
+    folders, mask = stamped_twice
+    found = []
+    for number, (data, more) in enumerate([(folders[0], ()), *((data, ("--ignore", str(mask))) for data in folders)]):
+        place = Place(tmp_path / str(number), data)
+        getattr(place, stage)("--precision", "float32", *options, *more)
+        found.append(place.load(name, stage)["net"])
+    plain, first, second = found
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], plain[key]) for key in first)
+
+
+@pytest.mark.parametrize("stage, name, options", TRAININGS[:2])
+def test_backbone_and_teacher_notice_another_mask(stamped_twice, tmp_path, capsys, stage, name, options):
+    data = tmp_path / "data"
+    shutil.copytree(stamped_twice[0][0], data)
+    place, mask = Place(tmp_path, data), data / CATEGORY / IGNORED
+    getattr(place, stage)()
+    shutil.copyfile(stamped_twice[1], mask)
+    with pytest.raises(UserError, match=rf"{name} was trained with no regions to ignore.*--restart"):
+        getattr(place, stage)()
+    getattr(place, stage)("--restart")
+    capsys.readouterr()
+    getattr(place, stage)()
+    getattr(place, stage)("--ignore", str(stamped_twice[1]))  # the same mask, from elsewhere
+    assert capsys.readouterr().out.count("trained already") == 2
+    Image.fromarray(~corner_mask()).save(mask)
+    with pytest.raises(UserError, match=rf"{name} was trained with other regions to ignore.*--restart"):
+        getattr(place, stage)()
+
+
+def test_a_category_s_mask_is_not_for_other_pictures(stamped_twice, tmp_path):
+    folders, mask = stamped_twice
+    place = Place(tmp_path, folders[0])
+    with pytest.raises(UserError, match="--ignore is for the category's own images"):
+        place.teacher("--images", str(folders[0] / CATEGORY / "train"), "--ignore", str(mask))
 
 
 def test_results_show_and_leave_out_what_is_ignored(trained, tmp_path, capsys):

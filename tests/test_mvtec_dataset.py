@@ -359,14 +359,6 @@ def test_a_former_index_outlives_a_failure(category):
     assert "test/good/000.png" in refused(category)
 
 
-def test_a_folder_that_takes_no_files(category, monkeypatch):
-    def refuse(_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("student_teacher.runtime.files.os.fsync", refuse)
-    assert "tiny.csv can't be written: Permission denied; make the folder writable" in refused(category)
-
-
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "--unknown"])
 def test_names_that_are_no_category(tmp_path, name):
     result = script(name, data=tmp_path)

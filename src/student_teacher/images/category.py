@@ -27,6 +27,7 @@ class GoodImages:
     Args:
         folder: the category's folder.
         ignore: the file of a mask of regions to ignore, instead of the category's own; see ignored.py.
+        index: where the index is, if it is not in its usual place; see index.index_path.
 
     Attributes:
         dataset: the images as they are, not resized.
@@ -36,9 +37,9 @@ class GoodImages:
         UserError: there are fewer than 2, or the mask can't be used.
     """
 
-    def __init__(self, folder: Path, ignore: Path | None = None):
+    def __init__(self, folder: Path, ignore: Path | None = None, index: Path | None = None):
         self.ignored = ignored.load(folder, ignore)
-        self.dataset = AnomalyDataset(folder, type=LEARNED, label=0)
+        self.dataset = AnomalyDataset(folder, index=index, type=LEARNED, label=0)
         self._decoded: dict[preprocessing.Size, ImageStore] = {}
         if len(self.dataset) < 2:
             raise UserError(f"{folder} has {len(self.dataset)} good images to learn from: two are the least")

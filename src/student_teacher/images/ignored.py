@@ -71,6 +71,12 @@ def painter(mask: np.ndarray | None) -> Callable[[Tensor], Tensor]:
     return lambda image: torch.where(covered(tuple(image.shape[1:])), paint, image)
 
 
+def painted_over(mask: np.ndarray, picture: Image.Image) -> Image.Image:
+    """The RGB picture with what is ignored painted over, as `painter` does it."""
+    covered = Image.fromarray(painted_at(mask, picture.size[::-1]))
+    return Image.composite(Image.new("RGB", picture.size, PAINT), picture, covered)
+
+
 def seen(mask: np.ndarray | None, size: tuple[int, int]) -> Tensor:
     """Which places of a map (H,W) count: bool."""
     return torch.ones(size, dtype=torch.bool) if mask is None else torch.from_numpy(~at(mask, size))

@@ -12,16 +12,17 @@ from student_teacher.images.folders import changes, entries, files_below, listed
 from student_teacher.images.index import (
     LEARNED,
     digest_of_index,
+    index_path,
     read_index,
     read_settings,
     write_index,
-    write_settings,
 )
 from student_teacher.images.layouts import list_images, split_file
 from student_teacher.images.masks import Mask, look_at_mask, warnings_of
 from student_teacher.images.reading import ValueRange, load_deep
 from student_teacher.images.value_range import Extremes, common_range, extremes_of
 from student_teacher.runtime.errors import UserError, shown
+from student_teacher.runtime.files import real_path
 from student_teacher.runtime.prefetch import processors
 
 
@@ -30,17 +31,21 @@ def index_category(
     value_range: ValueRange | str | None = None,
     mask_threshold: float | str | None = None,
     split_csv: Path | str | None = None,
+    *,
+    index: Path | None = None,
 ) -> list[dict[str, str | int]]:
     """Check all images of a category's folder, write index and settings unless they are there, and return the rows.
 
     `value_range` of images of more than 8 bits: None for that of the training images, or the one that was given before;
     "auto" for that of the training images anyway. `mask_threshold` is that of `load_mask`, `split_csv` that of
-    `list_images`; None for the one that was given before, "auto" for none.
+    `list_images`; None for the one that was given before, "auto" for none. `index` says where
+    the index is, as for `index_path`.
 
     Raises:
         UserError: something is wrong; every wrong thing is named.
     """
-    before = read_settings(category)
+    _require_own(category, index)
+    before = read_settings(category, index)
     threshold = {None: before["mask_threshold"], "auto": None}.get(mask_threshold, mask_threshold)
     given = {None: before["split_csv"], "auto": None}.get(split_csv, split_csv)
     given = given and str(Path(given).absolute())
@@ -63,23 +68,32 @@ def index_category(
     for line in warnings_of(masks, thresholded=threshold is not None):
         print(line, file=sys.stderr)
     _tell_range(rows, checked, settings)
-    index = category / f"{category.name}.csv"
-    write_index(index, rows)
-    write_settings(category, settings | {"index": digest_of_index(index)})
+    write_index(category, rows, settings, index)
     return rows
 
 
-def renew_index(category: Path) -> None:
+def _require_own(category, index):
+    """Raise UserError where the index's place is among the images, or taken by another file."""
+    if index is None:
+        return
+    path, folder = index_path(category, index), real_path(category)
+    if folder in real_path(path).parent.parents:
+        raise UserError(f"{path}: among the images; give --index a file elsewhere")
+    if path.exists():
+        read_index(category, index)
+
+
+def renew_index(category: Path, index: Path | None = None) -> None:
     """Bring the index up to date where files in the folder have come, gone or changed since it was written.
 
-    By their names, sizes and times. An index that was changed by hand stays as it is.
+    By their names, sizes and times. An index that was changed by hand stays as it is. `index`: as for `index_path`.
 
     Raises:
         UserError: there is no index, or it is not one; it is of an earlier version and does not fit the folder; or
             something is wrong with the images.
     """
-    path = category / f"{category.name}.csv"
-    rows, settings = read_index(path), read_settings(category)
+    path = index_path(category, index)
+    rows, settings = read_index(category, index), read_settings(category, index)
     if settings["files"] is None:
         there = list_images(category).rows
         if change := changes({row["image_name"]: row for row in rows}, {row["image_name"]: row for row in there}):
@@ -88,13 +102,16 @@ def renew_index(category: Path) -> None:
         print(f"{path} was changed by hand: it is taken as it is", file=sys.stderr)
     elif change := changes(settings["files"], _files(category, split_file(category, settings["split_csv"]))):
         print(f"{path} is written again: {change}")
-        index_category(category)
+        index_category(category, index=index)
 
 
-def is_current(category: Path) -> bool:
-    """Whether no file in the folder, nor the one that splits it, has come, gone or changed since the index was made."""
+def is_current(category: Path, index: Path | None = None) -> bool:
+    """Whether no file in the folder, nor the one that splits it, has come, gone or changed since the index was made.
+
+    `index`: as for `index_path`.
+    """
     try:
-        settings = read_settings(category)
+        settings = read_settings(category, index)
         return settings["files"] == _files(category, split_file(category, settings["split_csv"]))
     except UserError:  # who reads it for use says so
         return False

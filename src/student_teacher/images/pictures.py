@@ -4,18 +4,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from student_teacher.images import preprocessing, reading
+from student_teacher.images.ignored import painted_over
 from student_teacher.runtime.errors import UserError
 
 
 class Pictures:
     """The pictures of files, RGB, as a sequence: read when asked for, kept in memory until `budget` bytes are full.
 
-    Resized to `image_size` (None keeps their size). Several threads may read at once. A broken file is replaced by the
-    next one, with a line on stderr: among a million pictures, one should not end a training.
-    Raises UserError where all are broken.
+    Resized to `image_size` (None keeps their size), then painted over where they are `ignored` (h,w). Several threads
+    may read at once. A broken file is replaced by the next one, with a line on stderr: among a million pictures, one
+    should not end a training. Raises UserError where all are broken.
     """
 
     def __init__(
@@ -25,8 +27,10 @@ class Pictures:
         budget: int = preprocessing.BUDGET,
         *,
         value_range: reading.ValueRange | None = None,
+        ignored: np.ndarray | None = None,
     ):
         self._paths, self._image_size, self._budget, self._value_range = paths, image_size, budget, value_range
+        self._ignored = ignored
         self._kept: dict[int, Image.Image] = {}
         self._broken: set[int] = set()
 
@@ -51,6 +55,8 @@ class Pictures:
                 self._broken.add(index)
                 print(f"left out: {error}", file=sys.stderr)
             return None
+        if self._ignored is not None:
+            picture = painted_over(self._ignored, picture)
         self._budget -= 3 * picture.width * picture.height
         if self._budget >= 0:
             self._kept[index] = picture

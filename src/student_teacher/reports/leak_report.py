@@ -40,15 +40,16 @@ class Leaks(NamedTuple):
     pairs: list[tuple[str, str, float]]  # those most alike: test image, training image, correlation
 
 
-def find_leaks(category: Path) -> Leaks:
+def find_leaks(category: Path, index: Path | None = None) -> Leaks:
     """Compare each test image with all training images, by `images.leaks`.
 
-    The image score of "not seen before" is 1 minus the highest correlation with a training image.
+    The image score of "not seen before" is 1 minus the highest correlation with a training image. `index`: as of
+    AnomalyDataset.
 
     Raises:
         UserError: the category has no index, or no test images; an image is broken.
     """
-    (good, test), (of_good, of_test) = _both_sides(category)
+    (good, test), (of_good, of_test) = _both_sides(category, index)
     highest, nearest = (found.numpy() for found in correlations(of_test, of_good).max(1))
     labels = np.array([row["label"] for row in test.rows])
     kinds = np.array([kind_of(row) for row in test.rows])
@@ -67,15 +68,15 @@ def find_leaks(category: Path) -> Leaks:
     return Leaks(rows, pairs)
 
 
-def _both_sides(category):
+def _both_sides(category, index):
     """What is learned from and what is tested on, as datasets and as thumbnails."""
-    sets = [AnomalyDataset(category, grey_thumbnail, type=part) for part in (LEARNED, "test")]
+    sets = [AnomalyDataset(category, grey_thumbnail, index=index, type=part) for part in (LEARNED, "test")]
     if not sets[1].rows:
         raise UserError(f"{category} has no test images that training could know")
     return sets, thumbnails(*sets)
 
 
-def split_by_parts(category: Path) -> tuple[list[dict[str, str | int]], int]:
+def split_by_parts(category: Path, index: Path | None = None) -> tuple[list[dict[str, str | int]], int]:
     """The rows of a category's index, split so that no part is both learned from and tested on; and how many moved.
 
     Images of the same part are those that are connected by thumbnails that correlate by more than ALIKE. Parts with
@@ -85,7 +86,7 @@ def split_by_parts(category: Path) -> tuple[list[dict[str, str | int]], int]:
     Raises:
         UserError: as `find_leaks`; or nearly all images would be one part.
     """
-    sets, shown = _both_sides(category)
+    sets, shown = _both_sides(category, index)
     rows = [dict(row) for dataset in sets for row in dataset.rows]
     shown = torch.cat(shown)
     alike = correlations(shown, shown) > ALIKE
@@ -117,14 +118,14 @@ def _put(part, where):
             row["type"] = where
 
 
-def write_split(category: Path, path: Path) -> str:
+def write_split(category: Path, path: Path, index: Path | None = None) -> str:
     """Write a split by parts for --split-csv, and return a line that says what was done.
 
     Raises UserError as `split_by_parts`, and if the file is there already.
     """
     if path.exists():
         raise UserError(f"{path} is there already: move it away, or give another name")
-    rows, moved = split_by_parts(category)
+    rows, moved = split_by_parts(category, index)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(SPLIT_COLUMNS)

@@ -29,9 +29,9 @@ KINDS = {"anomaly_images": ".tiff", "anomaly_images_thresholded": ".png"}  # fol
 HIGHEST = float(np.finfo(np.float16).max)
 
 
-def private_images(category: Path) -> AnomalyDataset:
-    """The category's images without labels. Raises UserError if there are none."""
-    dataset = AnomalyDataset(category, type=PRIVATE)
+def private_images(category: Path, index: Path | None = None) -> AnomalyDataset:
+    """The category's images without labels; `index` as of AnomalyDataset. Raises UserError if there are none."""
+    dataset = AnomalyDataset(category, index=index, type=PRIVATE)
     if not dataset.rows:
         raise UserError(f"{category} has no images in {' or '.join(PRIVATE)}: only MVTec AD 2 takes submissions")
     return dataset

@@ -141,6 +141,13 @@ class Stage(Command):
         choices=PRECISIONS,
     )
     data: Path = folder("data")
+    index: Path | None = option(
+        None,
+        "the category's index: a .csv, or a folder with CATEGORY.csv; give it to all stages (default in the category's "
+        "folder, or below the project's folder index/ if that takes no files)",
+        type=Path,
+        metavar="FILE",
+    )
     image_size: tuple[int | None, ...] | None = image_size_option(
         (256,), "smaller is faster and misses small defects (default 256)"
     )

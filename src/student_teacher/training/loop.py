@@ -198,6 +198,11 @@ def require_same_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[
             files = found.get("image_files"), wanted.get("image_files")
             change = f" ({changes(*files)})" if all(files) and files[0] != files[1] else " or another value range"
             raise UserError(f"{path} was trained with other images{change}: add --restart to train again")
+        if found.get(name) != wanted.get(name) and name == "ignored":
+            raise UserError(
+                f"{path} was trained with {'other' if name in found else 'no'} regions to ignore: repeat the original "
+                "command (the file of --ignore, or data/CATEGORY/ignore.png), or add --restart to train again"
+            )
         if found.get(name) != wanted.get(name):
             raise UserError(
                 f"{path} was trained with {name.replace('_', ' ')} {found.get(name)}, not {wanted.get(name)}: "
