@@ -6,7 +6,7 @@ For comparison, nearest neighbours among the same teacher's descriptors (10,000 
 How to read the table: AU-PRO is up to a false positive rate of 0.3, at the images' own sizes. "false alarms" is the
 fraction of good test images called anomalous at a false-alarm rate of 0.05, "found" that of the defective ones.
 Training is the time of the whole command, from image files to detector.pt. "ms" is for one decoded picture, to map and
-score.
+score. For categories with a name of MVTec AD's, published figures follow.
 
     python3 benchmarks/accuracy.py bottle demo_carpet --output accuracy.json
 """
@@ -30,6 +30,7 @@ from student_teacher.detection import scoring
 from student_teacher.detection.Detector import Detector, load_detector
 from student_teacher.images import preprocessing
 from student_teacher.images.index import LEARNED
+from student_teacher.reports.published import BESIDE, FIGURES, figures_of
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.errors import UserError, run
 from student_teacher.runtime.paths import ROOT, add_folders
@@ -129,6 +130,10 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     columns = "image AU-ROC", "pixel AU-ROC", "AU-PRO", "false alarms", "found", "training s", "ms", "MB"
     print(measuring.table(("category", *columns, "neighbours: image AU-ROC", "AU-PRO"), lines))
+    if published := [(category, *figures_of(category).values()) for category in args.categories if category in FIGURES]:
+        print("\npublished for MVTec AD's images (src/student_teacher/reports/published.py names the sources):\n")
+        shown = ((name, *(f"{value:.3f}" for value in values)) for name, *values in published)
+        print(measuring.table(("category", *(name.replace("_", " ") for name in BESIDE)), list(shown)))
     measuring.write_json(args.output, "accuracy", args, machine, rows=rows)
 
 
