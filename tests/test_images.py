@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from PIL import Image, TiffImagePlugin
 
@@ -22,7 +21,6 @@ from student_teacher.images.reading import (
     load_reduced,
     load_rgb,
     pages_of,
-    sides_of,
     stem_of,
 )
 from student_teacher.images.value_range import common_range, extremes_of
@@ -117,63 +115,6 @@ def test_opacity_of_16_bits(tmp_path):
     assert np.asarray(load_rgb(tmp_path / "a.png", (0, 4095))).tolist() == [[[128] * 3, [255] * 3]]
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("deflate", [False, True])
-def test_16_bit_grey_with_opacity_is_read_from_tiff_as_from_png(tmp_path, order, deflate):
-    values = np.random.default_rng(0).integers(0, 4096, (5, 7, 2), dtype=np.uint16)
-    values[..., 1] *= 16
-    tiff, png = tmp_path / "a.tif", tmp_path / "a.png"
-    png.write_bytes(png_of(values))
-    tiff.write_bytes(tiff_of(values, order=order, deflate=deflate, extra=2))
-    for read in (load_rgb, lambda path: load_rgb(path, (0, 4095)), load_mask):
-        assert np.array_equal(np.asarray(read(tiff)), np.asarray(read(png)))
-    deep, size = load_deep(tiff)
-    assert np.array_equal(deep, np.repeat(values[..., :1], 3, -1)) and size == (5, 7)
-    assert is_image(tiff) and pages_of(tiff) == [tiff] and sides_of(tiff) == (7, 5)
-    assert np.ptp(pixels(tiff)) > 10
-
-
-def test_forms_of_16_bit_grey_with_opacity(tmp_path):
-    grey, opacity = np.array([[60, 200, 0], [10, 0, 90]], np.uint16) * 257, np.full((2, 3), 128 * 257, np.uint16)
-    path, plain = tmp_path / "a.tif", tmp_path / "plain.png"
-    values = np.dstack([grey, opacity])
-    plain.write_bytes(png_of(values))
-    way = {"photometric": "minisblack", "extrasamples": ["unassalpha"]}
-    tifffile.imwrite(path, values, planarconfig="contig", compression="zlib", predictor=True, **way)
-    assert np.array_equal(pixels(path), pixels(plain))
-    tifffile.imwrite(path, values.transpose(2, 0, 1), planarconfig="separate", **way)
-    assert np.array_equal(pixels(path), pixels(plain))
-    tifffile.imwrite(path, values, planarconfig="contig", extratags=[(274, "H", 1, 6)], **way)  # to be turned
-    assert np.array_equal(pixels(path), np.rot90(pixels(plain), -1)) and load_reduced(path, None)[1] == (3, 2)
-    half = np.dstack([grey // 2, opacity])
-    tifffile.imwrite(path, half, photometric="minisblack", planarconfig="contig", extrasamples=["assocalpha"])
-    twice = np.rint(np.minimum(grey // 2 * (65535 / opacity), 65535))
-    assert np.abs(load_deep(path)[0][..., 0] - twice).max() <= 1
-    tifffile.imwrite(path, np.stack([values] * 2), planarconfig="contig", **way)
-    with pytest.raises(UserError, match=r"2 bands of 16 bits, which is read only without compression .* one page"):
-        load_rgb(path)
-    path.write_bytes(tiff_of(values, extra=2)[:-5])
-    with pytest.raises(UserError, match=r"a\.tif: broken"):
-        load_rgb(path)
-
-
-@pytest.mark.filterwarnings("ignore:::PIL")
-def test_damaged_16_bit_grey_with_opacity_is_read_or_named(tmp_path, caplog):
-    random = np.random.default_rng(0)
-    whole = tiff_of(random.integers(0, 65536, (6, 7, 2), dtype=np.uint16), deflate=True, extra=1)
-    path, read = tmp_path / "a.tif", 0
-    for number in range(300):
-        content = bytearray(whole)
-        for place in random.integers(8, len(content), 1 + number % 3):
-            content[place] = random.integers(256)
-        path.write_bytes(content)
-        try:
-            read += load_rgb(path).mode == "RGB"
-        except UserError as error:
-            assert str(path) in str(error)
-    assert 10 < read < 290 and not [record for record in caplog.records if record.name.startswith("tifffile")]
-
-
 @pytest.mark.parametrize("dtype, full", [(np.uint8, 255), (np.uint16, 65535)])
 def test_white_may_be_zero_at_any_depth(tmp_path, dtype, full):
     values = np.array([[0, full // 5, full]], dtype)
@@ -209,16 +150,13 @@ def test_the_second_of_two_bands_is_opacity_if_the_file_says_so(tmp_path, kind):
     [
         (np.zeros((4, 5), np.float16), "1 band of 16 bits in floating point"),
         (np.zeros((4, 5, 2), np.uint8), "2 bands of 8 bits"),
-        (np.zeros((4, 5, 2), np.uint16), "2 bands of 16 bits"),  # and nothing says that one is opacity
         (np.zeros((4, 5, 5), np.uint16), "5 bands of 16 bits"),
         (np.zeros((4, 5, 3), np.float32), "3 bands of 32 bits in floating point"),
     ],
 )
 def test_sound_tiffs_that_are_not_read_are_not_called_broken(tmp_path, values, form):
     (tmp_path / "a.tif").write_bytes(tiff_of(values))
-    what = "the bands that matter" if "5" in form else "it"
-    way = f"save {what} with 1 band of 8, 16 or 32 bits, or with 3 or 4 of 8 or 16$"
-    with pytest.raises(UserError, match=rf"a\.tif: a TIFF with {form}, which is not read; {way}") as error:
+    with pytest.raises(UserError, match=rf"a\.tif: a TIFF with {form}, which is not read; save (it|the bands that matter) with") as error:
         load_rgb(tmp_path / "a.tif")
     assert "broken" not in str(error.value)
 

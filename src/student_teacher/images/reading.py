@@ -3,10 +3,8 @@
 import io
 import re
 import stat
-import struct
 import sys
 import warnings
-import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache, partial
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from student_teacher.images import labelme
@@ -36,16 +33,12 @@ NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG"}
 PAGED = {"TIFF", "GIF", "WEBP", "PNG", "AVIF", "HEIF", "DCX", "FLI"}  # each page of which is an image
 ONE_PAGE = {".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".jp2"}  # not opened to count their pages
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 0b101  # a TIFF's tag, and bits of its value
-PREMULTIPLIED, OPACITY = 1, 2  # values of a TIFF's ExtraSamples
-DECODED = {1, 8, 32946}  # a TIFF's compressions that tifffile decodes by itself: none, and deflate by two numbers
 HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 # Endings of images that Pillow does not read: they are named, not passed over.
 OTHER_SUFFIXES = HEIF_SUFFIXES | {
     *(".jxl", ".jxr", ".exr", ".hdr", ".svg", ".eps", ".ps", ".dcm", ".xcf", ".raw"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
 }
-
-tifffile.logger().setLevel("CRITICAL")  # what is wrong with a file is said in one line, by us
 
 # Pillow can decode 64-bit floating point, but does not list it as a form of TIFF.
 TiffImagePlugin.OPEN_INFO |= {
@@ -75,13 +68,7 @@ def _open(file):
     mode = file.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe may wait for ever
         raise OSError("a pipe or a device, not a file")
-    try:
-        return Image.open(file, formats=_readable_kinds())
-    except Image.UnidentifiedImageError:
-        tags = _tiff_tags(file)
-        if not _is_deep_grey_with_opacity(tags):
-            raise
-        return Image.open(_as_png(file, tags), formats=("PNG",))
+    return Image.open(file, formats=_readable_kinds())
 
 
 def is_image(path: Path) -> bool:
@@ -376,88 +363,20 @@ def _unidentified(path):
     return _tiff_form(path) or "not an image, or broken at its very beginning; replace or remove it"
 
 
-class _TiffTags(NamedTuple):
-    """What the first page of a TIFF says of itself."""
-
-    bands: int
-    bits: int  # of the first band
-    sample_format: int  # 1: unsigned integers
-    photometric: int  # 1: black is 0
-    extra: tuple[int, ...]  # ExtraSamples
-    compression: int
-    size: tuple[int, int]  # width and height
-    orientation: int
-    pages: bool  # whether there are more
-
-
-def _tiff_tags(path):
-    """What the first page of a TIFF says of itself; None if the file is not a TIFF, or broken there."""
+def _tiff_form(path):
+    """What a TIFF that Pillow does not read holds, in words; None if the file is not a TIFF."""
     try:
         with path.open("rb") as file:
             tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
             file.seek(tags.next)
             tags.load(file)
-        return _TiffTags(  # int: a damaged file may hold anything
-            int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)),
-            int(tags[TiffImagePlugin.BITSPERSAMPLE][0]),
-            int(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]),
-            int(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, -1)),
-            tuple(tags.get(TiffImagePlugin.EXTRASAMPLES, ())),
-            int(tags.get(TiffImagePlugin.COMPRESSION, 1)),
-            (int(tags[TiffImagePlugin.IMAGEWIDTH]), int(tags[TiffImagePlugin.IMAGELENGTH])),
-            int(tags.get(ExifTags.Base.Orientation, 1)),
-            tags.next != 0,
-        )
-    except Exception:
+        bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+        bits = tags[TiffImagePlugin.BITSPERSAMPLE][0]
+        kind = {2: "signed integers", 3: "floating point"}.get(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0], "")
+    except Exception:  # not a TIFF, or broken there
         return None
-
-
-def _is_deep_grey_with_opacity(tags):
-    """Whether a TIFF holds 16-bit grey with opacity, one page, in a form that tifffile decodes: Pillow reads none."""
-    if tags is None or tags.pages or tags.compression not in DECODED:
-        return False
-    grey = (tags.bands, tags.bits, tags.sample_format, tags.photometric) == (2, 16, 1, 1)
-    return grey and tags.extra in {(PREMULTIPLIED,), (OPACITY,)}
-
-
-def _as_png(file, tags):
-    """A TIFF of 16-bit grey with opacity as a PNG, in which Pillow reads it."""
-    if tags.size[0] * tags.size[1] > 2 * Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError
-    values = tifffile.imread(file, key=0)
-    if values.dtype != np.uint16 or values.shape not in {(*tags.size[::-1], 2), (2, *tags.size[::-1])}:
-        raise ValueError("its tags contradict each other")
-    values = values if values.shape[:2] == tags.size[::-1] else np.moveaxis(values, 0, -1)  # a plane for each
-    if tags.extra == (PREMULTIPLIED,):
-        grey, opacity = values[..., :1], values[..., 1:]
-        grey = np.minimum(grey / np.maximum(opacity, 1), 1) * 65535
-        values = np.concatenate([np.rint(grey).astype(np.uint16), opacity], -1)
-    rows = values.astype(">u2").reshape(len(values), -1).view(np.uint8)
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = tags.orientation
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", *tags.size, 16, 4, 0, 0, 0),
-        b"eXIf": exif.tobytes().removeprefix(b"Exif\0\0"),
-        b"IDAT": zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes(), 0),  # each row begins with its filter, none
-        b"IEND": b"",
-    }
-    parts = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    )
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-
-
-def _tiff_form(path):
-    """What a TIFF that Pillow does not read holds, in words; None if the file is not a TIFF."""
-    tags = _tiff_tags(path)
-    if tags is None:
-        return None
-    kind = {2: " in signed integers", 3: " in floating point"}.get(tags.sample_format, "")
-    form = f"{tags.bands} band{'s' * (tags.bands != 1)} of {tags.bits} bits{kind}"
-    if _is_deep_grey_with_opacity(tags._replace(compression=1, pages=False)):
-        return f"a TIFF with {form}, which is read only without compression or with deflate, and with one page"
-    what = "the bands that matter" if tags.bands > 4 else "it"
+    form = f"{bands} band{'s' * (bands != 1)} of {bits} bits{f' in {kind}' if kind else ''}"
+    what = "the bands that matter" if bands > 4 else "it"
     way = f"save {what} with 1 band of 8, 16 or 32 bits, or with 3 or 4 of 8 or 16"
     return f"a TIFF with {form}, which is not read; {way}"
 
