@@ -156,7 +156,9 @@ def test_the_second_of_two_bands_is_opacity_if_the_file_says_so(tmp_path, kind):
 )
 def test_sound_tiffs_that_are_not_read_are_not_called_broken(tmp_path, values, form):
     (tmp_path / "a.tif").write_bytes(tiff_of(values))
-    with pytest.raises(UserError, match=rf"a\.tif: a TIFF with {form}, which is not read; save (it|the bands that matter) with") as error:
+    with pytest.raises(
+        UserError, match=rf"a\.tif: a TIFF with {form}, which is not read; save (it|the bands that matter) with"
+    ) as error:
         load_rgb(tmp_path / "a.tif")
     assert "broken" not in str(error.value)
 

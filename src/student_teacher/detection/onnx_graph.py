@@ -30,7 +30,7 @@ from student_teacher.images.ignored import PAINT
 from student_teacher.students.GlobalStudent import GlobalStudent
 from student_teacher.students.LocalStudent import REACH, neighbourhoods
 from student_teacher.teachers.backbones import Lite0
-from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE
+from student_teacher.teachers.BackboneTeacher import pooling_of
 
 OPSET = 18  # the first whose Resize, Pad and reductions take axes
 ROWS, COLUMNS = 2, 3  # axes of (N,C,H,W)
@@ -218,9 +218,9 @@ def _levels(graph, teacher, images):
             x = graph("Add", x, inner) if block.residual else inner
         found.append(x)
     maps = []
-    for projection, level, stride in zip(teacher.projections, found[1:], backbone.strides, strict=True):
+    for projection, level, factor in zip(teacher.projections, found[1:], pooling_of(backbone), strict=True):
         level = graph("AveragePool", _layers(graph, [projection], level), kernel_shape=[3, 3], pads=[1] * 4)
-        maps.append(_pooled(graph, level, FINEST_STRIDE // stride if stride < FINEST_STRIDE else 1))
+        maps.append(_pooled(graph, level, factor))
     return maps
 
 
@@ -258,8 +258,7 @@ def _global_error(graph, student: GlobalStudent, maps):
 
 def _local_errors(graph, around, students, maps):
     """Errors.actual of these levels, and Errors.expected of the global levels and of these: (N,M,h,w) each."""
-    parts = [_pooled(graph, maps[level], factor) for level, factor in zip(around.levels, around.factors, strict=True)]
-    stacked = graph("Concat", *parts, axis=1)
+    stacked = graph("Concat", *(maps[level] for level in around.levels), axis=1)
     padded = graph("Pad", stacked, [REACH] * 4, "", [ROWS, COLUMNS], mode="reflect")
     channels, found, logs = students[0].channels, [], []
     for student in students:

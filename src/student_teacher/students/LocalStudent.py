@@ -8,36 +8,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-STRIDE = 16  # pixels between places, at least
 REDUCED, WIDTH = 24, 128  # channels of the input after reduction, and of the hidden layers
 REACH, HOLE = 3, 1  # places to each side that are seen, and the inner ones that are not
 LEAKY_SLOPE = 0.05
 
 
 class Neighbourhood(NamedTuple):
-    """Levels that a local student predicts together, average-pooled to one stride."""
+    """Levels with the same stride, which a local student predicts together."""
 
     stride: int
     levels: tuple[int, ...]
-    factors: tuple[int, ...]  # pooling factor of each level
     global_levels: tuple[int, ...]  # levels whose global students' errors it predicts too
 
     def of(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         """The teacher's maps of all levels, (N,K,h,w) each -> its levels stacked, (N,sum K,h,w), and K of each."""
-        parts = [
-            F.avg_pool2d(maps[level], factor) if factor > 1 else maps[level]
-            for level, factor in zip(self.levels, self.factors, strict=True)
-        ]
+        parts = [maps[level] for level in self.levels]
         return torch.cat(parts, 1), [part.shape[1] for part in parts]
 
 
 def neighbourhoods(strides: Sequence[int]) -> list[Neighbourhood]:
-    """Groups levels with these strides by stride, at least STRIDE. Local students predict all levels but the first."""
+    """Groups levels with these strides by stride. Local students predict all levels but the first.
+
+    Of the first, the students of the second's group predict the global student's errors.
+    """
     found = []
-    for stride in sorted({max(STRIDE, stride) for stride in strides[1:]}):
-        there = tuple(level for level in range(len(strides)) if max(STRIDE, strides[level]) == stride)
-        levels = tuple(level for level in there if level)
-        found.append(Neighbourhood(stride, levels, tuple(stride // strides[level] for level in levels), there))
+    for stride in sorted(set(strides[1:])):
+        levels = tuple(level for level in range(1, len(strides)) if strides[level] == stride)
+        found.append(Neighbourhood(stride, levels, (0, *levels) if 1 in levels else levels))
     return found
 
 

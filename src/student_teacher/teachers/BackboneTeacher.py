@@ -13,7 +13,7 @@ from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.backbones import MULTIPLE, Backbone, averaged
 
 VARIANCE_KEPT = 0.99  # of a level's normalised features, by their principal components
-FINEST_STRIDE = 8  # pixels between places: finer levels are average-pooled to it
+FINEST_STRIDE, STRIDE = 8, 16  # pixels between places, at least: of the first level, of the others
 
 
 class BackboneTeacher(nn.Module):
@@ -29,7 +29,7 @@ class BackboneTeacher(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.size = tuple(size)
-        self.strides = tuple(max(stride, FINEST_STRIDE) for stride in backbone.strides)
+        self.strides = strides_of(backbone)
         self.projections = nn.ModuleList()
         for weight, bias in zip(weights, biases, strict=True):
             projection = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
@@ -40,8 +40,8 @@ class BackboneTeacher(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         features = self.backbone.levels(preprocessing.normalise(images))
         found = []
-        for projection, level, stride in zip(self.projections, features, self.backbone.strides, strict=True):
-            found.append(shrunk(averaged(projection(level)), stride))
+        for projection, level, factor in zip(self.projections, features, pooling_of(self.backbone), strict=True):
+            found.append(pooled(averaged(projection(level)), factor))
         return found
 
     @classmethod
@@ -49,10 +49,10 @@ class BackboneTeacher(nn.Module):
     def fit(cls, backbone: Backbone, size: tuple[int, int], images: Iterable[Tensor]) -> Self:
         """Compute the principal components from batches of good images, uint8 (N,3,H,W), on the backbone's device."""
         moments = [RunningMoments() for _ in backbone.channels]
-        products = [0.0 for _ in backbone.channels]
+        products, pooling = [0.0 for _ in backbone.channels], pooling_of(backbone)
         for batch in images:
             for level, features in enumerate(backbone.levels(preprocessing.normalise(batch))):
-                values = shrunk(averaged(features.float()), backbone.strides[level]).permute(0, 2, 3, 1).flatten(0, 2)
+                values = pooled(averaged(features.float()), pooling[level]).permute(0, 2, 3, 1).flatten(0, 2)
                 moments[level].update(values)
                 products[level] = products[level] + (values.T @ values).double()
         found = [_components(part, product) for part, product in zip(moments, products, strict=True)]
@@ -79,9 +79,19 @@ class BackboneTeacher(nn.Module):
         return cls(backbone, content["size"], *([p[name] for p in projections] for name in ("weight", "bias")))
 
 
-def shrunk(features: Tensor, stride: int) -> Tensor:
-    """Features at this `stride`, average-pooled to FINEST_STRIDE if they are finer."""
-    return F.avg_pool2d(features, FINEST_STRIDE // stride) if stride < FINEST_STRIDE else features
+def strides_of(backbone: Backbone) -> tuple[int, ...]:
+    """The strides of a teacher's maps: those of the backbone's levels, but at least FINEST_STRIDE, then STRIDE."""
+    return tuple(max(stride, STRIDE if level else FINEST_STRIDE) for level, stride in enumerate(backbone.strides))
+
+
+def pooling_of(backbone: Backbone) -> list[int]:
+    """The factors, along each side, by which levels are average-pooled to the strides of a teacher's maps."""
+    return [stride // own for stride, own in zip(strides_of(backbone), backbone.strides, strict=True)]
+
+
+def pooled(features: Tensor, factor: int) -> Tensor:
+    """Features (N,C,h,w), averaged over squares of `factor` x `factor` places."""
+    return F.avg_pool2d(features, factor) if factor > 1 else features
 
 
 def seen_size(size: tuple[int, int]) -> tuple[int, int]:

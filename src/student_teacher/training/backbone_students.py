@@ -25,14 +25,13 @@ from student_teacher.runtime.device import Compute
 from student_teacher.students.GlobalStudent import GlobalStudent
 from student_teacher.students.LocalStudent import (
     REACH,
-    STRIDE,
     LocalStudent,
     Neighbourhood,
     log_distance,
     neighbourhoods,
 )
 from student_teacher.teachers.backbones import Backbone
-from student_teacher.teachers.BackboneTeacher import BackboneTeacher
+from student_teacher.teachers.BackboneTeacher import STRIDE, BackboneTeacher
 from student_teacher.training.loop import FinishedParts, evenly_spread, learning_rate
 from student_teacher.training.optimiser import Optimiser
 
