@@ -11,7 +11,7 @@ from student_teacher.detection.Detector import Detector
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.pixels import OnDemand
 from student_teacher.images.index import kind_of, place_of
-from student_teacher.images.reading import at_most, encoded, mapped, stem_of
+from student_teacher.images.reading import at_most, map_file, mapped, stem_of
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import shown_side, with_ignored
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
@@ -89,7 +89,7 @@ class TestedImages:
             if small_map is not None:
                 with alone(sample["size"][0] * sample["size"][1]):
                     anomaly_map = detector.at_own_size(small_map, sample["size"])
-                    write_atomically(self.map_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
+                    write_atomically(self.map_of(number), *map_file(anomaly_map))
                 page.save_image(number, with_ignored(detector, at_most(sample["image"], LARGE_SIDE)))
                 log.put(sample["path"], score)
             return score, np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None

@@ -12,21 +12,19 @@ from pathlib import Path
 from student_teacher.runtime.errors import UserError
 
 
-def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
     """Write a temporary file beside `path`, then rename it: an older file stays until the new one is complete.
 
-    Text is written as UTF-8; undecodable bytes of file names become question marks. Permissions are those of any new
-    file. Raises UserError if the file can't be written.
+    The file holds the parts one after another. Text is written as UTF-8; undecodable bytes of file names become
+    question marks. Permissions are those of any new file. Raises UserError if the file can't be written.
     """
-    if isinstance(content, str):
-        content = content.encode(errors="replace")
     # Not of mkstemp, which ignores the umask.
     temporary = path.with_name(f".{_beginning(path.name)}.{uuid.uuid4().hex[:8]}")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as file:
-                file.write(content)
+                file.writelines(part.encode(errors="replace") if isinstance(part, str) else part for part in parts)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut could leave an empty file under the new name
             temporary.replace(path)
