@@ -138,7 +138,8 @@ class Inspector:
 
     def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, Row | str]]:
         """For each (number, path, name): the name, and its row of the table or the reason why it can't be read."""
-        predictions = map(self._predict, files, prefetched(self._load, files))
+        # In this order: a generator that is not read to its end loses a Ctrl-C while it is being closed.
+        predictions = map(self._predict, prefetched(self._load, files), files)
         return prefetched(self._write, predictions, finish=True)
 
     def _load(self, file):
@@ -147,7 +148,7 @@ class Inspector:
         except UserError as error:
             return str(error)
 
-    def _predict(self, file, loaded):
+    def _predict(self, loaded, file):
         number, _, name = file
         if isinstance(loaded, str):
             return Prediction(number, name, loaded)
