@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python3 benchmarks/memory.py scan        # --input of one line scan of 8192 x 25000 pixels
     OMP_NUM_THREADS=1 python3 benchmarks/memory.py category    # all stages on 76 images of 4096 x 4096 pixels
-    OMP_NUM_THREADS=1 python3 benchmarks/memory.py many        # all stages on 5,000 images of 256 x 256 pixels
+    OMP_NUM_THREADS=1 python3 benchmarks/memory.py many        # index and --input of 5,000 images of 256 x 256 pixels
 
 The images are those of demo_dataset.py, enlarged, with noise. Every command is a process of its own; its peak is the
-most memory that it held at once (VmHWM of Linux), libraries included. Images and results go into a temporary
+most memory that it held at once (VmHWM of Linux), libraries included, and beside it what of it is not mapped from
+files: the system takes mapped pages away where others need the memory. Images and results go into a temporary
 folder, or below --folder; a category of 76 large images needs 8 GB of disk, as every anomaly map has its image's size.
 """
 
@@ -39,33 +40,34 @@ class Cost(NamedTuple):
 
     command: str
     seconds: float
-    bytes: int
+    peak: int  # bytes
+    own: int  # of it what is not mapped from files, which the system can take away
 
-    def cells(self) -> tuple[str, str, str]:
+    def cells(self) -> tuple[str, str, str, str]:
         """A row of the table."""
-        return self.command, f"{self.seconds:.0f}", f"{self.bytes / 1e9:.2f}"
+        return self.command, f"{self.seconds:.0f}", f"{self.peak / 1e9:.2f}", f"{self.own / 1e9:.2f}"
 
 
 def cost_of(name: str, script: str, *options: object) -> Cost:
     """Run a stage. Raises UserError if it fails."""
-    begin, peak = time.monotonic(), 0
+    begin, peak, own = time.monotonic(), 0, 0
     with tempfile.TemporaryFile() as log:
         command = [sys.executable, str(ROOT / script), *map(str, options)]
         child = subprocess.Popen(command, stdout=log, stderr=log)
         while child.poll() is None:
-            peak = max(peak, peak_of(child.pid))
+            peak, own = max(peak, held(child.pid, "VmHWM")), max(own, held(child.pid, "RssAnon"))
             time.sleep(0.02)
         log.seek(0)
         if child.returncode:
             raise UserError(f"{' '.join(command)}: {log.read().decode(errors='replace')[-1500:]}")
-    return Cost(name, time.monotonic() - begin, peak)
+    return Cost(name, time.monotonic() - begin, peak, own)
 
 
-def peak_of(process: int) -> int:
-    """The most bytes that a process has held so far; 0 if it has ended."""
+def held(process: int, what: str) -> int:
+    """Bytes that a process holds: VmHWM the most so far, RssAnon what is not from files now; 0 if it has ended."""
     # Not ru_maxrss, which includes the peak of the process that has started this one.
     lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{what}:")), 0)
 
 
 def enlarged(picture: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -111,19 +113,27 @@ def of_scan(folder: Path, args: Namespace, rng: np.random.Generator) -> list[Cos
 
 def of_stages(folder: Path, args: Namespace, rng: np.random.Generator) -> list[Cost]:
     """Index, training and detection of a category."""
-    large = args.what == "category"
-    write_category(folder / "data" / CATEGORY, args.images or (76 if large else 5000), 4096 if large else 256, rng)
-    data, results = ["--data", folder / "data"], folder / "results"
+    write_category(folder / "data" / CATEGORY, args.images or 76, 4096, rng)
+    data = ["--data", folder / "data"]
     model = [*data, "--model", folder / "model"]
-    found = [
+    return [
         cost_of("mvtec_dataset.sh", "mvtec_dataset.py", CATEGORY, *data),
         cost_of("students_training.py", "src/students_training.py", CATEGORY, *model),
-        cost_of("anomaly_detection.py", "src/anomaly_detection.py", CATEGORY, *model, "--results", results),
+        cost_of("anomaly_detection.py", "src/anomaly_detection.py", CATEGORY, *model, "--results", folder / "results"),
     ]
-    if not large:
-        test = folder / "data" / CATEGORY / "test"
-        given = [CATEGORY, *model, "--input", test, "--output", folder / "inspection"]
-        found.append(cost_of("anomaly_detection.py --input", "src/anomaly_detection.py", *given))
+
+
+def of_many(folder: Path, args: Namespace, rng: np.random.Generator) -> list[Cost]:
+    """Index of a category of small images, and detection of its test images as --input."""
+    write_category(folder / "data" / CATEGORY, args.images or 5000, 256, rng)
+    data = ["--data", folder / "data"]
+    model = [*data, "--model", folder / "model"]
+    test, output = folder / "data" / CATEGORY / "test", folder / "inspection"
+    index = cost_of("mvtec_dataset.sh", "mvtec_dataset.py", CATEGORY, *data)
+    cost_of("", "src/students_training.py", CATEGORY, *model, "--image-size", 128)
+    inspection = ["src/anomaly_detection.py", CATEGORY, *model, "--input", test, "--output", output]
+    found = [index, cost_of("--input", *inspection)]
+    print(f"index.html: {(output / 'index.html').stat().st_size / 1e6:.2f} MB")
     return found
 
 
@@ -144,11 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     Image.MAX_IMAGE_PIXELS = None
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        work = of_scan if args.what == "scan" else of_stages
+        work = {"scan": of_scan, "category": of_stages, "many": of_many}[args.what]
         found = work(Path(folder), args, np.random.default_rng(args.seed))
     machine = measuring.machine()
     print(measuring.machine_line(machine))
-    print(measuring.table(("command", "s", "peak, GB"), [cost.cells() for cost in found]))
+    print(measuring.table(("command", "s", "peak, GB", "not from files, GB"), [cost.cells() for cost in found]))
     measuring.write_json(args.output, "memory", args, machine, costs=[cost._asdict() for cost in found])
 
 
