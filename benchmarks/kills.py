@@ -1,12 +1,15 @@
 """Whether a command that is killed at any moment, and run again, ends as if it had not been.
 
-Kills training (both kinds of teacher), detection on the test images, and detection with --input at random moments,
+Kills training (both kinds of teacher), detection on the test images, with --input and with --watch at random moments,
 always the same ones on a machine of the same speed: most by SIGKILL, some by SIGTERM and SIGINT (Ctrl-C). The same
 command is then run again, perhaps killed again, and in the end to completion. What it leaves must be the same, file by
 file, as after a run that was never disturbed; of detectors and checkpoints the tensors and settings, of all other files
-the bytes. After every kill all files must be whole.
+the bytes. After every kill all files must be whole. Images arrive in the folder that is watched while --watch runs; it
+ends by Ctrl-C once all are decided. Rows of its tables may be in any order, and its log does not count: it has the
+times of the files.
 
     OMP_NUM_THREADS=1 python3 benchmarks/kills.py --kills 100
+    OMP_NUM_THREADS=1 python3 benchmarks/kills.py --kills 30 --watch
 
 Prints for each command how many kills there were, by signal, how many came too late, and how many runs to the end were
 the same. What does not hold is a line "WRONG", and the exit status is then 1. The category is one of small random
@@ -38,6 +41,7 @@ from PIL import Image  # noqa: E402
 
 import anomaly_detection  # noqa: E402
 import students_training  # noqa: E402
+from student_teacher.reports import watching  # noqa: E402
 from student_teacher.runtime.command_line import positive, seed  # noqa: E402
 from student_teacher.runtime.errors import run  # noqa: E402
 from student_teacher.training import backbone_students  # noqa: E402
@@ -60,6 +64,23 @@ class Command:
     kills: Counter = field(default_factory=Counter)
     same: int = 0
     wrong: list[str] = field(default_factory=list)
+    arriving: list[Path] = field(default_factory=list)  # images that come into the folder `watched` while it runs
+    watched: Path | None = None
+
+    def begin(self) -> None:
+        """Remove all that earlier runs have left."""
+        for folder in filter(None, (self.output, self.watched)):
+            shutil.rmtree(folder, ignore_errors=True)
+        if self.watched:
+            self.watched.mkdir()
+
+    def feed(self) -> bool:
+        """Let the next image arrive, perhaps; whether all that have arrived, and no others will, are decided."""
+        missing = [path for path in self.arriving if not (self.watched / path.name).exists()]
+        if missing and random.random() < 0.02:  # every tenth of a second, on average
+            shutil.copyfile(missing[0], self.watched / missing[0].name)
+        table = self.output / "decisions.csv"
+        return not missing and table.exists() and table.read_bytes().count(b"\n") > len(self.arriving)
 
 
 def start(command: Command, log: Path) -> int:
@@ -82,10 +103,16 @@ def start(command: Command, log: Path) -> int:
         os._exit(status)
 
 
-def ended(child: int, timeout: float) -> int | None:
-    """The exit status of a child, negative for a signal, once it has ended; None if it goes on after `timeout`."""
+def ended(child: int, timeout: float, command: Command | None = None) -> int | None:
+    """The exit status of a child, negative for a signal, once it has ended; None if it goes on after `timeout`.
+
+    If it is a `command` that watches, images arrive, and it gets SIGINT when all are decided.
+    """
     until = time.monotonic() + timeout
     while True:
+        if command and command.watched and command.feed():
+            os.kill(child, signal.SIGINT)
+            command = None
         number, status = os.waitpid(child, os.WNOHANG)
         if number:
             return os.waitstatus_to_exitcode(status)
@@ -97,7 +124,7 @@ def ended(child: int, timeout: float) -> int | None:
 def completed(command: Command, log: Path) -> int:
     """Run the command to its end; -9 if it takes too long."""
     child = start(command, log)
-    status = ended(child, PATIENCE)
+    status = ended(child, PATIENCE, command)
     if status is None:
         os.kill(child, signal.SIGKILL)
         return ended(child, PATIENCE)
@@ -128,7 +155,16 @@ def _plain(value):
 
 def contents(folder: Path) -> dict[str, str]:
     """Of every file below a folder what it says, hidden files too."""
-    return {path.relative_to(folder).as_posix(): content_of(path) for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != watching.LOG]
+    return {path.relative_to(folder).as_posix(): content_of(path) for path in files}
+
+
+def contents_after(command: Command) -> dict[str, str]:
+    """`contents` of what a command has written; of tables of images that arrive, in any order, the sorted rows."""
+    found = contents(command.output)
+    for path in command.output.glob("*.csv") if command.watched else ():
+        found[path.name] = _digest(b"\n".join(sorted(path.read_bytes().splitlines())))
+    return found
 
 
 def not_whole(folder: Path) -> list[str]:
@@ -147,16 +183,16 @@ def not_whole(folder: Path) -> list[str]:
 
 def trial(command: Command, chance: random.Random, log: Path) -> None:
     """Run the command from the beginning, kill it once to three times, and run it to its end."""
-    shutil.rmtree(command.output, ignore_errors=True)
+    command.begin()
     log.write_bytes(b"")
     for _ in range(chance.randint(1, 3)):
         sign, moment = chance.choice(SIGNALS), chance.uniform(0, command.seconds)
         child = start(command, log)
-        if ended(child, moment) is None:
+        if ended(child, moment, command) is None:
             os.kill(child, sign)
             status = ended(child, PATIENCE)
             command.kills[sign.name] += 1
-            if status not in (-sign, 130):
+            if status not in (-sign, 130) and not (command.watched and sign == signal.SIGINT and status == 0):
                 command.kills["ended by itself"] += 1
             command.wrong += not_whole(command.output)
         else:
@@ -165,7 +201,7 @@ def trial(command: Command, chance: random.Random, log: Path) -> None:
     text = log.read_text(encoding="utf-8", errors="replace")
     if status or "Traceback" in text:
         command.wrong.append(f"exit status {status} in the end: {text[-1500:]}")
-    there = contents(command.output)
+    there = contents_after(command)
     different = sorted(
         name for name in there.keys() | command.reference.keys() if there.get(name) != command.reference.get(name)
     )
@@ -196,11 +232,17 @@ def commands(scratch: Path) -> list[Command]:
     results, inspection = scratch / "results", scratch / "inspection"
     detecting = [*folders, "--model", str(trained)]
     more = ["--input", str(data / CATEGORY / "test"), "--output", str(inspection)]
+    watch, arrivals = scratch / "watch", scratch / "arrivals"
+    watched = ["--input", str(arrivals), "--watch", "--save", "maps", "overlays", "--output", str(watch)]
+    images = [scratch / f"{index}.png" for index in range(12)]
+    for index, path in enumerate(images):
+        Image.effect_noise((700 + index, 500), 40 + index).save(path)
     main = anomaly_detection.main
     return [
         *found,
         Command("anomaly_detection", main, [*detecting, "--results", str(results)], results),
         Command("anomaly_detection --input", main, [*detecting, *more], inspection),
+        Command("anomaly_detection --watch", main, [*detecting, *watched], watch, arriving=images, watched=arrivals),
     ]
 
 
@@ -208,6 +250,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=positive, default=100, help="at least so many, all commands together (100)")
+    options.add_argument("--watch", action="store_true", help="kill --watch alone")
     options.add_argument("--seed", type=seed, default=0, help="of the moments and signals (default 0)")
     return options.parse_args(arguments)
 
@@ -215,14 +258,14 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
 def refer(command: Command, log: Path) -> None:
     """Run the command undisturbed, twice, to know what it writes, and that it always writes the same."""
     for _ in range(2):
-        shutil.rmtree(command.output, ignore_errors=True)
+        command.begin()
         log.write_bytes(b"")
         begin = time.monotonic()
         if status := completed(command, log):
             text = log.read_text(encoding="utf-8", errors="replace")
             command.wrong.append(f"exit status {status}, undisturbed: {text[-1500:]}")
         command.seconds = time.monotonic() - begin
-        before, command.reference = command.reference, contents(command.output)
+        before, command.reference = command.reference, contents_after(command)
     if before != command.reference:
         differing = [name for name, content in command.reference.items() if before.get(name) != content]
         command.wrong.append(f"two undisturbed runs differ: {differing}")
@@ -237,6 +280,8 @@ def main(arguments: list[str] | None = None) -> int:
         scratch = Path(folder)
         log, every = scratch / "log.txt", commands(scratch)
         for number, command in enumerate(every):
+            if number and args.watch and not command.watched:
+                continue
             refer(command, log)
             if number == 0:
                 shutil.copytree(command.output, scratch / "trained")
@@ -246,12 +291,15 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 f"trial {number}: {sum(sum(each.kills.values()) for each in every)} kills", file=sys.stderr, flush=True
             )
-            trial(every[0] if number % 10 == 9 else every[1 + number % 3], chance, log)
+            others = [command for command in every[1:] if command.watched or not args.watch]
+            often = number % 10 != 9 or args.watch
+            trial(others[number % len(others)] if often else every[0], chance, log)
             number += 1
     columns = [*signs, "ended by itself", "too late"]
     rows = [
         (each.name, f"{each.seconds:.1f} s", *map(str, (each.kills[column] for column in columns)), str(each.same))
         for each in every
+        if each.kills
     ]
     print(measuring.table(("command", "undisturbed", *columns, "runs to the end that were the same"), rows))
     for command in every:

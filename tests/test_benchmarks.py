@@ -1,11 +1,14 @@
 import importlib
 import json
+import os
 from argparse import Namespace
+from pathlib import Path
 
 import anomaly_map
 import dense_extraction
 import latency
 import measuring
+import memory
 import numpy as np
 import one_class
 import published
@@ -18,6 +21,7 @@ import torch
 from PIL import Image
 
 import mvtec_dataset
+from AnomalyDataset import AnomalyDataset
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
 from student_teacher.detection.AnomalyDetector import AnomalyDetector, Scale
@@ -163,6 +167,25 @@ def test_works_take_turns_and_the_first_does_not_count():
     timings = measuring.interleaved(works, repeat=3, fewer={"b": 1})
     assert calls == ["a", "b", "a", "b", "a", "a"]
     assert [len(timings[name].turns) for name in "ab"] == [3, 1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much memory a process holds")
+def test_memory_of_a_process_and_of_a_command_that_fails(tmp_path, monkeypatch):
+    before = memory.held(os.getpid(), "RssAnon")
+    block = np.ones(100_000_000, np.uint8)
+    assert block.nbytes * 0.9 < memory.held(os.getpid(), "RssAnon") - before < block.nbytes * 1.5
+    assert memory.held(os.getpid(), "VmHWM") >= memory.held(os.getpid(), "RssAnon")
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    (tmp_path / "broken.py").write_text("raise SystemExit('no such luck')")
+    with pytest.raises(UserError, match="no such luck"):
+        memory.cost_of("a stage", "broken.py")
+
+
+def test_the_category_of_the_memory_benchmark_is_complete(tmp_path):
+    memory.write_category(tmp_path / "carpet", 12, 48, np.random.default_rng(0))
+    mvtec_dataset.main(["carpet", "--data", str(tmp_path)])
+    dataset = AnomalyDataset(tmp_path / "carpet", label=1)
+    assert len(dataset) == 5 and all(np.any(sample["mask"]) for sample in dataset)
 
 
 def test_a_table_lines_up():

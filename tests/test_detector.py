@@ -12,7 +12,7 @@ from PIL import Image
 
 import anomaly_detection
 from AnomalyNet import AnomalyNet
-from student_teacher.detection import scoring
+from student_teacher.detection import regions, scoring
 from student_teacher.detection.AnomalyDetector import AnomalyDetector, Maps, Scale, scale_to_checkpoint
 from student_teacher.detection.Detector import VERSION, Calibration, Detector, at_own_size, load_detector
 from student_teacher.detection.regions import AnomalousRegion, regions_above
@@ -399,6 +399,21 @@ def test_regions_are_connected_and_have_box_area_scores_and_centre():
         AnomalousRegion(4, 2, 3, 4, area=7, peak=4, mean=22 / 7, centre_x=33 / 7, centre_y=23 / 7),
     ]
     assert regions_above(anomaly_map, 8) == []
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_regions_of_a_large_map_are_found_in_bands_as_in_the_whole(monkeypatch, rows):
+    rng = np.random.default_rng(0)
+    for share in (0.05, 0.4, 0.6, 1.0):
+        anomaly_map = rng.random((19, 23)).astype(np.float32)
+        anomaly_map[5] = 0  # nothing in this row
+        threshold = np.quantile(anomaly_map, 1 - share)
+        whole = regions_above(anomaly_map, threshold)
+        with monkeypatch.context() as patched:
+            patched.setattr(regions, "BAND", 23 * rows)
+            found = regions_above(anomaly_map, threshold)
+        assert [region._replace(mean=0) for region in found] == [region._replace(mean=0) for region in whole] != []
+        assert [region.mean for region in found] == pytest.approx([region.mean for region in whole], rel=1e-12)
 
 
 def test_regions_csv_has_the_regions_that_python_gives_also_after_a_stop(folder, pictures, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, TiffImagePlugin
 
+from student_teacher.images import reading
 from student_teacher.images.arrays import picture_of
 from student_teacher.images.folders import images_below, told
 from student_teacher.images.reading import (
@@ -20,6 +21,8 @@ from student_teacher.images.reading import (
     load_mask,
     load_reduced,
     load_rgb,
+    map_file,
+    mapped,
     pages_of,
     stem_of,
 )
@@ -198,6 +201,13 @@ def test_transparent_parts_show_white(tmp_path):
     assert pixels(save(Image.new("RGB", (1, 1), (7, 8, 9)), tmp_path / "c.png", transparency=(7, 8, 9))).min() == 255
 
 
+def test_transparent_parts_of_a_large_image_show_white_too(tmp_path, monkeypatch):
+    path = save(Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)), tmp_path / "a.png")
+    whole = pixels(path)
+    monkeypatch.setattr(reading, "AT_ONCE", 14)  # two rows
+    assert np.array_equal(pixels(path), whole)
+
+
 @pytest.mark.parametrize("suffix", ["tif", "jpg"])
 def test_cmyk_shows_its_colours(tmp_path, suffix):
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
@@ -294,6 +304,13 @@ def test_a_large_jpeg_is_read_smaller_and_upright(tmp_path, turned, least, facto
     assert size == (240, 400) and found.size == (400 // factor, 240 // factor)
     difference = np.asarray(found, int) - np.asarray(load_rgb(path).resize(found.size, Image.Resampling.BOX), int)
     assert np.abs(difference).mean() < 4
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (70_000, 2), (2, 70_000)])
+def test_a_map_is_read_as_it_was_written_by_pillow_too(tmp_path, shape):
+    values, path = np.random.default_rng(0).standard_normal(shape).astype(np.float32), tmp_path / "map.tiff"
+    path.write_bytes(map_file(values))
+    assert np.array_equal(mapped(path), values) and np.array_equal(np.asarray(Image.open(path)), values)
 
 
 def test_what_is_no_jpeg_is_read_whole(tmp_path):

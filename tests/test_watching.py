@@ -12,6 +12,7 @@ from PIL import Image
 
 from student_teacher.detection.Detector import Detector, load_detector
 from student_teacher.reports import watching
+from student_teacher.runtime import prefetch
 from student_teacher.runtime.errors import UserError
 from tests.test_detector import CATEGORY, folder, run  # noqa: F401  (a fixture)
 
@@ -154,3 +155,38 @@ def test_what_does_not_go_with_watching_is_refused(line, tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=told):
             run(line._detector, tmp_path, *options)
+
+
+def test_what_a_kill_leaves_of_an_image_does_not_stop_the_next_start(line, monkeypatch):
+    path, content = line.picture("a.png")
+    path.write_bytes(content)
+    options = ("--save", "maps", "overlays")
+
+    def killed(*_):
+        raise KeyboardInterrupt  # once map and overlay are written, before the decision is
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watching.Watch, "_decide", killed)
+        line.watch(options=options)
+    maps = line.output / "anomaly_maps" / "line"
+    assert [file.name for file in maps.iterdir()] == ["a.png.tiff"] and line.rows() == []
+    (maps / ".a.png.tiff.0123abcd").write_bytes(b"half")
+    line.watch(options=options)
+    assert [file.name for file in maps.iterdir()] == ["a.png.tiff"]
+    assert [row["path"] for row in line.rows()] == [str(path)]
+
+
+def test_ctrl_c_ends_watching_also_right_after_a_decision(line, monkeypatch):
+    path, content = line.picture("a.png")
+    path.write_bytes(content)
+    shutdown, closed = prefetch.ThreadPoolExecutor.shutdown, []
+
+    def interrupted(pool, **options):
+        shutdown(pool, **options)
+        closed.append(pool)
+        if len(closed) == 2:  # those that load, then those that write
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(prefetch.ThreadPoolExecutor, "shutdown", interrupted)
+    line.watch(lambda: pytest.fail("it goes on"))
+    assert len(line.rows()) == 1

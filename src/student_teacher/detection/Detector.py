@@ -298,8 +298,10 @@ def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 def _lowered(anomaly_map, ignored):
-    """The map with the lowest score of what counts wherever it is ignored."""
-    return anomaly_map if ignored is None else np.where(ignored, anomaly_map[~ignored].min(), anomaly_map)
+    """The map, in which whatever is ignored now has the lowest score of what counts."""
+    if ignored is not None:  # in place: the map of a line scan has a gigabyte
+        anomaly_map[ignored] = anomaly_map.min(where=~ignored, initial=np.inf)
+    return anomaly_map
 
 
 def load_detector(

@@ -92,7 +92,7 @@ class Evaluation:
             pixel_threshold: the same for pixels of the maps.
             ignored: of each image, nonzero where pixels do not count, neither as good nor as defect.
             on_disk: a folder for nameless files with the pixels of good regions, which can be more than memory holds.
-                Maps are read one after another: they may come from files too. None: in memory.
+                Maps and masks are read one after another: they may come from files too. None: in memory.
 
         Raises:
             ValueError: lengths or sizes that differ, a score that is not finite, a good image with a mask that is not
@@ -168,16 +168,19 @@ class Evaluation:
     ) -> Groups:
         anomaly_maps, masks = pixels.check(anomaly_maps, ground_truth)
         for index, mask in enumerate(masks):
+            self._unmasked[index] = self._anomalous[index] and mask is None
             if not self._anomalous[index] and mask is not None and mask.any():
                 raise ValueError(f"image {index} is labelled good and has a mask that is not empty")
-        self._unmasked = self._anomalous & np.array([mask is None for mask in masks], dtype=bool)
 
         def of(members):
             chosen = np.flatnonzero(members & ~self._unmasked)
             of_group = None if regions is None else [regions[index] for index in chosen]
             unseen = None if ignored is None else [ignored[index] for index in chosen]
-            chosen_maps = pixels.OnDemand(lambda number: anomaly_maps[chosen[number]], len(chosen))
-            return pixels.gather(chosen_maps, [masks[i] for i in chosen], of_group, unseen, on_disk=on_disk)
+            of_chosen = (
+                pixels.OnDemand(lambda number, each=each: each[chosen[number]], len(chosen))
+                for each in (anomaly_maps, masks)
+            )
+            return pixels.gather(*of_chosen, of_group, unseen, on_disk=on_disk)
 
         return Groups(of(~self._anomalous), {kind: of(self._members(kind)) for kind in self.kinds})
 

@@ -52,15 +52,17 @@ class Pixels(NamedTuple):
         return found, len(self.good) - bisect_left(self.good, threshold)
 
 
-def check(anomaly_maps: Maps, ground_truth: Masks) -> tuple[Sequence[np.ndarray], list[np.ndarray | None]]:
-    """Maps and masks as arrays, the maps on demand.
+def check(anomaly_maps: Maps, ground_truth: Masks) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray | None]]:
+    """Maps and masks as arrays, on demand.
 
     Raises:
         ValueError: sizes or lengths that differ, or a score that is not finite.
     """
     given = anomaly_maps
     anomaly_maps = OnDemand(lambda number: np.asarray(given[number]), len(given))
-    masks = [None if mask is None else np.asarray(mask) for mask in ground_truth]
+    masks = OnDemand(
+        lambda number: None if (mask := ground_truth[number]) is None else np.asarray(mask), len(ground_truth)
+    )
     if len(anomaly_maps) != len(masks):
         raise ValueError(f"{len(anomaly_maps)} anomaly maps, but {len(masks)} masks")
     for index, (scores, mask) in enumerate(zip(anomaly_maps, masks, strict=True)):

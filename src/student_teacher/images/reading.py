@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tifffile
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from student_teacher.images import labelme
@@ -46,6 +47,8 @@ TiffImagePlugin.OPEN_INFO |= {
     for order, values in ((b"II", "F;64F"), (b"MM", "F;64BF"))
     for white_is_one in (0, 1)
 }
+
+AT_ONCE = 2**22  # pixels that are converted together: else a large image takes many times its own memory
 
 # Pillow refuses twice as much: the scan of a line camera has 200 megapixels.
 Image.MAX_IMAGE_PIXELS = 125_000_000
@@ -223,14 +226,19 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> memoryview:
     """The bytes of the picture as a file of a kind, such as "PNG", with Pillow's options."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
-    return buffer.getbuffer()  # not a copy: maps of line scans have a gigabyte
+    return buffer.getbuffer()  # not a copy
+
+
+def map_file(values: np.ndarray) -> memoryview:
+    """The bytes of a TIFF with the float32 values (H,W), not compressed."""
+    buffer = io.BytesIO()  # tifffile copies the values once, Pillow twice: maps of line scans have a gigabyte
+    tifffile.imwrite(buffer, values, metadata=None, software=False)
+    return buffer.getbuffer()
 
 
 def mapped(path: Path) -> np.ndarray:
-    """The values (H,W) of a float32 TIFF of ours, mapped from the file: only what is looked at is in memory."""
-    with Image.open(path) as image:
-        (offset,) = image.tag_v2[TiffImagePlugin.STRIPOFFSETS]  # Pillow writes one strip, not compressed
-        return np.memmap(path, np.float32, "r", offset, image.size[::-1])
+    """The values (H,W) of a TIFF of `map_file`, mapped from the file: only what is looked at is in memory."""
+    return tifffile.memmap(path, mode="r")
 
 
 def load_mask(path: str | Path, threshold: float | None = None) -> Image.Image:
@@ -421,10 +429,19 @@ def _to_rgb(decoded, value_range):
         if alpha:
             image.putalpha(alpha)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image):
+    """RGB of an image with transparent parts."""
+    opaque = Image.new("RGB", image.size)
+    rows = max(1, AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", part.size, "white")
+        opaque.paste(Image.alpha_composite(white, part).convert("RGB"), (0, top))
+    return opaque
 
 
 def _deep_values(decoded):
@@ -432,8 +449,10 @@ def _deep_values(decoded):
     if decoded.image.mode == "F" or decoded.image.mode.startswith("I"):
         return np.asarray(decoded.image)
     if decoded.low_bytes:
-        upper, lower = (np.asarray(image)[..., :3].astype(np.uint16) for image in (decoded.image, decoded.low_bytes()))
-        return upper * 256 + lower
+        values = np.asarray(decoded.image)[..., :3].astype(np.uint16)
+        values *= 256
+        values += np.asarray(decoded.low_bytes())[..., :3]
+        return values
     return None
 
 
@@ -455,7 +474,7 @@ def to_8_bit(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """uint8 of the same shape: the range becomes 0 to 255, values beyond it are clipped, NaN becomes 0."""
     low, high = value_range
     levels = np.empty(values.shape, np.uint8)
-    rows = max(1, 2**22 // max(1, values[:1].size))  # at once, else a large image takes many times its own memory
+    rows = max(1, AT_ONCE // max(1, values[:1].size))
     for start in range(0, len(values), rows):
         part = np.nan_to_num(values[start : start + rows].astype(np.float64), nan=low)
         levels[start : start + rows] = np.rint(np.clip((part - low) / (high - low), 0, 1) * 255)

@@ -1,6 +1,6 @@
 """The test images of a category: their maps, scores and pictures, and where these go."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ from AnomalyDataset import AnomalyDataset
 from student_teacher.detection.Detector import Detector
 from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.pixels import OnDemand
+from student_teacher.images.ignored import packed, unpacked
 from student_teacher.images.index import kind_of, place_of
-from student_teacher.images.reading import at_most, encoded, mapped, stem_of
+from student_teacher.images.reading import at_most, map_file, mapped, stem_of
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import shown_side, with_ignored
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
@@ -32,7 +33,7 @@ class TestedImages:
         scores: their image scores, float64 (n,).
         labels: 0 for good, 1 for a defect: (n,).
         kinds: the kind of defect of each.
-        masks: where the defects are, bool (H,W); None for an image without a mask.
+        masks: where the defects are, bool (H,W), unpacked when they are asked for; None for an image without a mask.
         All but labels and kinds are there after `detect`.
     """
 
@@ -45,7 +46,7 @@ class TestedImages:
         self.kinds = [kind_of(row) for row in dataset.rows]
         self.maps = OnDemand(lambda number: mapped(self.map_of(number)), len(dataset))
         self.scores = np.empty(0)
-        self.masks: list[np.ndarray | None] = []
+        self.masks: Sequence[np.ndarray | None] = []
 
     def map_of(self, number: int) -> Path:
         """The file of an image's anomaly map."""
@@ -89,10 +90,10 @@ class TestedImages:
             if small_map is not None:
                 with alone(sample["size"][0] * sample["size"][1]):
                     anomaly_map = detector.at_own_size(small_map, sample["size"])
-                    write_atomically(self.map_of(number), encoded(Image.fromarray(anomaly_map), "TIFF"))
+                    write_atomically(self.map_of(number), map_file(anomaly_map))
                 page.save_image(number, with_ignored(detector, at_most(sample["image"], LARGE_SIDE)))
                 log.put(sample["path"], score)
-            return score, np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None
+            return score, packed(np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None)
 
         predictions = map(predict, numbers, prefetched(dataset.__getitem__, numbers))
         kept = prefetched(keep, predictions, finish=True)
@@ -101,7 +102,7 @@ class TestedImages:
                 values.append(value)
         if distributed.active():
             scores, masks = (distributed.in_order(found) for found in (scores, masks))
-        self.scores, self.masks = np.array(scores), masks
+        self.scores, self.masks = np.array(scores), OnDemand(lambda number: unpacked(masks[number]), len(masks))
 
     def draw(self, evaluation: Evaluation, measures: dict, wanted: Collection[str]) -> None:
         """Draw curves, figures and page, as far as they are `wanted`: see SAVED."""

@@ -17,7 +17,7 @@ from student_teacher.detection.decisions import Decisions
 from student_teacher.detection.Detector import Detector
 from student_teacher.detection.regions import AnomalousRegion, regions_above
 from student_teacher.images.folders import images_below, told
-from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, pages_of
+from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, map_file, pages_of
 from student_teacher.reports import figures
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files, page_pictures
 from student_teacher.runtime import distributed
@@ -139,7 +139,8 @@ class Inspector:
 
     def inspected(self, files: Sequence[tuple[int, Path, Path]]) -> Iterator[tuple[Path, Row | str]]:
         """For each (number, path, name): the name, and its row of the table or the reason why it can't be read."""
-        predictions = map(self._predict, files, prefetched(self._load, files))
+        # In this order: a generator that is not read to its end loses a Ctrl-C while it is being closed.
+        predictions = map(self._predict, prefetched(self._load, files), files)
         return prefetched(self._write, predictions, finish=True)
 
     def _load(self, file):
@@ -148,7 +149,7 @@ class Inspector:
         except UserError as error:
             return str(error)
 
-    def _predict(self, file, loaded):
+    def _predict(self, loaded, file):
         number, _, name = file
         if isinstance(loaded, str):
             return Prediction(number, name, loaded)
@@ -163,8 +164,7 @@ class Inspector:
     def _written(self, prediction):
         anomaly_map = self.detector.at_own_size(prediction.anomaly_map, prediction.size)
         if "maps" in self.outputs.kinds:
-            content = encoded(Image.fromarray(anomaly_map), "TIFF")
-            write_atomically(self.outputs.path_of("maps", prediction.name), content)
+            write_atomically(self.outputs.path_of("maps", prediction.name), map_file(anomaly_map))
         if self.outputs.kinds & {"overlays", "page"}:
             self._write_pictures(prediction)
         row = self._row(prediction.score, anomaly_map)

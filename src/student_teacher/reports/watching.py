@@ -6,7 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -18,7 +18,7 @@ from student_teacher.images.folders import files_below, told
 from student_teacher.images.reading import is_image, pages_of
 from student_teacher.reports.inspection import COLUMNS, Inspector, Outputs, Row, stamp_of, write_tables
 from student_teacher.runtime.errors import UserError, shown
-from student_teacher.runtime.files import real_path, writing
+from student_teacher.runtime.files import real_path, remove_unfinished, writing
 from student_teacher.runtime.ledger import Ledger, own_files
 from student_teacher.runtime.resume_log import ResumeLog
 
@@ -130,7 +130,8 @@ class Watch:
 
     def __init__(self, inspector: Inspector, source: Folders | Lines, log: ResumeLog):
         self._inspector, self._source, self._log = inspector, source, log
-        self.done: dict[str, list] = log.entries()  # by path: its stamp, and of each page path and row
+        # By path: its stamp, of each page path and row, and what pages a kill may have left files of.
+        self.done: dict[str, list] = log.entries()
         self.broken: set[Path] = set()
         self._seen: dict[Path, Stamp | None] = {}  # in the last look
         self._left: dict[Path, Stamp | None] = {}  # no images, or broken for too long
@@ -154,10 +155,14 @@ class Watch:
                 else:
                     self._left[path] = stamp
                     self._others.add(path)
-        found = self._inspector.inspected([file for path, _, pages in ready for file in self._files(path, pages)])
-        decided = [
-            self._decide(path, stamp, {page: next(found)[1] for page in pages}, write) for path, stamp, pages in ready
-        ]
+        for path, _, pages in ready if self._inspector.outputs.kinds else ():
+            self._log.put(str(path), [*self.done.get(str(path), [[], []])[:2], list(map(str, pages))])
+        files = [file for path, _, pages in ready for file in self._files(path, pages)]
+        with closing(self._inspector.inspected(files)) as found:  # closed by the garbage collector it loses a Ctrl-C
+            decided = [
+                self._decide(path, stamp, {page: next(found)[1] for page in pages}, write)
+                for path, stamp, pages in ready
+            ]
         return any(decided)
 
     def passed_over(self) -> list[str]:
@@ -194,11 +199,17 @@ class Watch:
 
 
 def written_before(log: ResumeLog, source: Folders | Lines, output: Path) -> set[Path]:
-    """Maps and overlays of the images in the log, as far as they are there."""
-    pages = [(path, page) for path, (_, rows) in log.entries().items() for page, _ in rows]
+    """Maps and overlays of the images in the log, as far as they are there; what is half-written is removed."""
+    pages = [
+        (path, page)
+        for path, (_, rows, *begun) in log.entries().items()
+        for page in {*(page for page, _ in rows), *(page for each in begun for page in each)}
+    ]
     names = [source.name_of(Path(path)).with_name(Path(page).name) for path, page in pages]
     outputs = Outputs(output, frozenset({"maps", "overlays"}))
-    return {picture for name in names for picture in outputs.pictures_of(name) if picture.exists()}
+    pictures = {picture for name in names for picture in outputs.pictures_of(name)}
+    remove_unfinished(pictures)
+    return {picture for picture in pictures if picture.exists()}
 
 
 def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outputs: Outputs, *, overwrite: bool) -> int:
@@ -229,7 +240,7 @@ def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outpu
     if (others := {path for path in there if path.resolve() not in own}) and not overwrite:
         raise UserError(f"{min(others)}: not written by this command: move it away, or give another --output")
     watching = Watch(Inspector(detector, decisions, outputs), source, log)
-    rows = [(page, Row(*row)) for _, pages in log.entries().values() for page, row in pages]
+    rows = [(page, Row(*row)) for _, pages, *_ in log.entries().values() for page, row in pages]
     write_tables(output, rows)
     with _appended(files[1]) as decided, _appended(files[2]) as regions:
 
