@@ -9,12 +9,12 @@ ends by Ctrl-C once all are decided. Rows of its tables may be in any order, and
 times of the files.
 
     OMP_NUM_THREADS=1 python3 benchmarks/kills.py --kills 100
-    OMP_NUM_THREADS=1 python3 benchmarks/kills.py --kills 30 --watch
+    OMP_NUM_THREADS=1 python3 benchmarks/kills.py --kills 30 --only watch
 
 Prints for each command how many kills there were, by signal, how many came too late, and how many runs to the end were
 the same. What does not hold is a line "WRONG", and the exit status is then 1. The category is one of small random
 images. Each run is a fork of one process that has everything imported, so that starting takes no time. Students of a
-frozen backbone start over after each kill, so they get a tenth of the kills, and a tenth of the usual steps.
+frozen backbone get a tenth of the usual steps.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ import anomaly_detection  # noqa: E402
 import students_training  # noqa: E402
 from student_teacher.reports import watching  # noqa: E402
 from student_teacher.runtime.command_line import positive, seed  # noqa: E402
-from student_teacher.runtime.errors import run  # noqa: E402
+from student_teacher.runtime.errors import UserError, run  # noqa: E402
 from student_teacher.training import backbone_students  # noqa: E402
 from tests.test_stages import CATEGORY, prepared_category  # noqa: E402
 
@@ -250,7 +250,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     """Read the command line."""
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=positive, default=100, help="at least so many, all commands together (100)")
-    options.add_argument("--watch", action="store_true", help="kill --watch alone")
+    options.add_argument("--only", default="", metavar="TEXT", help="the commands whose name has this in it (all)")
     options.add_argument("--seed", type=seed, default=0, help="of the moments and signals (default 0)")
     return options.parse_args(arguments)
 
@@ -279,8 +279,11 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         log, every = scratch / "log.txt", commands(scratch)
+        chosen = [command for command in every if args.only in command.name]
+        if not chosen:
+            raise UserError(f"--only {args.only}: the commands are {'; '.join(command.name for command in every)}")
         for number, command in enumerate(every):
-            if number and args.watch and not command.watched:
+            if number and command not in chosen:
                 continue
             refer(command, log)
             if number == 0:
@@ -291,9 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 f"trial {number}: {sum(sum(each.kills.values()) for each in every)} kills", file=sys.stderr, flush=True
             )
-            others = [command for command in every[1:] if command.watched or not args.watch]
-            often = number % 10 != 9 or args.watch
-            trial(others[number % len(others)] if often else every[0], chance, log)
+            trial(chosen[number % len(chosen)], chance, log)
             number += 1
     columns = [*signs, "ended by itself", "too late"]
     rows = [
