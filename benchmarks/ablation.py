@@ -71,7 +71,7 @@ def combined(
     *,
     only: int | None = None,
 ) -> Tensor:
-    """Standardised errors, as of BackboneDetector.standardised -> (N,M,h,w), global students with this `weight`.
+    """Standardised errors, as of BackboneDetector.standardised -> (N,h,w), global students with this `weight`.
 
     All levels that count for the `use`, or `only` the one with this index.
     """
@@ -84,7 +84,8 @@ def combined(
         ]
         if levels:
             means[kind] = mean_of_levels(levels, size)
-    return means[LOCAL] + weight * (means[GLOBAL] - means[LOCAL]) if len(means) == 2 else means.popitem()[1]
+    both = means[LOCAL] + weight * (means[GLOBAL] - means[LOCAL]) if len(means) == 2 else means.popitem()[1]
+    return both[:, 0]
 
 
 def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) -> dict[str, Callable[[], tuple]]:
@@ -138,16 +139,18 @@ def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
             teacher, maps = described.teacher_and_maps(sets, seen_size((side, side)), compute, backbone)
             good = [level[:learned] for level in maps]
             groups = backbone_students.look_alikes(good, teacher.strides)
-            fitted = backbone_students.fit_errors(teacher, good, groups, compute)
-            networks, _ = backbone_students.calibrated(teacher, *fitted)
-            plain, _ = backbone_students.calibrated(teacher, *fitted[:2], without_expectations(fitted[2]))
+            *students, found_in, unseen_by = backbone_students.fit_errors(teacher, good, groups, compute)
+            networks, plain = (
+                backbone_students.calibrated(teacher, *students, which, unseen_by=unseen_by)[0]
+                for which in (found_in, without_expectations(found_in))
+            )
             errors = described.errors(networks, [level[learned:] for level in maps], compute)
             first = not found
             for way, work in ways(networks, errors, plain).items():
                 if first or way == "default":
                     label = way if first else ", ".join(filter(None, (name, f"at {side} x {side}")))
                     maps_of, scored = work()
-                    measures = described.measures(maps_of.mean(1).cpu(), scoring.image_scores(scored).tolist(), samples)
+                    measures = described.measures(maps_of.cpu(), scoring.image_scores(scored).tolist(), samples)
                     found[label] = measures["image_au_roc"], measures["au_pro"]
     return found
 

@@ -76,8 +76,10 @@ def measure(category: str, args: Namespace) -> list[dict]:
         indices = sorted(index for group in learned for index in group)
         place = {index: order for order, index in enumerate(indices)}
         renumbered = [[place[index] for index in group] for group in learned]
-        fitted = backbone_students.fit_errors(teacher, [level[indices] for level in maps], renumbered, compute)
-        networks, calibration = backbone_students.calibrated(teacher, *fitted)
+        *fitted, unseen_by = backbone_students.fit_errors(
+            teacher, [level[indices] for level in maps], renumbered, compute
+        )
+        networks, calibration = backbone_students.calibrated(teacher, *fitted, unseen_by=unseen_by)
         tested = aside + list(range(good, len(maps[0])))
         found_in = networks.maps_of(described.errors(networks, [level[tested] for level in maps], compute))
         scores = scoring.image_scores(found_in.scored_maps, args.image_score).tolist()

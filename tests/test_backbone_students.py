@@ -1,5 +1,7 @@
 """The frozen backbone and its students: levels, local students, calibration, the whole of stage 3."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 import mvtec_dataset
 import students_training
 from student_teacher.detection import scoring
+from student_teacher.detection.AnomalyDetector import Maps
 from student_teacher.detection.BackboneDetector import (
     GLOBAL,
     LOCAL,
@@ -20,7 +23,7 @@ from student_teacher.detection.BackboneDetector import (
     Errors,
     Standardisation,
 )
-from student_teacher.detection.Detector import confident_rate, load_detector
+from student_teacher.detection.Detector import Calibration, confident_rate, load_detector
 from student_teacher.images import preprocessing
 from student_teacher.runtime.errors import UserError
 from student_teacher.students.LocalStudent import LocalStudent, neighbourhoods
@@ -134,18 +137,36 @@ def test_the_score_subtracts_expected_errors():
     assert errors.of(SCORE)[GLOBAL][0].eq(1).all() and errors.of(SCORE)[LOCAL][0].eq(0).all()
 
 
-def test_the_map_is_of_all_local_students_and_the_score_the_mean_of_theirs(trained):
+def test_of_several_local_students_one_can_be_chosen_for_each_image():
+    level = torch.arange(12.0).view(2, 3, 1, 2)
+    of_global = torch.ones(2, 1, 1, 2)
+    errors = Errors({GLOBAL: [of_global], LOCAL: [level]}, {GLOBAL: [level], LOCAL: [level]}).by([2, 0])
+    assert torch.equal(errors.actual[GLOBAL][0], of_global)
+    for part in (errors.actual[LOCAL], *errors.expected.values()):
+        assert part[0].tolist() == [[[[4, 5]]], [[[6, 7]]]]
+
+
+def test_left_out_scores_gain_what_scoring_by_all_students_together_changes(trained):
+    """By how much: a detector of all students, and one of each alone, on images that none has learned from."""
     networks = load_detector(trained / "model" / "blobs" / "detector.pt", precision="float32").networks
-    images = smooth(2, seed=9)
-    together = networks.maps(images)
+    images = smooth(5, seed=9)
+    with torch.inference_mode():
+        errors = networks.errors(images)
+    gains = backbone_students.ensemble_gains(networks, errors, None)
     all_students, alone = networks.local_students, []
+    together = networks.maps(images).scored_maps
     for number in range(backbone_students.FOLDS):
         networks.local_students = nn.ModuleList(nn.ModuleList([students[number]]) for students in all_students)
-        alone.append(networks.maps(images))
-    assert together.scored_maps.shape == (2, backbone_students.FOLDS, 16, 20)
-    torch.testing.assert_close(together.scored_maps, torch.cat([maps.scored_maps for maps in alone], 1))
-    scores = torch.stack([scoring.image_scores(maps.scored_maps) for maps in alone])
-    torch.testing.assert_close(scoring.image_scores(together.scored_maps), scores.mean(0))
+        alone.append(networks.maps(images).scored_maps)
+    for name, found in gains.items():
+        score = partial(scoring.image_scores, image_score=name)
+        expected = score(together) - sum(map(score, alone)) / len(alone)
+        torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-5)
+    good = [Maps(alone[0], alone[0])]
+    plain, corrected = Calibration(good).scores(), Calibration(good, gains=gains).scores()
+    expected = (scoring.image_scores(alone[0]).double() + gains["top"]).sort().values
+    torch.testing.assert_close(corrected, expected)
+    assert not torch.equal(plain, corrected)
 
 
 def test_in_the_map_students_count_for_more_where_they_are_expected_to_err_less(trained):

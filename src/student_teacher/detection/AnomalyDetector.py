@@ -81,10 +81,10 @@ class Scale(nn.Module):
 
 
 class Maps(NamedTuple):
-    """What a detector computes for images. With patch students it is the same map twice."""
+    """What a detector computes for images. With patch students both are the same."""
 
     anomaly_maps: Tensor  # float32 (N,h,w), over the whole image: where the defects are
-    scored_maps: Tensor  # (N,M,h,w): an image's score is the mean of the scores of its M maps
+    scored_maps: Tensor  # the same shape: image scores are computed from these
 
 
 class AnomalyDetector(nn.Module):
@@ -116,7 +116,7 @@ class AnomalyDetector(nn.Module):
             scores = scale.combine(*scoring.error_and_variance(teacher, students, pixels), self.normalisation)
             total = total + scoring.at_every_pixel(scores, self.stride, images.shape[2:])
         maps = total / len(self.scales)
-        return Maps(maps, maps[:, None])
+        return Maps(maps, maps)
 
     def _apply(self, fn, *args, **kwargs) -> Self:
         super()._apply(fn, *args, **kwargs)

@@ -28,25 +28,32 @@ class Errors(NamedTuple):
     expected: dict[str, list[Tensor]]  # the distances that each of M local students expects without a defect
 
     def of(self, use: str) -> dict[str, list[Tensor]]:
-        """For the map the errors of all students together, M = 1; for the score the actual minus the expected ones.
+        """Errors of all students together, M = 1: for the map the actual ones, for the score minus the expected ones.
 
-        All together is the root of the mean squared error: the paper's regression error plus predictive variance.
+        Together is the root of the mean squared error: the paper's regression error plus predictive variance.
         """
+        actual = {kind: [error.square().mean(1, True).sqrt() for error in self.actual[kind]] for kind in KINDS}
         if use == MAP:
-            return {
-                kind: [error.square().mean(1, keepdim=True).sqrt() for error in self.actual[kind]] for kind in KINDS
-            }
+            return actual
         return {
             kind: [
-                error - F.interpolate(expected, error.shape[2:], mode="bilinear")
-                for error, expected in zip(self.actual[kind], self.expected[kind], strict=True)
+                error - F.interpolate(expected.mean(1, True), error.shape[2:], mode="bilinear")
+                for error, expected in zip(actual[kind], self.expected[kind], strict=True)
             ]
             for kind in KINDS
         }
 
+    def by(self, students: Sequence[int] | Tensor) -> Self:
+        """For each image the errors of only one of the M local students, (N,): M = 1."""
+
+        def chosen(level):
+            return level if level.shape[1] == 1 else level[torch.arange(len(level)), students][:, None]
+
+        return Errors(*({kind: list(map(chosen, levels)) for kind, levels in part.items()} for part in self))
+
 
 class Standardisation(nn.Module):
-    """Values (N,M,h,w) -> (value - mean) / std, with one mean and std of good images (section 3.2 of the paper)."""
+    """Values (N,1,h,w) -> (value - mean) / std, with one mean and std of good images (section 3.2 of the paper)."""
 
     def __init__(self, mean: Tensor, std: Tensor):
         super().__init__()
@@ -87,9 +94,6 @@ class BackboneDetector(nn.Module):
     parts whose position varies, errors are large on good images too. The map keeps the plain errors: around a large
     defect the surroundings are abnormal, and the expected errors are too high.
 
-    The map is that of all local students together. The score is the mean of M scores, each from one local student of
-    every neighbourhood: good images are calibrated by the one that has not seen them, and the scores must compare.
-
     `local_students` has a list of M students for each of `neighbourhoods(teacher.strides)`. `calibrate` sets the
     standardisations.
     """
@@ -122,15 +126,12 @@ class BackboneDetector(nn.Module):
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> Maps:
-        """Anomaly maps (N,H/8,W/8) of uint8 images (N,3,H,W), and the maps (N,M,H/8,W/8) that image scores use."""
+        """Anomaly maps of uint8 images (N,3,H,W), and the maps that image scores use; both (N,H/8,W/8)."""
         return self.maps_of(self.errors(images))
 
     def maps_of(self, errors: Errors) -> Maps:
         """As `maps`, from the result of `errors`."""
-        maps, scored = (
-            self._combined(use, self.standardised(use, errors), self.weights(use, errors)) for use in (MAP, SCORE)
-        )
-        return Maps(maps[:, 0], scored)
+        return Maps(*(self._combined(use, self.standardised(use, errors), errors) for use in (MAP, SCORE)))
 
     def errors(self, images: Tensor) -> Errors:
         """Errors of all students on uint8 images (N,3,H,W)."""
@@ -151,7 +152,7 @@ class BackboneDetector(nn.Module):
 
     @torch.inference_mode()
     def calibrate(self, errors: Errors, ignored: np.ndarray | None = None) -> Maps:
-        """Set the standardisations from the `errors` on good images, M = 1: of students that have not seen them.
+        """Set the standardisations from the `errors` on good images of students that have not seen them.
 
         Regions to ignore (h,w) do not count.
 
@@ -163,11 +164,11 @@ class BackboneDetector(nn.Module):
             for kind, levels in errors.of(use).items():
                 parts, scores[kind] = zip(*(Standardisation.fit(level, ignored) for level in levels), strict=True)
                 self.standardisations[use][kind] = nn.ModuleList(parts)
-            found.append(self._combined(use, scores, self.weights(use, errors)))
-        return Maps(found[0][:, 0], found[1])
+            found.append(self._combined(use, scores, errors))
+        return Maps(*found)
 
     def standardised(self, use: str, errors: Errors) -> dict[str, list[Tensor]]:
-        """The errors, standardised for MAP or SCORE: for GLOBAL and LOCAL a list of levels, (N,M,h,w) each."""
+        """The errors, standardised for MAP or SCORE: for GLOBAL and LOCAL a list of levels, (N,1,h,w) each."""
         by, values = self.standardisations[use], errors.of(use)
         return {kind: [s(v) for s, v in zip(by[kind], values[kind], strict=True)] for kind in KINDS}
 
@@ -178,13 +179,13 @@ class BackboneDetector(nn.Module):
         expected = self._means(MAP, {kind: [level.mean(1, True) for level in errors.expected[kind]] for kind in KINDS})
         return 1 / (1 + (1 / self.map_weight - 1) * (expected[GLOBAL] / expected[LOCAL]).square())
 
-    def _combined(self, use, scores, weights):
-        """Standardised errors, (N,M,h,w) per level -> (N,M,H/8,W/8)."""
+    def _combined(self, use, scores, errors):
+        """Standardised errors, (N,1,h,w) per level -> (N,H/8,W/8)."""
         means = self._means(use, scores)
-        return means[LOCAL] + weights * (means[GLOBAL] - means[LOCAL])
+        return (means[LOCAL] + self.weights(use, errors) * (means[GLOBAL] - means[LOCAL]))[:, 0]
 
     def _means(self, use, values):
-        """For GLOBAL and LOCAL the means of the levels that count, (N,M,h,w) each -> (N,M,H/8,W/8)."""
+        """For GLOBAL and LOCAL the means of the levels that count, (N,1,h,w) each -> (N,1,H/8,W/8)."""
         return {
             kind: mean_of_levels(
                 [level for level, stride in zip(values[kind], strides, strict=True) if counts(use, stride)],
@@ -237,7 +238,7 @@ def sort_expected(expected: dict[str, list], around: Neighbourhood, logs: Tensor
 
 
 def mean_of_levels(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Maps (N,M,h,w) of any sizes, interpolated to `size` and averaged over the levels."""
+    """Maps (N,1,h,w) of any sizes, interpolated to `size` and averaged over the levels."""
     return sum(F.interpolate(level, size, mode="bilinear") for level in levels) / len(levels)
 
 

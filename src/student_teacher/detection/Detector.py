@@ -1,6 +1,6 @@
 """A trained detector in one file: image in, anomaly map, score, p-value and decision out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,10 +69,18 @@ class Calibration:
     Image scores give conformal p-values; quantiles of the pixels' scores give the pixel threshold.
     """
 
-    def __init__(self, found: Iterable[Maps], ignored: np.ndarray | None = None, *, shared: bool = False):
+    def __init__(
+        self,
+        found: Iterable[Maps],
+        ignored: np.ndarray | None = None,
+        *,
+        shared: bool = False,
+        gains: Mapping[str, Tensor] | None = None,
+    ):
         """From those images' maps, without regions to ignore (h,w).
 
-        `shared`: each of several processes gives the maps of its share of the images.
+        `shared`: each of several processes gives the maps of its share of the images. `gains` (n,), by image score, are
+        added to the images' scores.
         """
         scores: list[dict[str, Tensor]] = []
         pixels = PixelQuantiles(shared)
@@ -87,7 +95,8 @@ class Calibration:
             pixels.update(image.anomaly_maps[:, seen])
         if shared:
             scores = [each for part in distributed.gathered(scores) for each in part]
-        self._scores = {name: torch.cat([each[name] for each in scores]).sort().values for name in scoring.IMAGE_SCORES}
+        together = {name: torch.cat([each[name] for each in scores]) for name in scoring.IMAGE_SCORES}
+        self._scores = {name: (own + gains[name] if gains else own).sort().values for name, own in together.items()}
         self._pixels = torch.from_numpy(pixels.at(np.linspace(0, 1, QUANTILES)))
 
     def scores(self, image_score: str = scoring.IMAGE_SCORES[0]) -> Tensor:

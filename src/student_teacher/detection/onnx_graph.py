@@ -135,7 +135,7 @@ def _lowered(graph, maps, seen):
 
 
 def _backbone_maps(graph, networks: BackboneDetector, images):
-    """BackboneDetector.maps: anomaly map (N,1,rows,columns) and scored maps (N,M,rows,columns)."""
+    """BackboneDetector.maps: anomaly map and scored map, (N,1,rows,columns) each."""
     maps = _levels(graph, networks.teacher, images)
     errors = {GLOBAL: [_global_error(graph, *both) for both in zip(networks.global_students, maps, strict=True)]}
     errors[LOCAL] = []
@@ -163,8 +163,6 @@ def _standardised_errors(graph, networks, use, both):
             score = errors[kind][level]
             if use == SCORE:
                 score = graph("Sub", score, _resized(graph, expected[kind][level], networks.grid(stride)))
-            elif kind == LOCAL:
-                score = graph("Sqrt", graph("ReduceMean", graph("Mul", score, score), [1]))
             mean, std = (value.numpy(force=True) for value in (by.mean, by.std))
             found[kind].append(graph("Div", graph("Sub", score, mean), std))
     return found
@@ -183,11 +181,7 @@ def _weights(graph, networks, use, expected):
     """BackboneDetector.weights."""
     if use == SCORE:
         return np.float32(SCORE_WEIGHT)
-    levels = {
-        kind: [graph("ReduceMean", expected[kind][level], [1]) for level in range(len(strides))]
-        for kind, strides in networks.strides.items()
-    }
-    means = _means(graph, networks, MAP, levels)
+    means = _means(graph, networks, MAP, expected)
     ratio = graph("Div", means[GLOBAL], means[LOCAL])
     odds = graph("Mul", graph("Mul", ratio, ratio), np.float32(1 / networks.map_weight - 1))
     return graph("Div", np.float32(1), graph("Add", odds, np.float32(1)))
@@ -257,7 +251,7 @@ def _global_error(graph, student: GlobalStudent, maps):
 
 
 def _local_errors(graph, around, students, maps):
-    """Errors.actual of these levels, and Errors.expected of the global levels and of these: (N,M,h,w) each."""
+    """The students' errors together at these levels, and expected ones at the global levels and at these: (N,1,h,w)."""
     stacked = graph("Concat", *(maps[level] for level in around.levels), axis=1)
     padded = graph("Pad", stacked, [REACH] * 4, "", [ROWS, COLUMNS], mode="reflect")
     channels, found, logs = students[0].channels, [], []
@@ -266,11 +260,12 @@ def _local_errors(graph, around, students, maps):
         difference = graph("Sub", _channels(graph, predicted, 0, first), stacked)
         ends = np.cumsum(channels).tolist()
         levels = (_channels(graph, difference, *part) for part in zip([0, *ends], ends, strict=False))
-        found.append([graph("ReduceL2", level, [1]) for level in levels])
+        found.append([graph("ReduceSumSquare", level, [1]) for level in levels])
         expects = graph("Exp", _channels(graph, predicted, first, student.layers[-1].out_channels))
         places = range(student.layers[-1].out_channels - first)
         logs.append([_channels(graph, expects, place, place + 1) for place in places])
-    return [[graph("Concat", *level, axis=1) for level in zip(*parts, strict=True)] for parts in (found, logs)]
+    squared, expected = ([graph("Mean", *level) for level in zip(*parts, strict=True)] for parts in (found, logs))
+    return [graph("Sqrt", level) for level in squared], expected
 
 
 def _patch_maps(graph, networks: AnomalyDetector, images):
@@ -393,26 +388,24 @@ def _at_every_pixel(graph, scores, stride, size):
 
 
 def _image_scores(graph, maps, image_score, seen):
-    """scoring.image_scores, of maps (N,M,H,W); `seen` (1,1,H,W) is None where all of a map counts."""
-    pixels = graph("Reshape", maps, [0, 0, -1])
+    """scoring.image_scores; `seen` (1,1,H,W) is None where all of a map counts."""
+    pixels = graph("Flatten", maps)
     if seen is not None:
         counted = graph("Cast", graph("Reshape", seen, [-1]), to=TensorProto.BOOL)
-        pixels = graph("Compress", pixels, counted, axis=2)
-    if image_score == "maximum":
-        pixels = graph("ReduceMax", pixels, [2])
-    elif image_score == "top":
+        pixels = graph("Compress", pixels, counted, axis=1)
+    if image_score == "top":
         pixels = _top_values(graph, pixels, _rounded_fraction(graph, pixels, scoring.TOP_FRACTION))
-    graph("ReduceMean", pixels, [1, 2], keepdims=0, output="scores")
+    graph("ReduceMax" if image_score == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")
 
 
 def _rounded_fraction(graph, values, fraction):
-    """The number of elements in a `fraction` of a row of (N,M,n), at least 1."""
-    number = graph("Cast", graph("Shape", values, start=2), to=TensorProto.DOUBLE)
+    """The number of elements in a `fraction` of a row of (N,n), at least 1."""
+    number = graph("Cast", graph("Shape", values, start=1), to=TensorProto.DOUBLE)
     return graph("Max", graph("Cast", graph("Round", graph("Mul", number, fraction)), to=TensorProto.INT64), 1)
 
 
 def _top_values(graph, values, number):
-    """The `number` largest of each row of (N,M,n), in any order."""
+    """The `number` largest of each row of (N,n), in any order."""
     top = f"{values}_top"
     graph.nodes.append(helper.make_node("TopK", [values, number], [top, f"{top}_places"], name=top, sorted=0))
     return top

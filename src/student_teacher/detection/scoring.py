@@ -72,16 +72,14 @@ def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor
 
 
 def image_scores(anomaly_maps: Tensor, image_score: str = IMAGE_SCORES[0], seen: Tensor | None = None) -> Tensor:
-    """One score per image, from its map (N,H,W) or its M maps (N,M,H,W), whose scores are averaged: (N,).
-
-    `image_score` is one of IMAGE_SCORES; `seen` (H,W) says which pixels count.
+    """One score per map, (N,H,W) -> (N,). `image_score` is one of IMAGE_SCORES; `seen` (H,W) says which pixels count.
 
     "maximum" is the paper's; it depends on a single pixel and so on noise. "top" is the mean of the highest 1 % of the
     pixels. "mean" is the mean of all pixels: for defects that change the whole image.
     """
-    pixels = anomaly_maps.flatten(-2) if seen is None else anomaly_maps[..., seen.to(anomaly_maps.device)]
+    pixels = anomaly_maps.flatten(1) if seen is None else anomaly_maps[:, seen.to(anomaly_maps.device)]
     if image_score == "maximum":
-        pixels = pixels.amax(-1)
-    elif image_score == "top":
-        pixels = pixels.topk(max(1, round(TOP_FRACTION * pixels.shape[-1])), sorted=False).values
-    return pixels.reshape(len(pixels), -1).mean(1)
+        return pixels.amax(1)
+    if image_score == "mean":
+        return pixels.mean(1)
+    return pixels.topk(max(1, round(TOP_FRACTION * pixels.shape[1])), sorted=False).values.mean(1)

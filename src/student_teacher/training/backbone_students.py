@@ -16,8 +16,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from tqdm import tqdm
 
+from student_teacher.detection import scoring
 from student_teacher.detection.BackboneDetector import GLOBAL, LOCAL, BackboneDetector, Errors, sort_expected
 from student_teacher.detection.Detector import Calibration
+from student_teacher.images import ignored as ignoring
 from student_teacher.images.store import ImageStore
 from student_teacher.runtime import device, distributed
 from student_teacher.runtime.bars import with_bar
@@ -68,8 +70,8 @@ def fit(
     groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
         print(f"{len(indices)} images of {len(groups)} parts: images that look alike are calibrated together")
-    fitted = fit_errors(teacher, maps, groups, compute, parts=parts)
-    detector, calibration = calibrated(teacher, *fitted, ignored=ignored)
+    *fitted, unseen_by = fit_errors(teacher, maps, groups, compute, parts=parts)
+    detector, calibration = calibrated(teacher, *fitted, unseen_by=unseen_by, ignored=ignored)
     print(
         f"global students explain {detector.explained:.0%} of the variance among good images, each left out of the fit"
     )
@@ -83,17 +85,21 @@ def fit_errors(
     compute: Compute,
     *,
     parts: FinishedParts | None = None,
-) -> tuple[list[GlobalStudent], list[list[LocalStudent]], Errors]:
-    """Students as BackboneDetector takes them, and the errors on each image of students that have not seen it.
+) -> tuple[list[GlobalStudent], list[list[LocalStudent]], Errors, Tensor]:
+    """Students as BackboneDetector takes them, their errors on the images, and which local student has not seen each.
 
     They are fitted to the teacher's maps of good images, (n,K,h,w) per level. Images of the same group of `groups` are
-    left out together. `parts` is as for `fit`.
+    left out together: the global students' errors are those without the image and its group. `parts` is as for `fit`.
     """
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
     students, left_out = zip(*(GlobalStudent.fit(level.to(compute.where), groups) for level in bar), strict=True)
     left_out = [errors.sqrt()[:, None] for errors in left_out]
-    cross_fitting = CrossFitting(folds_of(groups, FOLDS), compute, parts)
-    return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), cross_fitting)
+    folds = folds_of(groups, FOLDS)
+    unseen_by = torch.empty(len(maps[0]), dtype=torch.long)
+    for number, fold in enumerate(folds):
+        unseen_by[fold] = number
+    cross_fitting = CrossFitting(folds, compute, parts)
+    return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), cross_fitting), unseen_by
 
 
 def calibrated(
@@ -102,13 +108,33 @@ def calibrated(
     local_students: Sequence[Sequence[LocalStudent]],
     errors: Errors,
     *,
+    unseen_by: Tensor,
     ignored: np.ndarray | None = None,
 ) -> tuple[BackboneDetector, Calibration]:
-    """The detector of these students, calibrated with their `errors` on good images that they have not seen."""
+    """The detector of these students, calibrated with their `errors` on good images; arguments as of `fit_errors`."""
     detector = (
         BackboneDetector(teacher, global_students, local_students).to(teacher.projections[0].weight.device).eval()
     )
-    return detector, Calibration([detector.calibrate(errors, ignored)], ignored)
+    maps = detector.calibrate(errors.by(unseen_by), ignored)
+    return detector, Calibration([maps], ignored, gains=ensemble_gains(detector, errors, ignored))
+
+
+@torch.inference_mode()
+def ensemble_gains(detector: BackboneDetector, errors: Errors, ignored: np.ndarray | None) -> dict[str, Tensor]:
+    """What image scores (n,) gain, on average over the local students, where all score together and not one alone.
+
+    A new image is scored by all together, but a good image must be calibrated by the one that has not seen it. Together
+    their errors vary less from place to place, so scores are lower, and without this correction decisions too careful.
+    """
+    students = max(level.shape[1] for level in errors.actual[LOCAL])
+    alone = [errors.by([number] * len(errors.actual[LOCAL][0])) for number in range(students)]
+    all_maps = [detector.maps_of(which).scored_maps for which in (errors, *alone)]
+    seen = ignoring.seen(ignored, tuple(all_maps[0].shape[1:]))
+    found = {}
+    for name in scoring.IMAGE_SCORES:
+        together, *by_one = (scoring.image_scores(maps, name, seen).double().cpu() for maps in all_maps)
+        found[name] = together - sum(by_one) / students
+    return found
 
 
 def look_alikes(maps: Sequence[Tensor], strides: Sequence[int]) -> list[list[int]]:
@@ -251,7 +277,7 @@ def _correlations(maps):
 
 
 def _local_students(maps, global_errors, all_around: Sequence[Neighbourhood], cross_fitting: CrossFitting):
-    """For each neighbourhood its students, one per fold, and the errors of all students on images not seen.
+    """For each neighbourhood its students, one per fold, and the errors of all students on all images.
 
     `global_errors`, (n,1,h,w) per level, are those of the global students.
     """
@@ -259,17 +285,14 @@ def _local_students(maps, global_errors, all_around: Sequence[Neighbourhood], cr
     students, found, expected = [], [], {GLOBAL: [None] * len(maps), LOCAL: []}
     for around in all_around:
         stacked, channels = around.of(maps)
-        number, _, *size = stacked.shape
+        size = stacked.shape[2:]
         log_errors = [log_distance(F.adaptive_avg_pool2d(global_errors[level], size)) for level in around.global_levels]
-        targets, trained = Targets(stacked.to(where), channels, torch.cat(log_errors, 1)), []
-        squared = torch.empty(len(channels), number, *size)
-        logs = torch.empty(number, len(log_errors) + len(channels), *size)
-        for place, fold in enumerate(cross_fitting.folds):
-            trained.append(cross_fitting.student(place, around.stride, targets))
-            squared[:, fold], logs[fold] = _errors(trained[-1], targets.maps[fold])
+        targets = Targets(stacked.to(where), channels, torch.cat(log_errors, 1))
+        trained = [cross_fitting.student(fold, around.stride, targets) for fold in range(len(cross_fitting.folds))]
+        squared, logs = zip(*(_errors(student, targets.maps) for student in trained), strict=True)
         students.append(trained)
-        found += [level[:, None].sqrt().to(where) for level in squared]
-        sort_expected(expected, around, logs[:, None].to(where))
+        found += list(torch.stack(squared, 2).sqrt().to(where))
+        sort_expected(expected, around, torch.stack(logs, 1).to(where))
     return students, Errors({GLOBAL: list(global_errors), LOCAL: found}, expected)
 
 
