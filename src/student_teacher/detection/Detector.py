@@ -75,12 +75,12 @@ class Calibration:
         ignored: np.ndarray | None = None,
         *,
         shared: bool = False,
-        gains: Mapping[str, Tensor] | None = None,
+        gains: Mapping[str, float] | None = None,
     ):
         """From those images' maps, without regions to ignore (h,w).
 
-        `shared`: each of several processes gives the maps of its share of the images. `gains` (n,), by image score, are
-        added to the images' scores.
+        `shared`: each of several processes gives the maps of its share of the images. `gains`, by image score, are
+        added to all images' scores.
         """
         scores: list[dict[str, Tensor]] = []
         pixels = PixelQuantiles(shared)

@@ -120,8 +120,8 @@ def calibrated(
 
 
 @torch.inference_mode()
-def ensemble_gains(detector: BackboneDetector, errors: Errors, ignored: np.ndarray | None) -> dict[str, Tensor]:
-    """What image scores (n,) gain, on average over the local students, where all score together and not one alone.
+def ensemble_gains(detector: BackboneDetector, errors: Errors, ignored: np.ndarray | None) -> dict[str, float]:
+    """What image scores gain, on average over these images, where all local students score together and not one alone.
 
     A new image is scored by all together, but a good image must be calibrated by the one that has not seen it. Together
     their errors vary less from place to place, so scores are lower, and without this correction decisions too careful.
@@ -132,7 +132,7 @@ def ensemble_gains(detector: BackboneDetector, errors: Errors, ignored: np.ndarr
     seen = ignoring.seen(ignored, tuple(all_maps[0].shape[1:]))
     found = {}
     for name in scoring.IMAGE_SCORES:
-        together, *by_one = (scoring.image_scores(maps, name, seen).double().cpu() for maps in all_maps)
+        together, *by_one = (scoring.image_scores(maps, name, seen).double().mean().item() for maps in all_maps)
         found[name] = together - sum(by_one) / students
     return found
 
