@@ -16,7 +16,7 @@ from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE, BackboneTeac
 
 COARSE_STRIDE = 32  # levels with this stride show that there is a defect, but not where
 SHARPNESS = 4  # of the step in the map from local to global students, where global ones explain half of the variance
-LEAST_WEIGHT, SCORE_WEIGHT = 0.4, 0.6  # of global students in map and score: chosen on five data sets, used for all
+LEAST_WEIGHT, SCORE_WEIGHT = 0.4, 0.7  # of global students in map and score: chosen on five data sets, used for all
 GLOBAL, LOCAL = KINDS = "global", "local"  # students
 MAP, SCORE = "map", "score"  # what errors are standardised for
 
