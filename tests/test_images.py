@@ -21,10 +21,10 @@ from student_teacher.images.reading import (
     load_mask,
     load_reduced,
     load_rgb,
-    map_file,
     mapped,
     pages_of,
     stem_of,
+    write_map,
 )
 from student_teacher.images.value_range import common_range, extremes_of
 from student_teacher.runtime.errors import UserError
@@ -309,7 +309,7 @@ def test_a_large_jpeg_is_read_smaller_and_upright(tmp_path, turned, least, facto
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4), (70_000, 2), (2, 70_000)])
 def test_a_map_is_read_as_it_was_written_by_pillow_too(tmp_path, shape):
     values, path = np.random.default_rng(0).standard_normal(shape).astype(np.float32), tmp_path / "map.tiff"
-    path.write_bytes(map_file(values))
+    write_map(path, values)
     assert np.array_equal(mapped(path), values) and np.array_equal(np.asarray(Image.open(path)), values)
 
 

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from student_teacher.images import labelme
 from student_teacher.runtime.errors import UserError, shown
+from student_teacher.runtime.files import write_atomically
 from student_teacher.runtime.prefetch import LARGE, alone
 
 try:
@@ -229,15 +230,14 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> memoryview:
     return buffer.getbuffer()  # not a copy
 
 
-def map_file(values: np.ndarray) -> memoryview:
-    """The bytes of a TIFF with the float32 values (H,W), not compressed."""
-    buffer = io.BytesIO()  # tifffile copies the values once, Pillow twice: maps of line scans have a gigabyte
-    tifffile.imwrite(buffer, values, metadata=None, software=False)
-    return buffer.getbuffer()
+def write_map(path: Path, values: np.ndarray) -> None:
+    """Write float32 values (H,W) as a TIFF, not compressed, whole or not at all. Raises UserError if it can't."""
+    # Pillow copies the values, which take a gigabyte for a line scan.
+    write_atomically(path, partial(tifffile.imwrite, data=values, metadata=None, software=False))
 
 
 def mapped(path: Path) -> np.ndarray:
-    """The values (H,W) of a TIFF of `map_file`, mapped from the file: only what is looked at is in memory."""
+    """The values (H,W) of a TIFF of `write_map`, mapped from the file: only what is looked at is in memory."""
     return tifffile.memmap(path, mode="r")
 
 

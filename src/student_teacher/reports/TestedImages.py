@@ -12,13 +12,12 @@ from student_teacher.evaluation.Evaluation import Evaluation
 from student_teacher.evaluation.pixels import OnDemand
 from student_teacher.images.ignored import packed, unpacked
 from student_teacher.images.index import kind_of, place_of
-from student_teacher.images.reading import at_most, map_file, mapped, stem_of
+from student_teacher.images.reading import at_most, mapped, stem_of, write_map
 from student_teacher.reports import figures
 from student_teacher.reports.inspection import shown_side, with_ignored
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files
 from student_teacher.runtime import distributed
 from student_teacher.runtime.bars import with_bar
-from student_teacher.runtime.files import write_atomically
 from student_teacher.runtime.prefetch import alone, prefetched
 from student_teacher.runtime.resume_log import ResumeLog
 
@@ -90,7 +89,7 @@ class TestedImages:
             if small_map is not None:
                 with alone(sample["size"][0] * sample["size"][1]):
                     anomaly_map = detector.at_own_size(small_map, sample["size"])
-                    write_atomically(self.map_of(number), map_file(anomaly_map))
+                    write_map(self.map_of(number), anomaly_map)
                 page.save_image(number, with_ignored(detector, at_most(sample["image"], LARGE_SIDE)))
                 log.put(sample["path"], score)
             return score, packed(np.asarray(sample["mask"]) > 0 if dataset.rows[number]["gt_name"] else None)

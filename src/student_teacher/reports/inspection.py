@@ -17,7 +17,7 @@ from student_teacher.detection.decisions import Decisions
 from student_teacher.detection.Detector import Detector
 from student_teacher.detection.regions import AnomalousRegion, regions_above
 from student_teacher.images.folders import images_below, told
-from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, map_file, pages_of
+from student_teacher.images.reading import at_most, encoded, file_and_page, load_reduced, pages_of, write_map
 from student_teacher.reports import figures
 from student_teacher.reports.result_page import LARGE_SIDE, ResultPage, page_files, page_pictures
 from student_teacher.runtime import distributed
@@ -164,7 +164,7 @@ class Inspector:
     def _written(self, prediction):
         anomaly_map = self.detector.at_own_size(prediction.anomaly_map, prediction.size)
         if "maps" in self.outputs.kinds:
-            write_atomically(self.outputs.path_of("maps", prediction.name), map_file(anomaly_map))
+            write_map(self.outputs.path_of("maps", prediction.name), anomaly_map)
         if self.outputs.kinds & {"overlays", "page"}:
             self._write_pictures(prediction)
         row = self._row(prediction.score, anomaly_map)

@@ -6,17 +6,18 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from student_teacher.runtime.errors import UserError
 
 
-def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
+def write_atomically(path: Path, content: bytes | memoryview | str | Callable[[BinaryIO], None]) -> None:
     """Write a temporary file beside `path`, then rename it: an older file stays until the new one is complete.
 
-    Text is written as UTF-8; undecodable bytes of file names become question marks. Permissions are those of any new
-    file. Raises UserError if the file can't be written.
+    Text is written as UTF-8; undecodable bytes of file names become question marks. Instead of the content, a function
+    can write it into the open file. Permissions are those of any new file. Raises UserError if it can't be written.
     """
     if isinstance(content, str):
         content = content.encode(errors="replace")
@@ -26,7 +27,7 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as file:
-                file.write(content)
+                content(file) if callable(content) else file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut could leave an empty file under the new name
             temporary.replace(path)
@@ -41,7 +42,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+        reason = error.strerror or f"{error}; is the disk full?"  # NumPy says only how many values were not written
+        raise UserError(f"{path} can't be written: {reason}") from error
 
 
 def _beginning(name, length=200):
