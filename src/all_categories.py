@@ -157,8 +157,9 @@ def is_done(category: str, settings: Settings) -> bool:
         return False
     result = settings.results / category / (summary.METRICS if record.tested else summary.RECORD)
     images, models = settings.data / category, settings.model / category
+    index = index_path(images, settings.index)
     # The folder itself: a mask of regions to ignore may have gone. What lies deeper is_current knows.
-    sources = [models / "detector.pt", index_path(images, settings.index), images, *entries(images)]
+    sources = [models / "detector.pt", index, index.with_suffix(".json"), images, *entries(images)]
     for place in (models, settings.model / PRETRAINED, ROOT / "model" / PRETRAINED):
         sources += place.glob("*.pt")
     newest = result.stat().st_mtime_ns if result.exists() else 0
