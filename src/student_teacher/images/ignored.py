@@ -62,19 +62,18 @@ def painted_at(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return ndimage.binary_dilation(at(mask, size), EIGHT_CONNECTED)
 
 
-def painter(mask: np.ndarray | None) -> Callable[[Tensor], Tensor]:
-    """A function that paints over what is ignored in an RGB image (3,H,W) in uint8."""
+def painter(mask: np.ndarray | None) -> Callable[[Image.Image], Image.Image]:
+    """A function that paints over what is ignored in an RGB picture; the picture itself stays as it is."""
     if mask is None:
-        return lambda image: image
-    covered = lru_cache(maxsize=1)(lambda size: torch.from_numpy(painted_at(mask, size)))  # most images have one size
-    paint = torch.tensor(PAINT, dtype=torch.uint8)[:, None, None]
-    return lambda image: torch.where(covered(tuple(image.shape[1:])), paint, image)
+        return lambda picture: picture
+    covered = lru_cache(maxsize=1)(lambda size: Image.fromarray(painted_at(mask, size)))  # most images have one size
 
+    def paint(picture):
+        painted = picture.copy()
+        painted.paste(PAINT, mask=covered(picture.size[::-1]))
+        return painted
 
-def painted_over(mask: np.ndarray, picture: Image.Image) -> Image.Image:
-    """The RGB picture with what is ignored painted over, as `painter` does it."""
-    covered = Image.fromarray(painted_at(mask, picture.size[::-1]))
-    return Image.composite(Image.new("RGB", picture.size, PAINT), picture, covered)
+    return paint
 
 
 def seen(mask: np.ndarray | None, size: tuple[int, int]) -> Tensor:

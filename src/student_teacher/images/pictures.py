@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from student_teacher.images import preprocessing, reading
-from student_teacher.images.ignored import painted_over
+from student_teacher.images.ignored import painter
 from student_teacher.runtime.errors import UserError
 
 
@@ -30,7 +30,7 @@ class Pictures:
         ignored: np.ndarray | None = None,
     ):
         self._paths, self._image_size, self._budget, self._value_range = paths, image_size, budget, value_range
-        self._ignored = ignored
+        self._paint = painter(ignored)
         self._kept: dict[int, Image.Image] = {}
         self._broken: set[int] = set()
 
@@ -49,14 +49,13 @@ class Pictures:
         if index in self._kept:
             return self._kept[index]
         try:
-            picture = preprocessing.resize(reading.load_rgb(self._paths[index], self._value_range), self._image_size)
+            picture = reading.load_rgb(self._paths[index], self._value_range)
+            picture = self._paint(preprocessing.resize(picture, self._image_size))
         except UserError as error:
             if index not in self._broken:
                 self._broken.add(index)
                 print(f"left out: {error}", file=sys.stderr)
             return None
-        if self._ignored is not None:
-            picture = painted_over(self._ignored, picture)
         self._budget -= 3 * picture.width * picture.height
         if self._budget >= 0:
             self._kept[index] = picture

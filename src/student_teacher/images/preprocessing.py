@@ -27,7 +27,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 def image_transform(size: Size, ignored: np.ndarray | None = None) -> Callable[[Image.Image], Tensor]:
     """RGB picture -> uint8 (3,H,W), resized to `size` without aliasing; what is `ignored` (h,w) is painted over."""
     paint = painter(ignored)
-    return lambda image: paint(to_tensor(resize(image, size)))
+    return lambda image: to_tensor(paint(resize(image, size)))
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
