@@ -92,8 +92,8 @@ def mask_threshold(text: str) -> float | str:
     raise argparse.ArgumentTypeError(f"{text}: takes a number from 0 to below 255, or auto")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, prepare the category and say what it holds."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("category", help="the category's folder in the data folder, such as carpet")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of the categories (%(default)s)")
@@ -135,11 +135,20 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="FILE",
         help="also write a split for --split-csv in which no part is both learned from and tested on",
     )
-    arguments = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, prepare the category and say what it holds."""
+    arguments = parse_arguments(arguments)
     category = arguments.data / category_name(arguments.category)
-    reading = {"value_range": value_range(arguments.value_range), "mask_threshold": arguments.mask_threshold}
-    reading |= {"split_csv": arguments.split_csv, "index": arguments.index}
-    rows = prepare(category, **reading)
+    rows = prepare(
+        category,
+        value_range=value_range(arguments.value_range),
+        mask_threshold=arguments.mask_threshold,
+        split_csv=arguments.split_csv,
+        index=arguments.index,
+    )
     print(summary(category, rows, arguments.index))
     if arguments.check_leaks:
         from student_teacher.reports.leak_report import find_leaks, report  # late: it takes seconds to import

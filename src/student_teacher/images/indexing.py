@@ -38,8 +38,8 @@ def index_category(
 
     `value_range` of images of more than 8 bits: None for that of the training images, or the one that was given before;
     "auto" for that of the training images anyway. `mask_threshold` is that of `load_mask`, `split_csv` that of
-    `list_images`; None for the one that was given before, "auto" for none. `index` says where
-    the index is, as for `index_path`.
+    `list_images`; None for the one that was given before, "auto" for none. `index` says where the index is, as for
+    `index_path`.
 
     Raises:
         UserError: something is wrong; every wrong thing is named.
