@@ -89,7 +89,10 @@ def combined(
 
 
 def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) -> dict[str, Callable[[], tuple]]:
-    """The variants: each returns anomaly maps and scored maps. `plain` is calibrated without expected errors."""
+    """The variants, of errors with M = 1: each returns anomaly maps and scored maps.
+
+    `plain` is calibrated without expected errors.
+    """
     by = {use: networks.standardised(use, errors) for use in (MAP, SCORE)}
     raw = plain.standardised(SCORE, without_expectations(errors))
     of_map, of_score = (networks.weights(use, errors) for use in (MAP, SCORE))
@@ -139,12 +142,12 @@ def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
             teacher, maps = described.teacher_and_maps(sets, seen_size((side, side)), compute, backbone)
             good = [level[:learned] for level in maps]
             groups = backbone_students.look_alikes(good, teacher.strides)
-            *students, found_in, unseen_by = backbone_students.fit_errors(teacher, good, groups, compute)
-            networks, plain = (
-                backbone_students.calibrated(teacher, *students, which, unseen_by=unseen_by)[0]
-                for which in (found_in, without_expectations(found_in))
+            fitted = backbone_students.fit_students(teacher, good, groups, compute)
+            networks, _ = backbone_students.calibrated(teacher, fitted)
+            plain, _ = backbone_students.calibrated(
+                teacher, fitted._replace(errors=without_expectations(fitted.errors))
             )
-            errors = described.errors(networks, [level[learned:] for level in maps], compute)
+            errors = described.errors(networks, [level[learned:] for level in maps], compute).together()
             first = not found
             for way, work in ways(networks, errors, plain).items():
                 if first or way == "default":

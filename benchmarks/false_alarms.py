@@ -23,6 +23,7 @@ import numpy as np
 
 from AnomalyDataset import AnomalyDataset
 from student_teacher.detection import scoring
+from student_teacher.detection.Detector import alarms_allowed
 from student_teacher.images.index import LEARNED
 from student_teacher.runtime import command_line, device
 from student_teacher.runtime.bars import with_bar
@@ -76,17 +77,15 @@ def measure(category: str, args: Namespace) -> list[dict]:
         indices = sorted(index for group in learned for index in group)
         place = {index: order for order, index in enumerate(indices)}
         renumbered = [[place[index] for index in group] for group in learned]
-        *fitted, unseen_by = backbone_students.fit_errors(
-            teacher, [level[indices] for level in maps], renumbered, compute
-        )
-        networks, calibration = backbone_students.calibrated(teacher, *fitted, unseen_by=unseen_by)
+        fitted = backbone_students.fit_students(teacher, [level[indices] for level in maps], renumbered, compute)
+        networks, calibration = backbone_students.calibrated(teacher, fitted)
         tested = aside + list(range(good, len(maps[0])))
         found_in = networks.maps_of(described.errors(networks, [level[tested] for level in maps], compute))
         scores = scoring.image_scores(found_in.scored_maps, args.image_score).tolist()
         p_values = np.array([calibration.p_value(score, args.image_score) for score in scores])
         for rate in args.rates:
             anomalous = p_values <= rate
-            possible[rate].append(int(rate / calibration.smallest_rate + 1e-9) * calibration.smallest_rate)
+            possible[rate].append(alarms_allowed(len(indices), rate) * calibration.smallest_rate)
             observed[rate].append(anomalous[: len(aside)].mean())
             found[rate].append(anomalous[len(aside) :].mean() if len(aside) < len(tested) else None)
     return [

@@ -133,7 +133,7 @@ def test_the_score_subtracts_expected_errors():
     errors = Errors({GLOBAL: levels, LOCAL: levels}, {GLOBAL: [torch.full((1, 1, 4, 4), 2.0)], LOCAL: levels})
     assert errors.of(MAP)[GLOBAL][0].eq(3).all()
     several = Errors({GLOBAL: levels, LOCAL: [torch.tensor([1.0, 7.0]).view(1, 2, 1, 1)]}, {})
-    assert several.of(MAP)[LOCAL][0].tolist() == [[[[5]]]]  # the root of the mean squared error
+    assert several.together().of(MAP)[LOCAL][0].tolist() == [[[[5]]]]  # the root of the mean squared error
     assert errors.of(SCORE)[GLOBAL][0].eq(1).all() and errors.of(SCORE)[LOCAL][0].eq(0).all()
 
 

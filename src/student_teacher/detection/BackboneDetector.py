@@ -28,28 +28,40 @@ class Errors(NamedTuple):
     expected: dict[str, list[Tensor]]  # the distances that each of M local students expects without a defect
 
     def of(self, use: str) -> dict[str, list[Tensor]]:
-        """Errors of all students together, M = 1: for the map the actual ones, for the score minus the expected ones.
-
-        Together is the root of the mean squared error: the paper's regression error plus predictive variance.
-        """
-        actual = {kind: [error.square().mean(1, True).sqrt() for error in self.actual[kind]] for kind in KINDS}
+        """For the map the actual errors; for the score the actual minus the expected ones."""
         if use == MAP:
-            return actual
+            return self.actual
         return {
             kind: [
-                error - F.interpolate(expected.mean(1, True), error.shape[2:], mode="bilinear")
-                for error, expected in zip(actual[kind], self.expected[kind], strict=True)
+                error - F.interpolate(expected, error.shape[2:], mode="bilinear")
+                for error, expected in zip(self.actual[kind], self.expected[kind], strict=True)
             ]
             for kind in KINDS
         }
 
-    def by(self, students: Sequence[int] | Tensor) -> Self:
-        """For each image the errors of only one of the M local students, (N,): M = 1."""
+    def together(self) -> Self:
+        """The errors of all local students together: M = 1.
 
-        def chosen(level):
-            return level if level.shape[1] == 1 else level[torch.arange(len(level)), students][:, None]
+        The root of the mean squared error, which is the paper's regression error plus predictive variance; and the mean
+        of what they expect.
+        """
+        return Errors(
+            _each_level(lambda level: level.square().mean(1, True).sqrt(), self.actual),
+            _each_level(lambda level: level.mean(1, True), self.expected),
+        )
 
-        return Errors(*({kind: list(map(chosen, levels)) for kind, levels in part.items()} for part in self))
+    def by(self, students: int | Sequence[int] | Tensor) -> Self:
+        """The errors of one local student: the same for all images, or one for each (N,). M = 1."""
+        return Errors(
+            *(_each_level(lambda level: level[torch.arange(len(level)), students][:, None], part) for part in self)
+        )
+
+
+def _each_level(function, part):
+    """The part of Errors, with a function applied to each level that has several students."""
+    return {
+        kind: [level if level.shape[1] == 1 else function(level) for level in levels] for kind, levels in part.items()
+    }
 
 
 class Standardisation(nn.Module):
@@ -131,6 +143,7 @@ class BackboneDetector(nn.Module):
 
     def maps_of(self, errors: Errors) -> Maps:
         """As `maps`, from the result of `errors`."""
+        errors = errors.together()
         return Maps(*(self._combined(use, self.standardised(use, errors), errors) for use in (MAP, SCORE)))
 
     def errors(self, images: Tensor) -> Errors:
@@ -152,7 +165,7 @@ class BackboneDetector(nn.Module):
 
     @torch.inference_mode()
     def calibrate(self, errors: Errors, ignored: np.ndarray | None = None) -> Maps:
-        """Set the standardisations from the `errors` on good images of students that have not seen them.
+        """Set the standardisations from the `errors` on good images of students that have not seen them, M = 1.
 
         Regions to ignore (h,w) do not count.
 
@@ -168,15 +181,18 @@ class BackboneDetector(nn.Module):
         return Maps(*found)
 
     def standardised(self, use: str, errors: Errors) -> dict[str, list[Tensor]]:
-        """The errors, standardised for MAP or SCORE: for GLOBAL and LOCAL a list of levels, (N,1,h,w) each."""
+        """The errors, M = 1, standardised for MAP or SCORE: for GLOBAL and LOCAL a list of levels, (N,1,h,w) each."""
         by, values = self.standardisations[use], errors.of(use)
         return {kind: [s(v) for s, v in zip(by[kind], values[kind], strict=True)] for kind in KINDS}
 
     def weights(self, use: str, errors: Errors) -> Tensor | float:
-        """The weights of the global students, 0 to 1: for the map at each place, (N,1,H/8,W/8), for the score one."""
+        """The weights of the global students, 0 to 1: for the map at each place, (N,1,H/8,W/8), for the score one.
+
+        Of the errors, M = 1, the expected ones count.
+        """
         if use == SCORE:
             return SCORE_WEIGHT
-        expected = self._means(MAP, {kind: [level.mean(1, True) for level in errors.expected[kind]] for kind in KINDS})
+        expected = self._means(MAP, errors.expected)
         return 1 / (1 + (1 / self.map_weight - 1) * (expected[GLOBAL] / expected[LOCAL]).square())
 
     def _combined(self, use, scores, errors):

@@ -53,13 +53,18 @@ def conformal_p_value(good_scores: Tensor, score: float) -> float:
     return (1 + int((good_scores >= score).sum())) / (len(good_scores) + 1)
 
 
+def alarms_allowed(number: int, rate: float) -> int:
+    """How many of `number` + 1 good images may be called anomalous at this false-alarm rate, 0 to 1."""
+    return int(rate * (number + 1) + 1e-9)
+
+
 def confident_rate(number: int, rate: float) -> float:
     """The false-alarm rate, 0 to 1, that is not exceeded with CONFIDENCE when `number` good images calibrate `rate`.
 
     `rate` holds on average over all sets of `number` good images. For one set, the true rate follows a Beta
     distribution (Vovk 2012, "Conditional validity of inductive conformal predictors"); this is its upper bound.
     """
-    allowed = int(rate * (number + 1) + 1e-9)
+    allowed = alarms_allowed(number, rate)
     return float(beta.ppf(CONFIDENCE, allowed, number + 1 - allowed)) if allowed else 0.0
 
 
@@ -110,7 +115,7 @@ class Calibration:
     def threshold(self, rate: float, image_score: str = scoring.IMAGE_SCORES[0]) -> float:
         """The score from which the p-value is `rate` or less; infinity if too few images for any p-value so low."""
         scores = self._scores[image_score]
-        allowed = int(rate * (len(scores) + 1) + 1e-9) - 1  # scores that may lie above it
+        allowed = alarms_allowed(len(scores), rate) - 1  # scores that may lie above it
         return float("inf") if allowed < 0 else float(np.nextafter(scores[-1 - allowed].item(), np.inf))
 
     @property

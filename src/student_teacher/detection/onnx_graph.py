@@ -119,7 +119,7 @@ def _mask_at(graph, mask, size):
 
 
 def _painted(graph, mask):
-    """ignored.paint, of the input."""
+    """ignored.painter, of the input."""
     if mask is None:
         return "images"
     covered = _mask_at(graph, mask, _size(graph, "images"))

@@ -70,26 +70,35 @@ def fit(
     groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
         print(f"{len(indices)} images of {len(groups)} parts: images that look alike are calibrated together")
-    *fitted, unseen_by = fit_errors(teacher, maps, groups, compute, parts=parts)
-    detector, calibration = calibrated(teacher, *fitted, unseen_by=unseen_by, ignored=ignored)
+    detector, calibration = calibrated(
+        teacher, fit_students(teacher, maps, groups, compute, parts=parts), ignored=ignored
+    )
     print(
         f"global students explain {detector.explained:.0%} of the variance among good images, each left out of the fit"
     )
     return detector, calibration
 
 
-def fit_errors(
+class Fitted(NamedTuple):
+    """Students and their errors on the n good images that they were fitted to."""
+
+    global_students: Sequence[GlobalStudent]
+    local_students: Sequence[Sequence[LocalStudent]]  # as BackboneDetector takes them
+    errors: Errors  # the global students' without the image and its look-alikes, the local ones' of all M
+    unseen_by: Tensor  # (n,): which local student has not seen the image
+
+
+def fit_students(
     teacher: BackboneTeacher,
     maps: Sequence[Tensor],
     groups: Sequence[Sequence[int]],
     compute: Compute,
     *,
     parts: FinishedParts | None = None,
-) -> tuple[list[GlobalStudent], list[list[LocalStudent]], Errors, Tensor]:
-    """Students as BackboneDetector takes them, their errors on the images, and which local student has not seen each.
+) -> Fitted:
+    """Fit students to the teacher's maps of good images, (n,K,h,w) per level.
 
-    They are fitted to the teacher's maps of good images, (n,K,h,w) per level. Images of the same group of `groups` are
-    left out together: the global students' errors are those without the image and its group. `parts` is as for `fit`.
+    Images of the same group of `groups` are left out together. `parts` is as for `fit`.
     """
     bar = tqdm(maps, "global students", leave=False, dynamic_ncols=True)
     students, left_out = zip(*(GlobalStudent.fit(level.to(compute.where), groups) for level in bar), strict=True)
@@ -99,24 +108,18 @@ def fit_errors(
     for number, fold in enumerate(folds):
         unseen_by[fold] = number
     cross_fitting = CrossFitting(folds, compute, parts)
-    return students, *_local_students(maps, left_out, neighbourhoods(teacher.strides), cross_fitting), unseen_by
+    local_students, errors = _local_students(maps, left_out, neighbourhoods(teacher.strides), cross_fitting)
+    return Fitted(students, local_students, errors, unseen_by)
 
 
 def calibrated(
-    teacher: BackboneTeacher,
-    global_students: Sequence[GlobalStudent],
-    local_students: Sequence[Sequence[LocalStudent]],
-    errors: Errors,
-    *,
-    unseen_by: Tensor,
-    ignored: np.ndarray | None = None,
+    teacher: BackboneTeacher, fitted: Fitted, *, ignored: np.ndarray | None = None
 ) -> tuple[BackboneDetector, Calibration]:
-    """The detector of these students, calibrated with their `errors` on good images; arguments as of `fit_errors`."""
-    detector = (
-        BackboneDetector(teacher, global_students, local_students).to(teacher.projections[0].weight.device).eval()
-    )
-    maps = detector.calibrate(errors.by(unseen_by), ignored)
-    return detector, Calibration([maps], ignored, gains=ensemble_gains(detector, errors, ignored))
+    """The detector of these students, calibrated with their errors on good images; what is `ignored` does not count."""
+    detector = BackboneDetector(teacher, fitted.global_students, fitted.local_students)
+    detector.to(teacher.projections[0].weight.device).eval()
+    maps = detector.calibrate(fitted.errors.by(fitted.unseen_by), ignored)
+    return detector, Calibration([maps], ignored, gains=ensemble_gains(detector, fitted.errors, ignored))
 
 
 @torch.inference_mode()
@@ -126,8 +129,8 @@ def ensemble_gains(detector: BackboneDetector, errors: Errors, ignored: np.ndarr
     A new image is scored by all together, but a good image must be calibrated by the one that has not seen it. Together
     their errors vary less from place to place, so scores are lower, and without this correction decisions too careful.
     """
-    students = max(level.shape[1] for level in errors.actual[LOCAL])
-    alone = [errors.by([number] * len(errors.actual[LOCAL][0])) for number in range(students)]
+    students = len(detector.local_students[0])
+    alone = map(errors.by, range(students))
     all_maps = [detector.maps_of(which).scored_maps for which in (errors, *alone)]
     seen = ignoring.seen(ignored, tuple(all_maps[0].shape[1:]))
     found = {}
