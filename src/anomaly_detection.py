@@ -81,7 +81,7 @@ class Settings(Stage):
     )
     image_score: str | None = option(
         None,
-        "how pixel scores give the image's score: top, the mean of the highest 1 %%; maximum, the paper's, if defects "
+        "how pixel scores give the image's score: top, the mean of the highest 2 %%; maximum, the paper's, if defects "
         "are tiny and images free of noise; mean, for defects that change the whole image (default top; maximum if the "
         "students were trained with --paper)",
         choices=scoring.IMAGE_SCORES,

@@ -9,7 +9,7 @@ from torch import Tensor
 from FDFEAnomalyNet import FDFEAnomalyNet
 
 IMAGE_SCORES = ("top", "maximum", "mean")  # the first is the default
-TOP_FRACTION = 0.01  # of an image's pixels
+TOP_FRACTION = 0.02  # of an image's pixels
 TILE_DESCRIPTORS, TILE_PIXELS = 256, 512  # along each side of a tile; the smaller of the two limits holds
 
 
@@ -74,7 +74,7 @@ def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor
 def image_scores(anomaly_maps: Tensor, image_score: str = IMAGE_SCORES[0], seen: Tensor | None = None) -> Tensor:
     """One score per map, (N,H,W) -> (N,). `image_score` is one of IMAGE_SCORES; `seen` (H,W) says which pixels count.
 
-    "maximum" is the paper's; it depends on a single pixel and so on noise. "top" is the mean of the highest 1 % of the
+    "maximum" is the paper's; it depends on a single pixel and so on noise. "top" is the mean of the highest 2 % of the
     pixels. "mean" is the mean of all pixels: for defects that change the whole image.
     """
     pixels = anomaly_maps.flatten(1) if seen is None else anomaly_maps[:, seen.to(anomaly_maps.device)]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Number of components of whole maps to keep: half the number of images, within these limits. More don't predict better.
-FEWEST_COMPONENTS, MOST_COMPONENTS = 150, 320
+FEWEST_COMPONENTS, MOST_COMPONENTS = 100, 320
 PENALTY = 0.05  # of ridge regression, times the mean squared norm of a map
 FOLDS = 5  # to estimate the loss from dropping components
 
