@@ -192,7 +192,7 @@ def trial(command: Command, chance: random.Random, log: Path) -> None:
             os.kill(child, sign)
             status = ended(child, PATIENCE)
             command.kills[sign.name] += 1
-            if status not in (-sign, 130) and not (command.watched and sign == signal.SIGINT and status == 0):
+            if status not in (-sign, 130) and not (command.watched and sign != signal.SIGKILL and status == 0):
                 command.kills["ended by itself"] += 1
             command.wrong += not_whole(command.output)
         else:

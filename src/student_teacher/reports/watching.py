@@ -6,7 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -21,6 +21,7 @@ from student_teacher.runtime.errors import UserError, shown
 from student_teacher.runtime.files import real_path, remove_unfinished, writing
 from student_teacher.runtime.ledger import Ledger, own_files
 from student_teacher.runtime.resume_log import ResumeLog
+from student_teacher.runtime.stopping import stops_later
 
 PAUSE = 0.1  # seconds from one look to the next
 PATIENCE = 5.0  # seconds until a file that does not change, and can't be read, is named
@@ -126,10 +127,10 @@ class Lines:
 
 
 class Watch:
-    """Decides on files that arrive, and writes a line for each image."""
+    """Decides on files that arrive, until `stopped()`, and writes a line for each image."""
 
-    def __init__(self, inspector: Inspector, source: Folders | Lines, log: ResumeLog):
-        self._inspector, self._source, self._log = inspector, source, log
+    def __init__(self, inspector: Inspector, source: Folders | Lines, log: ResumeLog, stopped: Callable[[], bool]):
+        self._inspector, self._source, self._log, self._stopped = inspector, source, log, stopped
         # By path: its stamp, of each page path and row, and what pages a kill may have left files of.
         self.done: dict[str, list] = log.entries()
         self.broken: set[Path] = set()
@@ -140,7 +141,7 @@ class Watch:
 
     def look(self, write: Callable[[Sequence[tuple[str, Row]]], None]) -> bool:
         """Decide on files that are whole by now; whether there were any. `write` gets the paths and rows of each."""
-        ready = []
+        ready, decided = [], False
         for path in self._source():
             stamp = _stamp(path)
             settled, self._seen[path] = self._seen.get(path, ()) == stamp, stamp
@@ -158,12 +159,12 @@ class Watch:
         for path, _, pages in ready if self._inspector.outputs.kinds else ():
             self._log.put(str(path), [*self.done.get(str(path), [[], []])[:2], list(map(str, pages))])
         files = [file for path, _, pages in ready for file in self._files(path, pages)]
-        with closing(self._inspector.inspected(files)) as found:  # closed by the garbage collector it loses a Ctrl-C
-            decided = [
-                self._decide(path, stamp, {page: next(found)[1] for page in pages}, write)
-                for path, stamp, pages in ready
-            ]
-        return any(decided)
+        with closing(self._inspector.inspected(files)) as found:
+            for path, stamp, pages in ready:
+                if self._stopped():
+                    break
+                decided |= self._decide(path, stamp, {page: next(found)[1] for page in pages}, write)
+        return decided
 
     def passed_over(self) -> list[str]:
         """Lines that count and name the files that are there, but are no images by name."""
@@ -239,10 +240,10 @@ def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outpu
     }
     if (others := {path for path in there if path.resolve() not in own}) and not overwrite:
         raise UserError(f"{min(others)}: not written by this command: move it away, or give another --output")
-    watching = Watch(Inspector(detector, decisions, outputs), source, log)
     rows = [(page, Row(*row)) for _, pages, *_ in log.entries().values() for page, row in pages]
     write_tables(output, rows)
-    with _appended(files[1]) as decided, _appended(files[2]) as regions:
+    with stops_later() as stopped, _appended(files[1]) as decided, _appended(files[2]) as regions:
+        watching = Watch(Inspector(detector, decisions, outputs), source, log, stopped)
 
         def write(rows: Sequence[tuple[str, Row]]) -> None:
             for stream, lines, place in (
@@ -255,10 +256,9 @@ def watch(detector: Detector, decisions: Decisions, paths: Sequence[Path], outpu
                     stream.flush()
 
         print(",".join(COLUMNS), flush=True)
-        with suppress(KeyboardInterrupt):  # the way to end it
-            while not source.ended:
-                if not watching.look(write):
-                    time.sleep(PAUSE)
+        while not (source.ended or stopped()):
+            if not watching.look(write):
+                time.sleep(PAUSE)
     for line in watching.passed_over():
         print(line, file=sys.stderr)
     ledger.finish([*files, *written_before(log, source, output)])

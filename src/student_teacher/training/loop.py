@@ -1,7 +1,6 @@
 """The training loop that all stages share: progress bar, checkpoints, interruption and resuming."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from student_teacher.reports import figures
 from student_teacher.runtime import checkpoints, device, distributed
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.files import make_folder, write_atomically
+from student_teacher.runtime.stopping import stops_later
 
 SECONDS_BETWEEN_CHECKPOINTS = 60
 
@@ -55,33 +55,21 @@ class Training:
             raise UserError(f"{self._path} is not the same for all processes: all machines need the same model folder")
 
     def __iter__(self) -> Iterator[int]:
-        stopped: list[int] = []
-
-        def stop(number, _):
-            # The second Ctrl-C stops at once; the last checkpoint stays. torchrun always sends two signals.
-            if stopped and not distributed.active():
-                raise KeyboardInterrupt
-            stopped.append(number)
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         saved = time.monotonic()
-        try:
-            with tqdm(total=self.steps, initial=self.step, desc=self._kind, unit=" steps", dynamic_ncols=True) as bar:
-                self._bar = bar
-                while self.step < self.steps:
-                    yield self.step
-                    self.step += 1
-                    bar.update()
-                    due = time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
-                    stop_now, due = distributed.any_of(bool(stopped), due)
-                    if stop_now or due:
-                        self.save()
-                        saved = time.monotonic()
-                    if stop_now:
-                        raise KeyboardInterrupt
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        bar = tqdm(total=self.steps, initial=self.step, desc=self._kind, unit=" steps", dynamic_ncols=True)
+        with stops_later() as stopped, bar:
+            self._bar = bar
+            while self.step < self.steps:
+                yield self.step
+                self.step += 1
+                bar.update()
+                due = time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
+                stop_now, due = distributed.any_of(stopped(), due)
+                if stop_now or due:
+                    self.save()
+                    saved = time.monotonic()
+                if stop_now:
+                    raise KeyboardInterrupt
 
     def note(self, **figures: float) -> None:
         """Show figures beside the loss until they are replaced."""
