@@ -41,7 +41,7 @@ from PIL import Image  # noqa: E402
 
 import anomaly_detection  # noqa: E402
 import students_training  # noqa: E402
-from student_teacher.reports import watching  # noqa: E402
+from student_teacher.reports import inspection, watching  # noqa: E402
 from student_teacher.runtime.command_line import positive, seed  # noqa: E402
 from student_teacher.runtime.errors import UserError, run  # noqa: E402
 from student_teacher.training import backbone_students  # noqa: E402
@@ -49,6 +49,7 @@ from tests.test_stages import CATEGORY, prepared_category  # noqa: E402
 
 SIGNALS = (signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGINT)  # as often as they are drawn
 PATIENCE = 300.0  # seconds, for a run to the end
+WATCHES = ",".join(inspection.COLUMNS).encode()  # what --watch prints once it waits for images and for Ctrl-C
 
 
 @dataclass
@@ -66,6 +67,8 @@ class Command:
     wrong: list[str] = field(default_factory=list)
     arriving: list[Path] = field(default_factory=list)  # images that come into the folder `watched` while it runs
     watched: Path | None = None
+    log: Path = Path("log.txt")  # what its runs print
+    starts: int = 0  # how many have begun to watch
 
     def begin(self) -> None:
         """Remove all that earlier runs have left."""
@@ -73,28 +76,38 @@ class Command:
             shutil.rmtree(folder, ignore_errors=True)
         if self.watched:
             self.watched.mkdir()
+        self.log.write_bytes(b"")
 
     def feed(self) -> bool:
         """Let the next image arrive, perhaps; whether all that have arrived, and no others will, are decided."""
         missing = [path for path in self.arriving if not (self.watched / path.name).exists()]
         if missing and random.random() < 0.02:  # every tenth of a second, on average
             shutil.copyfile(missing[0], self.watched / missing[0].name)
-        table = self.output / "decisions.csv"
-        return not missing and table.exists() and table.read_bytes().count(b"\n") > len(self.arriving)
+        if missing or self.log.read_bytes().count(WATCHES) == self.starts:
+            return False
+        return (self.output / "decisions.csv").read_bytes().count(b"\n") > len(self.arriving)
 
 
-def start(command: Command, log: Path) -> int:
+def start(command: Command) -> int:
     """Fork a process that runs the command, and return its number."""
     sys.stdout.flush()
+    command.starts = command.log.read_bytes().count(WATCHES)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # Python forgets what comes during a fork
     if child := os.fork():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return child
     for stream in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
+        os.dup2(os.open(command.log, os.O_WRONLY | os.O_APPEND), stream)
     torch.set_num_threads(1)
     sys.argv = [f"{command.name}.py"]
     status = 1
+
+    def main():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return command.main(command.options)
+
     try:
-        run(lambda: command.main(command.options))
+        run(main)
     except SystemExit as ending:
         status = ending.code or 0
     finally:
@@ -121,9 +134,9 @@ def ended(child: int, timeout: float, command: Command | None = None) -> int | N
         time.sleep(0.002)
 
 
-def completed(command: Command, log: Path) -> int:
+def completed(command: Command) -> int:
     """Run the command to its end; -9 if it takes too long."""
-    child = start(command, log)
+    child = start(command)
     status = ended(child, PATIENCE, command)
     if status is None:
         os.kill(child, signal.SIGKILL)
@@ -181,13 +194,12 @@ def not_whole(folder: Path) -> list[str]:
     return found
 
 
-def trial(command: Command, chance: random.Random, log: Path) -> None:
+def trial(command: Command, chance: random.Random) -> None:
     """Run the command from the beginning, kill it once to three times, and run it to its end."""
     command.begin()
-    log.write_bytes(b"")
     for _ in range(chance.randint(1, 3)):
         sign, moment = chance.choice(SIGNALS), chance.uniform(0, command.seconds)
-        child = start(command, log)
+        child = start(command)
         if ended(child, moment, command) is None:
             os.kill(child, sign)
             status = ended(child, PATIENCE)
@@ -197,8 +209,8 @@ def trial(command: Command, chance: random.Random, log: Path) -> None:
             command.wrong += not_whole(command.output)
         else:
             command.kills["too late"] += 1
-    status = completed(command, log)
-    text = log.read_text(encoding="utf-8", errors="replace")
+    status = completed(command)
+    text = command.log.read_text(encoding="utf-8", errors="replace")
     if status or "Traceback" in text:
         command.wrong.append(f"exit status {status} in the end: {text[-1500:]}")
     there = contents_after(command)
@@ -255,14 +267,13 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     return options.parse_args(arguments)
 
 
-def refer(command: Command, log: Path) -> None:
+def refer(command: Command) -> None:
     """Run the command undisturbed, twice, to know what it writes, and that it always writes the same."""
     for _ in range(2):
         command.begin()
-        log.write_bytes(b"")
         begin = time.monotonic()
-        if status := completed(command, log):
-            text = log.read_text(encoding="utf-8", errors="replace")
+        if status := completed(command):
+            text = command.log.read_text(encoding="utf-8", errors="replace")
             command.wrong.append(f"exit status {status}, undisturbed: {text[-1500:]}")
         command.seconds = time.monotonic() - begin
         before, command.reference = command.reference, contents_after(command)
@@ -278,14 +289,15 @@ def main(arguments: list[str] | None = None) -> int:
     backbone_students.LOCAL_STEPS, backbone_students.COARSE_STEPS = 40, 20  # a tenth: fast, not good
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        log, every = scratch / "log.txt", commands(scratch)
+        every = commands(scratch)
         chosen = [command for command in every if args.only in command.name]
         if not chosen:
             raise UserError(f"--only {args.only}: the commands are {'; '.join(command.name for command in every)}")
         for number, command in enumerate(every):
             if number and command not in chosen:
                 continue
-            refer(command, log)
+            command.log = scratch / "log.txt"
+            refer(command)
             if number == 0:
                 shutil.copytree(command.output, scratch / "trained")
         signs = sorted({sign.name for sign in SIGNALS})
@@ -294,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 f"trial {number}: {sum(sum(each.kills.values()) for each in every)} kills", file=sys.stderr, flush=True
             )
-            trial(chosen[number % len(chosen)], chance, log)
+            trial(chosen[number % len(chosen)], chance)
             number += 1
     columns = [*signs, "ended by itself", "too late"]
     rows = [
