@@ -153,7 +153,9 @@ def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
                 if first or way == "default":
                     label = way if first else ", ".join(filter(None, (name, f"at {side} x {side}")))
                     maps_of, scored = work()
-                    measures = described.measures(maps_of.cpu(), scoring.image_scores(scored).tolist(), samples)
+                    measures = described.measures(
+                        maps_of.cpu(), scoring.image_scores(scored, networks.image_score).tolist(), samples
+                    )
                     found[label] = measures["image_au_roc"], measures["au_pro"]
     return found
 

@@ -107,7 +107,7 @@ def neighbours(detector: Detector, category: str, args: Namespace) -> dict:
     for sample, descriptors, size in descriptors_of(AnomalyDataset(args.data / category, type="test")):
         samples.append(sample)
         maps.append(torch.cat([torch.cdist(part, bank).amin(1) for part in descriptors.split(QUERIES)]).view(size))
-    scores = [scoring.image_scores(nearest[None]).item() for nearest in maps]
+    scores = [scoring.image_scores(nearest[None], scoring.TOP).item() for nearest in maps]
     found = described.measures(maps, scores, samples)
     return {"neighbours_image_au_roc": found["image_au_roc"], "neighbours_au_pro": found["au_pro"]}
 

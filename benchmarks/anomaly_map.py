@@ -67,7 +67,7 @@ def detect(detector: Callable, images: torch.Tensor, precision: str = "float32")
     """Maps (N,H,W) on the device, and the images' scores."""
     with device.autocast(images.device, precision):
         maps = detector(images)
-    return maps, scoring.image_scores(maps, "top").tolist()
+    return maps, scoring.image_scores(maps, scoring.TOP).tolist()
 
 
 def measure(args: Namespace) -> tuple[list[dict], list[dict], dict[str, float]]:

@@ -91,7 +91,7 @@ def detect(networks, precision, errors, images):
     """Maps and image scores, on the device; `errors` is the networks' method, or its compiled version."""
     with torch.no_grad(), device.autocast(images.device, precision):
         found = networks.maps_of(errors(images))
-        return found.anomaly_maps, scoring.image_scores(found.scored_maps)
+        return found.anomaly_maps, scoring.image_scores(found.scored_maps, scoring.SMOOTH)
 
 
 def measure(args: Namespace) -> list[dict]:

@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> Namespace:
     options.add_argument("--rates", type=command_line.fraction, nargs="+", default=[0.05, 0.1], metavar="X")
     options.add_argument("--splits", type=command_line.positive, default=20, help="random ones (default 20)")
     options.add_argument("--image-size", type=command_line.positive, default=512, help="height and width (default 512)")
-    options.add_argument("--image-score", choices=scoring.IMAGE_SCORES, default=scoring.IMAGE_SCORES[0])
+    options.add_argument("--image-score", choices=scoring.IMAGE_SCORES, default=scoring.SMOOTH)
     options.add_argument("--seed", type=command_line.seed, default=0)
     options.add_argument("--device", default="auto")
     options.add_argument("--precision", choices=device.PRECISIONS, default="auto")

@@ -223,10 +223,10 @@ def by_patch_students(good: Images, tested: ImageStore, args: Namespace) -> np.n
 
 
 def by_default_detector(good: Images, tested: ImageStore, compute: device.Compute) -> dict[str, np.ndarray]:
-    """Scores (n,) of test images by the default detector: those of the highest 1 % of its map, and its mean."""
+    """Scores (n,) of test images by the default detector: its own, and the mean of its map."""
     backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
     detector, _ = backbone_students.fit(backbone, BACKBONE_SIZE, good.at(BACKBONE_SIZE[0]), compute)
-    found = {"top": [], "mean": []}
+    found = {scoring.SMOOTH: [], scoring.MEAN: []}
     for images in in_batches(tested, list(range(len(tested))), "tests"):
         with compute.autocast():
             maps = detector.maps(images.to(compute.where)).scored_maps
@@ -246,7 +246,7 @@ def measure(good: Images, test: Images, stores: dict[int, ImageStore], args: Nam
     with redirect_stdout(None):  # what training says of each class
         found = by_default_detector(good, stores[BACKBONE_SIZE[0]], measuring.compute(args))
         patches = by_patch_students(good, stores[PATCH_SIZE], args)
-    scores = [patches, found["top"], found["mean"], by_nearest(good, test)]
+    scores = [patches, found[scoring.SMOOTH], found[scoring.MEAN], by_nearest(good, test)]
     labels = test.classes != good.classes[0]
     return {name: float(metrics.au_roc(values, labels)) for name, values in zip(METHODS, scores, strict=True)}
 

@@ -63,7 +63,7 @@ def detect(detector: Detector, images: torch.Tensor, precision: str) -> tuple[to
     """Maps and scores by PyTorch."""
     with device.autocast(images.device, precision):
         found = detector.networks.maps(images)
-    return found.anomaly_maps, scoring.image_scores(found.scored_maps)
+    return found.anomaly_maps, scoring.image_scores(found.scored_maps, scoring.SMOOTH)
 
 
 def measure(args: Namespace) -> list[dict]:

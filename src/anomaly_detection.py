@@ -81,9 +81,9 @@ class Settings(Stage):
     )
     image_score: str | None = option(
         None,
-        "how pixel scores give the image's score: top, the mean of the highest 2 %%; maximum, the paper's, if defects "
-        "are tiny and images free of noise; mean, for defects that change the whole image (default top; maximum if the "
-        "students were trained with --paper)",
+        "how pixel scores give the image's score: smooth, a smooth maximum; top, the mean of the highest 1 %%; "
+        "maximum, the paper's, if defects are tiny and images free of noise; mean, for defects that change the whole "
+        "image (default smooth; top for patch students; maximum if they were trained with --paper)",
         choices=scoring.IMAGE_SCORES,
     )
     normalisation: str | None = option(

@@ -163,9 +163,9 @@ def test_left_out_scores_gain_what_scoring_by_all_students_together_changes(trai
         expected = score(together) - sum(map(score, alone)) / len(alone)
         assert found == pytest.approx(expected.mean().item(), rel=1e-3, abs=1e-5)
     good = [Maps(alone[0], alone[0])]
-    plain, corrected = Calibration(good).scores(), Calibration(good, gains=gains).scores()
-    torch.testing.assert_close(corrected, plain + gains["top"])
-    assert gains["top"]
+    plain, corrected = (Calibration(good, gains=by).scores("smooth") for by in (None, gains))
+    torch.testing.assert_close(corrected, plain + gains["smooth"])
+    assert gains["smooth"]
 
 
 def test_in_the_map_students_count_for_more_where_they_are_expected_to_err_less(trained):
@@ -285,7 +285,7 @@ def test_training_goes_on_after_a_stop(trained, tmp_path, short, monkeypatch):
     assert [path.name for path in folder.iterdir()] == ["detector.pt"]
     found, expected = (load_detector(tmp_path / name / "blobs" / "detector.pt") for name in ("stopped", "undisturbed"))
     assert found.fingerprint == expected.fingerprint
-    assert torch.equal(found.calibration.scores(), expected.calibration.scores())
+    assert torch.equal(found.calibration.scores("smooth"), expected.calibration.scores("smooth"))
 
 
 def test_contradicting_options_are_refused(trained):
@@ -319,7 +319,7 @@ def test_onnx_gives_the_same(trained):
     expected = networks.maps(images)
     maps, scores = session.run(["maps", "scores"], {"images": images.numpy()})
     assert np.abs(maps - expected.anomaly_maps.numpy()).max() < 1e-4 * np.ptp(expected.anomaly_maps.numpy())
-    assert np.allclose(scores, scoring.image_scores(expected.scored_maps).numpy(), rtol=1e-4, atol=1e-4)
+    assert np.allclose(scores, scoring.image_scores(expected.scored_maps, "smooth").numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_sizes_are_rounded_to_what_a_backbone_accepts():

@@ -102,13 +102,14 @@ def test_p_values_are_conformal():
 @pytest.mark.parametrize("rate", (0.05, 0.1, 0.33, 0.5))
 def test_the_threshold_is_where_p_values_reach_the_rate(rate):
     calibration = calibration_of(good_maps(19))
-    threshold = calibration.threshold(rate)
-    assert calibration.p_value(threshold) <= rate < calibration.p_value(np.nextafter(threshold, -np.inf))
+    threshold = calibration.threshold(rate, "top")
+    below = np.nextafter(threshold, -np.inf)
+    assert calibration.p_value(threshold, "top") <= rate < calibration.p_value(below, "top")
 
 
 def test_too_few_images_can_not_guarantee_a_small_rate():
     calibration = calibration_of(good_maps(19))
-    assert calibration.threshold(0.04) == np.inf
+    assert calibration.threshold(0.04, "top") == np.inf
 
 
 @pytest.mark.slow
@@ -116,8 +117,8 @@ def test_good_images_are_flagged_at_the_requested_rate():
     flagged = []
     for split in range(60):
         calibration = calibration_of(good_maps(39, seed=2 + 2 * split))
-        scores = scoring.image_scores(good_maps(50, seed=3 + 2 * split))
-        flagged += [calibration.p_value(score) <= 0.1 for score in scores.double().tolist()]
+        scores = scoring.image_scores(good_maps(50, seed=3 + 2 * split), "top")
+        flagged += [calibration.p_value(score, "top") <= 0.1 for score in scores.double().tolist()]
     assert np.mean(flagged) == pytest.approx(0.1, abs=0.02)
 
 

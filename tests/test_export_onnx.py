@@ -93,11 +93,11 @@ def test_maps_and_scores_are_the_detectors_at_every_size(two_scales, size):
     require_same(*two_scales, pictures(*size))
 
 
-def test_the_score_is_the_mean_of_the_highest_fiftieth(tmp_path):
+def test_the_score_is_the_mean_of_the_highest_hundredth(tmp_path):
     session = exported(save_detector(tmp_path, [scale_of(33)]))
-    for size in ((5, 25), (5, 15), (7, 25), (16, 48)):  # 2.5, 1.5, 3.5 and 15.36 pixels are 2 %
+    for size in ((10, 25), (10, 15), (7, 50), (32, 48)):  # 2.5, 1.5, 3.5 and 15.36 pixels are a hundredth
         maps, scores = session.run(["maps", "scores"], {"images": pictures(*size).numpy()})
-        assert np.allclose(scores, scoring.image_scores(torch.from_numpy(maps)).numpy(), rtol=1e-6)
+        assert np.allclose(scores, scoring.image_scores(torch.from_numpy(maps), scoring.TOP).numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("patch_size", (17, 65))
@@ -118,7 +118,7 @@ def test_the_paper_s_detector(tmp_path, students):
     for size in ((23, 18), (48, 40)):
         require_same(session, detector, pictures(*size))
     good_scores = json.loads(session.get_modelmeta().custom_metadata_map["calibration_scores"])
-    assert good_scores == detector.calibration.scores("maximum").tolist() != detector.calibration.scores().tolist()
+    assert good_scores == detector.calibration.scores("maximum").tolist() != detector.calibration.scores("top").tolist()
 
 
 @pytest.mark.parametrize("size", ((48, 40), None))
@@ -127,7 +127,7 @@ def test_what_a_decision_needs_is_in_the_file(tmp_path, size):
     session = exported(path)
     metadata = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata["image_size"] == (list(size) if size else None)
-    good_scores = load_detector(path, device_name="cpu").calibration.scores()
+    good_scores = load_detector(path, device_name="cpu").calibration.scores("top")
     assert metadata["calibration_scores"] == good_scores.tolist()
 
 

@@ -19,7 +19,6 @@ from AnomalyDataset import AnomalyDataset
 from AnomalyNet import PATCH_SIZES, AnomalyNet
 from ExtendedAnomalyNet import ExtendedAnomalyNet
 from FDFEAnomalyNet import FDFEAnomalyNet
-from student_teacher.detection import scoring
 from student_teacher.detection.Detector import load_detector
 from student_teacher.images import category, preprocessing
 from student_teacher.runtime import checkpoints
@@ -402,7 +401,7 @@ def test_a_detector_trained_otherwise_is_refused(done, tmp_path):
         place.detect("--paper")
     detector = load_detector(place.detector)
     assert detector.paper is None
-    assert detector.image_score == scoring.IMAGE_SCORES[0]
+    assert detector.image_score == "top"
 
 
 def test_pictures_of_the_category_do_not_stand_for_imagenet(data, tmp_path):

@@ -94,6 +94,8 @@ class AnomalyDetector(nn.Module):
     `stride`-th pixel, and scores interpolated between. `normalisation` is one of NORMALISATIONS.
     """
 
+    image_score = scoring.TOP  # by default
+
     def __init__(self, scales: Sequence[Scale], stride: int = 1, normalisation: str = NORMALISATIONS[0]):
         super().__init__()
         self.scales = nn.ModuleList(scales)

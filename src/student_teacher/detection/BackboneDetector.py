@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from student_teacher.detection import scoring
 from student_teacher.detection.AnomalyDetector import Maps
 from student_teacher.images.ignored import seen
 from student_teacher.students.GlobalStudent import GlobalStudent
@@ -111,6 +112,7 @@ class BackboneDetector(nn.Module):
     """
 
     stride = FINEST_STRIDE
+    image_score = scoring.SMOOTH  # by default
 
     def __init__(
         self,

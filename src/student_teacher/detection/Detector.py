@@ -104,28 +104,33 @@ class Calibration:
         self._scores = {name: (own + gains[name] if gains else own).sort().values for name, own in together.items()}
         self._pixels = torch.from_numpy(pixels.at(np.linspace(0, 1, QUANTILES)))
 
-    def scores(self, image_score: str = scoring.IMAGE_SCORES[0]) -> Tensor:
+    def scores(self, image_score: str) -> Tensor:
         """The good images' scores, ascending: float64 (n,)."""
         return self._scores[image_score]
 
-    def p_value(self, score: float, image_score: str = scoring.IMAGE_SCORES[0]) -> float:
+    def p_value(self, score: float, image_score: str) -> float:
         """The conformal p-value of a score, in (0, 1]: how common scores at least as high are among good images."""
         return conformal_p_value(self._scores[image_score], score)
 
-    def threshold(self, rate: float, image_score: str = scoring.IMAGE_SCORES[0]) -> float:
+    def threshold(self, rate: float, image_score: str) -> float:
         """The score from which the p-value is `rate` or less; infinity if too few images for any p-value so low."""
         scores = self._scores[image_score]
         allowed = alarms_allowed(len(scores), rate) - 1  # scores that may lie above it
         return float("inf") if allowed < 0 else float(np.nextafter(scores[-1 - allowed].item(), np.inf))
 
     @property
+    def number(self) -> int:
+        """How many good images there are."""
+        return len(self._scores[scoring.MEAN])
+
+    @property
     def smallest_rate(self) -> float:
         """The smallest false-alarm rate that this number of images can guarantee."""
-        return 1 / (len(self.scores()) + 1)
+        return 1 / (self.number + 1)
 
     def promise(self, rate: float = FALSE_ALARM_RATE) -> str:
         """The guaranteed false-alarm rate, as a sentence for the user."""
-        number = len(self.scores())
+        number = self.number
         if rate < self.smallest_rate:
             return (
                 f"{number} good images can guarantee a false-alarm rate of {self.smallest_rate:.3f} at best: set "
@@ -156,11 +161,11 @@ class Calibration:
 class Detector:
     """Networks, sizes and calibration together. `load_detector` makes one.
 
-    `image_score`, one of scoring.IMAGE_SCORES, is its default. `paper` is None unless the students were trained with
-    --paper: then it lists their settings that differ from the published ones. `value_range` holds the values that
-    become black and white in images of more than 8 bits. `saved_threshold` is that of --save-threshold, if any.
-    Regions (h,w) that were `painted` over in training are painted over here too, and ignored, as are those of
-    `ignored`.
+    `image_score`, one of scoring.IMAGE_SCORES, is its default; None takes that of the networks. `paper` is None unless
+    the students were trained with --paper: then it lists their settings that differ from the published ones.
+    `value_range` holds the values that become black and white in images of more than 8 bits. `saved_threshold` is that
+    of --save-threshold, if any. Regions (h,w) that were `painted` over in training are painted over here too, and
+    ignored, as are those of `ignored`.
 
     detector = load_detector("model/magnetic_tile/detector.pt")
     found = detector("tile.png")
@@ -176,7 +181,7 @@ class Detector:
         calibrated_stride: int,
         where: torch.device,
         precision: str = "auto",
-        image_score: str = scoring.IMAGE_SCORES[0],
+        image_score: str | None = None,
         paper: Sequence[str] | None = None,
         value_range: ValueRange | None = None,
         saved_threshold: Threshold | None = None,
@@ -186,7 +191,7 @@ class Detector:
         self.painted = painted
         self._ignored = [mask for mask in (painted, ignored) if mask is not None]
         self.saved_threshold = saved_threshold
-        self.image_score, self.paper, self.value_range = image_score, paper, value_range
+        self.image_score, self.paper, self.value_range = image_score or networks.image_score, paper, value_range
         self._on = device.Compute(where, precision)
         self.networks = self._on.place(networks).eval()
         for student in getattr(networks, "global_students", ()):
@@ -365,7 +370,7 @@ def load_detector(
         networks = _patch_detector(path, content, patch_sizes, stride=stride, normalisation=normalisation)
         same = same and len(networks.scales) == len(content["scales"])
     calibration = Calibration.of_state(content["calibration"]) if same else None
-    remembered = {"image_score": content.get("image_score", scoring.IMAGE_SCORES[0]), "paper": content.get("paper")}
+    remembered = {"image_score": content.get("image_score"), "paper": content.get("paper")}
     remembered["value_range"] = content.get("value_range") and tuple(content["value_range"])
     remembered["saved_threshold"] = content.get("threshold") and Threshold(*content["threshold"])
     remembered |= {"painted": ignoring.unpacked(content.get("ignored")), "ignored": ignored}

@@ -393,9 +393,15 @@ def _image_scores(graph, maps, image_score, seen):
     if seen is not None:
         counted = graph("Cast", graph("Reshape", seen, [-1]), to=TensorProto.BOOL)
         pixels = graph("Compress", pixels, counted, axis=1)
-    if image_score == "top":
+    if image_score == scoring.SMOOTH:
+        temperature = np.float32(scoring.TEMPERATURE)
+        number = graph("Cast", graph("Shape", pixels, start=1), to=TensorProto.FLOAT)
+        total = graph("ReduceLogSumExp", graph("Div", pixels, temperature), [1], keepdims=0)
+        graph("Mul", graph("Sub", total, graph("Log", number)), temperature, output="scores")
+        return
+    if image_score == scoring.TOP:
         pixels = _top_values(graph, pixels, _rounded_fraction(graph, pixels, scoring.TOP_FRACTION))
-    graph("ReduceMax" if image_score == "maximum" else "ReduceMean", pixels, [1], keepdims=0, output="scores")
+    graph("ReduceMax" if image_score == scoring.MAXIMUM else "ReduceMean", pixels, [1], keepdims=0, output="scores")
 
 
 def _rounded_fraction(graph, values, fraction):

@@ -1,5 +1,6 @@
 """From descriptors to anomaly maps: the scores of section 3.2 of "Uninformed Students"."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from FDFEAnomalyNet import FDFEAnomalyNet
 
-IMAGE_SCORES = ("top", "maximum", "mean")  # the first is the default
-TOP_FRACTION = 0.02  # of an image's pixels
+IMAGE_SCORES = SMOOTH, TOP, MAXIMUM, MEAN = "smooth", "top", "maximum", "mean"
+TEMPERATURE = 0.6  # of the smooth maximum
+TOP_FRACTION = 0.01  # of an image's pixels
 TILE_DESCRIPTORS, TILE_PIXELS = 256, 512  # along each side of a tile; the smaller of the two limits holds
 
 
@@ -71,15 +73,18 @@ def at_every_pixel(scores: Tensor, stride: int, size: tuple[int, int]) -> Tensor
     return F.pad(between, (0, size[1] - columns, 0, size[0] - rows), mode="replicate")[:, 0]
 
 
-def image_scores(anomaly_maps: Tensor, image_score: str = IMAGE_SCORES[0], seen: Tensor | None = None) -> Tensor:
+def image_scores(anomaly_maps: Tensor, image_score: str, seen: Tensor | None = None) -> Tensor:
     """One score per map, (N,H,W) -> (N,). `image_score` is one of IMAGE_SCORES; `seen` (H,W) says which pixels count.
 
-    "maximum" is the paper's; it depends on a single pixel and so on noise. "top" is the mean of the highest 2 % of the
-    pixels. "mean" is the mean of all pixels: for defects that change the whole image.
+    "maximum" is the paper's; it depends on a single pixel and so on noise. "top" is the mean of the highest 1 % of the
+    pixels. "mean" is the mean of all pixels: for defects that change the whole image. "smooth" is a smooth maximum,
+    T log mean exp(pixel / T), for pixels that are standardised: a few high pixels raise it, and so do many raised ones.
     """
     pixels = anomaly_maps.flatten(1) if seen is None else anomaly_maps[:, seen.to(anomaly_maps.device)]
-    if image_score == "maximum":
+    if image_score == SMOOTH:
+        return TEMPERATURE * (torch.logsumexp(pixels / TEMPERATURE, 1) - math.log(pixels.shape[1]))
+    if image_score == MAXIMUM:
         return pixels.amax(1)
-    if image_score == "mean":
+    if image_score == MEAN:
         return pixels.mean(1)
     return pixels.topk(max(1, round(TOP_FRACTION * pixels.shape[1])), sorted=False).values.mean(1)

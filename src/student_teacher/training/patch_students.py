@@ -102,7 +102,7 @@ class PatchSettings(TrainingStage):
     normalisation: str = NORMALISATIONS[0]
     padding: str = PADDING
     schedule: str = "cosine"
-    image_score: str = scoring.IMAGE_SCORES[0]
+    image_score: str = scoring.TOP
 
 
 class Fitted(NamedTuple):
