@@ -153,10 +153,11 @@ def measure(category: str, args: Namespace) -> dict[str, tuple[float, float]]:
                 if first or way == "default":
                     label = way if first else ", ".join(filter(None, (name, f"at {side} x {side}")))
                     maps_of, scored = work()
-                    measures = described.measures(
-                        maps_of.cpu(), scoring.image_scores(scored, networks.image_score).tolist(), samples
-                    )
-                    found[label] = measures["image_au_roc"], measures["au_pro"]
+                    for score in scoring.IMAGE_SCORES if label == "default" else (networks.image_score,):
+                        scores = scoring.image_scores(scored, score).tolist()
+                        measures = described.measures(maps_of.cpu(), scores, samples)
+                        row = label if score == networks.image_score else f"image score: {score}"
+                        found[row] = measures["image_au_roc"], measures["au_pro"]
     return found
 
 
