@@ -29,6 +29,7 @@ from student_teacher.runtime.errors import UserError
 from student_teacher.students.LocalStudent import LocalStudent, neighbourhoods
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.BackboneTeacher import BackboneTeacher, seen_size
+from student_teacher.teachers.EfficientNetLite0 import Convolution
 from student_teacher.training import backbone_students
 
 
@@ -54,6 +55,17 @@ def test_the_backbone_that_ships_is_the_published_one():
                 expected.append(x)
     for level, wanted in zip(found, expected, strict=True):
         assert (level - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("kernel", (3, 5))
+def test_a_strided_convolution_is_that_of_the_image_padded_below_and_to_the_right(kernel):
+    torch.manual_seed(kernel)
+    convolution = Convolution(6, 6, kernel, 2, groups=6)
+    images = torch.randn(2, 6, 16, 24)
+    before = (kernel - 2) // 2
+    padded = F.pad(images, (before, before + 1, before, before + 1))
+    expected = F.conv2d(padded, convolution.weight, convolution.bias, 2, groups=6)
+    torch.testing.assert_close(convolution(images), expected)
 
 
 def test_packed_weights_are_nearly_exact():
