@@ -15,7 +15,7 @@ from student_teacher.students.GlobalStudent import GlobalStudent
 from student_teacher.students.LocalStudent import LocalStudent, Neighbourhood, neighbourhoods
 from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE, BackboneTeacher
 
-COARSE_STRIDE = 32  # levels with this stride show that there is a defect, but not where
+COARSE_STRIDE = 32  # levels with this stride or a larger one show that there is a defect, but not where
 SHARPNESS = 4  # of the step in the map from local to global students, where global ones explain half of the variance
 LEAST_WEIGHT, SCORE_WEIGHT = 0.4, 0.7  # of global students in map and score: chosen on five data sets, used for all
 GLOBAL, LOCAL = KINDS = "global", "local"  # students
@@ -95,13 +95,13 @@ class Standardisation(nn.Module):
 class BackboneDetector(nn.Module):
     """uint8 images (N,3,H,W) at the teacher's size -> anomaly maps, a score at every 8th pixel: (N,H/8,W/8), float32.
 
-    Each level of the teacher has a global student, and each but the first also local ones. All errors are standardised,
-    averaged over the levels, and then a weighted mean is taken of global and local students. In the image score the
-    weight of the global ones is SCORE_WEIGHT. In the map it depends on s, the fraction of the variance that they
-    explain on good images: it is s^4 / (s^4 + (1 - s)^4), but at least LEAST_WEIGHT. Then at each place both weights
-    are divided by the square of the error that is expected there: whoever predicts a place better counts for more.
-    Global students are better at whether there is a defect, local ones at where it is. Coarse levels are better at
-    whether, too: those with stride 32 count for the score only.
+    Each level of the teacher has a global student, and each but the first and the last also local ones. All errors are
+    standardised, averaged over the levels, and then a weighted mean is taken of global and local students. In the image
+    score the weight of the global ones is SCORE_WEIGHT. In the map it depends on s, the fraction of the variance that
+    they explain on good images: it is s^4 / (s^4 + (1 - s)^4), but at least LEAST_WEIGHT. Then at each place both
+    weights are divided by the square of the error that is expected there: whoever predicts a place better counts for
+    more. Global students are better at whether there is a defect, local ones at where it is. Coarse levels are better
+    at whether, too: those with stride 32 and more count for the score only.
 
     The score is computed from the errors minus those that local students expect from the surroundings. At the edges of
     parts whose position varies, errors are large on good images too. The map keeps the plain errors: around a large
@@ -214,8 +214,10 @@ class BackboneDetector(nn.Module):
 
     @property
     def explained(self) -> float:
-        """The fraction of the variance that global students explain on good images, 0 to 1; the mean of all levels."""
-        return sum(student.explained for student in self.global_students) / len(self.global_students)
+        """The fraction of good images' variance that global students explain, 0 to 1: the mean of the map's levels."""
+        pairs = zip(self.global_students, self.strides[GLOBAL], strict=True)
+        levels = [student.explained for student, stride in pairs if counts(MAP, stride)]
+        return sum(levels) / len(levels)
 
     @property
     def map_weight(self) -> float:

@@ -26,7 +26,7 @@ from student_teacher.runtime.cuda_graph import Recorded
 from student_teacher.runtime.errors import UserError
 from student_teacher.runtime.prefetch import prefetched
 
-VERSION = 8  # of the file; increase it when networks or scores change, as the calibration is then wrong
+VERSION = 9  # of the file; increase it when networks or scores change, as the calibration is then wrong
 CONFIDENCE = 0.95
 QUANTILES = 20_001  # of good images' pixels, for the pixel threshold
 

@@ -40,7 +40,7 @@ class _Graph:
     """Nodes in the order of the calls, and the constants among their inputs."""
 
     def __init__(self):
-        self.nodes, self.constants = [], []
+        self.nodes, self._constants = [], {}
 
     def __call__(self, operator: str, *inputs, output: str | None = None, **attributes) -> str:
         """Add a node and return its output's name. Inputs are names, or numbers and arrays (integers are int64)."""
@@ -49,11 +49,21 @@ class _Graph:
         self.nodes.append(helper.make_node(operator, names, [output], name=output, **attributes))
         return output
 
+    @property
+    def constants(self) -> list[onnx.TensorProto]:
+        """The constants among the nodes' inputs."""
+        return list(self._constants.values())
+
     def _constant(self, value):
         array = np.asarray(value)
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(array, name))
-        return name
+        key = (
+            array.dtype,
+            array.shape,
+            array.tobytes(),
+        )  # one that is used twice, as the backbone's weights, is kept once
+        if key not in self._constants:
+            self._constants[key] = numpy_helper.from_array(array, f"constant_{len(self._constants)}")
+        return self._constants[key].name
 
 
 def model_of(detector: Detector) -> onnx.ModelProto:
@@ -202,8 +212,19 @@ def _levels(graph, teacher, images):
     backbone = teacher.backbone
     if not isinstance(backbone, Lite0):
         raise ValueError("ONNX export supports one frozen backbone: EfficientNet-Lite0")
+    pictures = _normalise(graph, images)
+    features = [*_features(graph, backbone, pictures), _features(graph, backbone, _pooled(graph, pictures, 2))[-1]]
+    maps = []
+    for projection, level, factor in zip(teacher.projections, features, pooling_of(backbone), strict=True):
+        level = graph("AveragePool", _layers(graph, [projection], level), kernel_shape=[3, 3], pads=[1] * 4)
+        maps.append(_pooled(graph, level, factor))
+    return maps
+
+
+def _features(graph, backbone: Lite0, pictures):
+    """Lite0.levels."""
     factor, shift = (value.numpy(force=True) for value in (backbone.factor, backbone.shift))
-    x = graph("Add", graph("Mul", _normalise(graph, images), factor), shift)
+    x = graph("Add", graph("Mul", pictures, factor), shift)
     x = _layers(graph, backbone.net.stem, x)
     found = []
     for stage in backbone.net.stages:
@@ -211,11 +232,7 @@ def _levels(graph, teacher, images):
             inner = _layers(graph, block.layers, x)
             x = graph("Add", x, inner) if block.residual else inner
         found.append(x)
-    maps = []
-    for projection, level, factor in zip(teacher.projections, found[1:], pooling_of(backbone), strict=True):
-        level = graph("AveragePool", _layers(graph, [projection], level), kernel_shape=[3, 3], pads=[1] * 4)
-        maps.append(_pooled(graph, level, factor))
-    return maps
+    return found[1:]
 
 
 def _layers(graph, layers, x):

@@ -27,14 +27,16 @@ class Neighbourhood(NamedTuple):
 
 
 def neighbourhoods(strides: Sequence[int]) -> list[Neighbourhood]:
-    """Groups levels with these strides by stride. Local students predict all levels but the first.
+    """Groups a teacher's levels, which have these strides, by stride, without the first and the last level.
 
-    Of the first, the students of the second's group predict the global student's errors.
+    Those two have no local students. The errors of their global students are predicted by the students of the level
+    beside them.
     """
-    found = []
-    for stride in sorted(set(strides[1:])):
-        levels = tuple(level for level in range(1, len(strides)) if strides[level] == stride)
-        found.append(Neighbourhood(stride, levels, (0, *levels) if 1 in levels else levels))
+    found, last = [], len(strides) - 1
+    for stride in sorted(set(strides[1:last])):
+        levels = tuple(level for level in range(1, last) if strides[level] == stride)
+        before, after = (0,) if 1 in levels else (), (last,) if last - 1 in levels else ()
+        found.append(Neighbourhood(stride, levels, before + levels + after))
     return found
 
 
