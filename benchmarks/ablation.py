@@ -9,7 +9,7 @@ image AU-ROC / AU-PRO up to a false positive rate of 0.3, at the images' own siz
 
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 
@@ -69,18 +69,18 @@ def combined(
     use: str,
     weight: Tensor | float,
     *,
-    only: int | None = None,
+    places: Container[int] | None = None,
 ) -> Tensor:
     """Standardised errors, as of BackboneDetector.standardised -> (N,h,w), global students with this `weight`.
 
-    All levels that count for the `use`, or `only` the one with this index.
+    All levels that count for the `use`, or those with an index in `places`.
     """
     size, means = networks.grid(networks.stride), {}
     for kind in KINDS:
         levels = [
             level
             for place, (level, stride) in enumerate(zip(scores[kind], networks.strides[kind], strict=True))
-            if (counts(use, stride) if only is None else place == only)
+            if (counts(use, stride) if places is None else place in places)
         ]
         if levels:
             means[kind] = mean_of_levels(levels, size)
@@ -97,10 +97,10 @@ def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) ->
     raw = plain.standardised(SCORE, without_expectations(errors))
     of_map, of_score = (networks.weights(use, errors) for use in (MAP, SCORE))
 
-    def both(map_weight, score_weight, *, only=None, score=by[SCORE], maps=by[MAP]):
+    def both(map_weight, score_weight, *, only=None, scored=None, score=by[SCORE], maps=by[MAP]):
         return (
-            combined(networks, maps, MAP, map_weight, only=only),
-            combined(networks, score, SCORE, score_weight, only=only),
+            combined(networks, maps, MAP, map_weight, places=only),
+            combined(networks, score, SCORE, score_weight, places=only or scored),
         )
 
     found = {
@@ -111,11 +111,14 @@ def ways(networks: BackboneDetector, errors: Errors, plain: BackboneDetector) ->
         "map: the same weights at all places": partial(both, networks.map_weight, of_score),
         "score: without expected errors": partial(both, of_map, of_score, score=raw),
         "map: minus expected errors": partial(both, of_map, of_score, maps=by[SCORE]),
+        "score: without the image at half size": partial(
+            both, of_map, of_score, scored=range(len(networks.strides[GLOBAL]) - 1)
+        ),
     }
     for place, stride in enumerate(networks.strides[GLOBAL]):
-        found[f"global, only level {place + 1} (stride {stride})"] = partial(both, 1, 1, only=place)
+        found[f"global, only level {place + 1} (stride {stride})"] = partial(both, 1, 1, only=[place])
     for place, stride in enumerate(networks.strides[LOCAL]):
-        found[f"local, only level {place + 2} (stride {stride})"] = partial(both, 0, 0, only=place)
+        found[f"local, only level {place + 2} (stride {stride})"] = partial(both, 0, 0, only=[place])
     return found
 
 

@@ -32,7 +32,7 @@ def teacher_and_maps(
     store = ImageStore(lambda number: transform(rows[number][0][rows[number][1]]["image"]), len(rows))
     backbone = backbone or backbone_weights.backbone("efficientnet_lite0", "imagenet")
     backbone = compute.place(backbone)
-    learned = evenly_spread(list(range(len(sets[0]))), backbone_students.COMPONENT_IMAGES)
+    learned = evenly_spread(list(range(len(sets[0]))), backbone_students.STATISTICS_IMAGES)
     teacher = backbone_students.fit_teacher(backbone, size, store, compute, indices=learned)
     return teacher, backbone_students.teacher_maps(teacher, store, list(range(len(rows))), compute)
 

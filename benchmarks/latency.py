@@ -54,7 +54,7 @@ CPU = torch.device("cpu")
 PATCH_STRIDE = 8  # pixels between PatchCore's patches: those of layer2
 WIDTH = 1536  # channels of a patch: those of layer2 and layer3
 STEPS = (
-    *("resize", "normalise", "backbone", "projections", "global students", "local students", "combination", "score"),
+    *("resize", "normalise", "backbone", "descriptors", "global students", "local students", "combination", "score"),
     *("the rest", "all"),
 )
 
@@ -219,7 +219,7 @@ def steps(detector: Detector, picture: Image.Image, repeat: int) -> dict[str, li
                 patches.enter_context(patch.object(owner, attribute, timed(getattr(owner, attribute), name, took)))
             took["all"] = measuring.seconds(partial(detector.predict, picture))
         # A step's time includes the steps that it calls.
-        took["projections"] = took["teacher"] - took["normalise"] - took["backbone"]
+        took["descriptors"] = took["teacher"] - took["normalise"] - took["backbone"]
         took["local students"] = took["errors"] - took["teacher"] - took["global students"]
         took["the rest"] = took["all"] - sum(took[name] for name in ("resize", "errors", "combination", "score"))
         if turn >= 0:

@@ -75,17 +75,18 @@ def test_packed_weights_are_nearly_exact():
     assert ((backbone_weights.unpacked(packed) - values) / values).abs().max() < 2**-16
 
 
-def test_components_hold_nearly_all_variance_and_are_normalised():
+def test_descriptors_are_normalised():
     backbone = backbone_weights.backbone("efficientnet_lite0", "imagenet")
     images = smooth(6, seed=1)
     teacher = BackboneTeacher.fit(backbone, (128, 192), [images])
     with torch.no_grad():
         maps = teacher(images)
     assert [tuple(level.shape[2:]) for level in maps] == [(16, 24), (8, 12), (8, 12), (8, 12), (4, 6), (2, 3)]
-    for level, channels in zip(maps, (*backbone.channels, backbone.channels[-1]), strict=True):
+    assert [level.shape[1] for level in maps] == [*backbone.channels, backbone.channels[-1]]
+    for level in maps:
         values = level.permute(0, 2, 3, 1).flatten(0, 2).double()
-        assert values.mean(0).abs().max() < 1e-2
-        assert 0.98 * channels < values.var(0, correction=0).sum() <= 1.01 * channels
+        assert values.mean(0).abs().max() < 1e-3
+        assert (values.var(0, correction=0) - 1).abs().max() < 1e-3
 
 
 def test_a_local_student_does_not_see_what_it_predicts():

@@ -215,9 +215,10 @@ def _levels(graph, teacher, images):
     pictures = _normalise(graph, images)
     features = [*_features(graph, backbone, pictures), _features(graph, backbone, _pooled(graph, pictures, 2))[-1]]
     maps = []
-    for projection, level, factor in zip(teacher.projections, features, pooling_of(backbone), strict=True):
-        level = graph("AveragePool", _layers(graph, [projection], level), kernel_shape=[3, 3], pads=[1] * 4)
-        maps.append(_pooled(graph, level, factor))
+    for normalisation, level, factor in zip(teacher.normalisations, features, pooling_of(backbone), strict=True):
+        level = _pooled(graph, graph("AveragePool", level, kernel_shape=[3, 3], pads=[1] * 4), factor)
+        mean, std = (value.numpy(force=True) for value in (normalisation.mean, normalisation.std))
+        maps.append(graph("Div", graph("Sub", level, mean), std))
     return maps
 
 

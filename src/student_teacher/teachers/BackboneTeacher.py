@@ -1,6 +1,6 @@
 """A frozen backbone as the teacher: descriptors of an image at several depths."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,56 +12,50 @@ from student_teacher.runtime.running_moments import RunningMoments
 from student_teacher.teachers import backbone_weights
 from student_teacher.teachers.backbones import MULTIPLE, Backbone, averaged
 
-VARIANCE_KEPT = 0.99  # of a level's normalised features, by their principal components
-COMPLETE_STRIDE = 32  # levels with this stride or more keep all: few places don't show all that good images can be
 FINEST_STRIDE, STRIDE = 8, 16  # pixels between places, at least: of the first level, of the others
 
 
-class BackboneTeacher(nn.Module):
-    """uint8 images (N,3,H,W) of `size` -> a map of descriptors per level, (N,K,H/stride,W/stride).
+class Normalisation(nn.Module):
+    """Features (N,C,h,w) -> (feature - mean) / std, with `mean` and `std` (C,) of good images."""
 
-    The levels are the backbone's and one more: its last level, of the image at half size. A level's features are
-    averaged over 3 x 3 places, normalised per channel with mean and std of good images, and projected on the principal
-    components that explain VARIANCE_KEPT of the variance, or all of it from COMPLETE_STRIDE on. Normalisation and
-    projection together are linear: `weights` (K,C) and `biases` (K,) of each level. `strides` are those of the maps.
-    Height and width of `size` are as `seen_size` gives them.
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean[:, None, None].float())
+        self.register_buffer("std", std[:, None, None].float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+
+class BackboneTeacher(nn.Module):
+    """uint8 images (N,3,H,W) of `size` -> a map of descriptors per level, (N,C,H/stride,W/stride).
+
+    The levels are the backbone's and one more: its last level, of the image at half size. Descriptors are a level's
+    features, averaged over 3 x 3 places and normalised. `strides` are those of the maps. Height and width of `size` are
+    as `seen_size` gives them.
     """
 
-    def __init__(self, backbone: Backbone, size: tuple[int, int], weights: list[Tensor], biases: list[Tensor]):
+    def __init__(self, backbone: Backbone, size: tuple[int, int], normalisations: Sequence[Normalisation]):
         super().__init__()
         self.backbone = backbone
         self.size = tuple(size)
         self.strides = strides_of(backbone)
-        self.projections = nn.ModuleList()
-        for weight, bias in zip(weights, biases, strict=True):
-            projection = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
-            projection.load_state_dict({"weight": weight[..., None, None], "bias": bias})
-            self.projections.append(projection)
+        self.normalisations = nn.ModuleList(normalisations)
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features, found = features_of(self.backbone, images), []
-        for projection, level, factor in zip(self.projections, features, pooling_of(self.backbone), strict=True):
-            found.append(pooled(averaged(projection(level)), factor))
-        return found
+        features = features_of(self.backbone, images)
+        return [normalise(level) for normalise, level in zip(self.normalisations, features, strict=True)]
 
     @classmethod
-    @torch.no_grad()  # parameters created in inference mode can't be moved to another device
+    @torch.no_grad()  # tensors created in inference mode can't be loaded into
     def fit(cls, backbone: Backbone, size: tuple[int, int], images: Iterable[Tensor]) -> Self:
-        """Compute the principal components from batches of good images, uint8 (N,3,H,W), on the backbone's device."""
-        pooling = pooling_of(backbone)
-        moments, products = [RunningMoments() for _ in pooling], [0.0 for _ in pooling]
+        """Compute mean and std from batches of good images, uint8 (N,3,H,W), on the backbone's device."""
+        moments = [RunningMoments() for _ in strides_of(backbone)]
         for batch in images:
-            for level, features in enumerate(features_of(backbone, batch)):
-                values = pooled(averaged(features.float()), pooling[level]).permute(0, 2, 3, 1).flatten(0, 2)
-                moments[level].update(values)
-                products[level] = products[level] + (values.T @ values).double()
-        weights, biases = [], []
-        for part, product, stride in zip(moments, products, strides_of(backbone), strict=True):
-            weight, bias = _components(part, product, VARIANCE_KEPT if stride < COMPLETE_STRIDE else 1)
-            weights.append(weight)
-            biases.append(bias)
-        return cls(backbone, size, weights, biases).to(weights[0].device)
+            for of_level, features in zip(moments, features_of(backbone, batch), strict=True):
+                of_level.update(features.permute(0, 2, 3, 1).flatten(0, 2))
+        return cls(backbone, size, [Normalisation(of_level.mean, of_level.std) for of_level in moments])
 
     def to_checkpoint(self, backbone: str) -> dict[str, Any]:
         """The teacher as tensors and numbers, for `of_checkpoint`. `backbone` is the backbone's name.
@@ -71,7 +65,7 @@ class BackboneTeacher(nn.Module):
         return {
             "backbone": backbone,
             "size": list(self.size),
-            "projections": [{"weight": p.weight[..., 0, 0].cpu(), "bias": p.bias.cpu()} for p in self.projections],
+            "normalisations": [(part.mean[:, 0, 0].cpu(), part.std[:, 0, 0].cpu()) for part in self.normalisations],
             "net": self.backbone.net.state_dict() if backbone == "resnet18" else None,
         }
 
@@ -79,18 +73,19 @@ class BackboneTeacher(nn.Module):
     def of_checkpoint(cls, content: dict[str, Any]) -> Self:
         """The inverse of `to_checkpoint`."""
         backbone = backbone_weights.backbone(content["backbone"], "imagenet", content["net"])
-        projections = content["projections"]
-        return cls(backbone, content["size"], *([p[name] for p in projections] for name in ("weight", "bias")))
+        normalisations = [Normalisation(*part) for part in content["normalisations"]]
+        return cls(backbone, content["size"], normalisations)
 
 
 def features_of(backbone: Backbone, images: Tensor) -> list[Tensor]:
-    """The features that a teacher's levels are made of, from uint8 images (N,3,H,W): (N,C,H/stride,W/stride) each."""
+    """A teacher's descriptors before they are normalised: uint8 (N,3,H,W) -> float32 (N,C,H/stride,W/stride) each."""
     pictures = preprocessing.normalise(images)
-    return [*backbone.levels(pictures), backbone.levels(F.avg_pool2d(pictures, 2))[-1]]
+    levels = [*backbone.levels(pictures), backbone.levels(F.avg_pool2d(pictures, 2))[-1]]
+    return [pooled(averaged(level.float()), factor) for level, factor in zip(levels, pooling_of(backbone), strict=True)]
 
 
 def feature_strides(backbone: Backbone) -> tuple[int, ...]:
-    """The strides of `features_of`, in pixels of the image at full size."""
+    """The strides of the backbone's features that make a teacher's levels, in pixels of the image at full size."""
     return (*backbone.strides, 2 * backbone.strides[-1])
 
 
@@ -115,16 +110,3 @@ def seen_size(size: tuple[int, int]) -> tuple[int, int]:
     """The nearest height and width of which a backbone accepts the half: multiples of 64, at least 128."""
     height, width = (max(2, round(length / (2 * MULTIPLE))) * 2 * MULTIPLE for length in size)
     return height, width
-
-
-def _components(moments, products, fraction):
-    """Weights (K,C) and biases (K,) that normalise features and project them on their principal components.
-
-    Those that explain this `fraction` of the variance; 1 keeps all.
-    """
-    std, count = moments.std, moments.count
-    covariance = (products - count * moments.mean[:, None] * moments.mean) / count / std / std[:, None]
-    values, vectors = (found.flip(-1) for found in torch.linalg.eigh(covariance))
-    kept = int((values.cumsum(0) < fraction * values.sum()).sum()) + 1 if fraction < 1 else len(values)
-    weights = vectors[:, :kept].T / std
-    return weights.float(), -(weights @ moments.mean).float()

@@ -37,7 +37,7 @@ from student_teacher.teachers.BackboneTeacher import STRIDE, BackboneTeacher
 from student_teacher.training.loop import FinishedParts, evenly_spread, learning_rate
 from student_teacher.training.optimiser import Optimiser
 
-COMPONENT_IMAGES = 50  # for the principal components, at most
+STATISTICS_IMAGES = 50  # for the mean and std of features, at most
 MOST_IMAGES = 1_000  # to train on; of more, this many are taken, evenly spread
 ALIKE = 0.6  # two images show the same part if their differences from the mean image correlate by this or more
 FOLDS = 3  # and so many local students per level: each sees all folds but one
@@ -65,7 +65,7 @@ def fit(
     if len(store) > MOST_IMAGES:
         print(f"training on {MOST_IMAGES:,} of {len(store):,} good images, evenly spread")
     backbone = compute.place(backbone)
-    teacher = fit_teacher(backbone, size, store, compute, indices=evenly_spread(indices, COMPONENT_IMAGES))
+    teacher = fit_teacher(backbone, size, store, compute, indices=evenly_spread(indices, STATISTICS_IMAGES))
     maps = teacher_maps(teacher, store, indices, compute)
     groups = look_alikes(maps, teacher.strides)
     if len(groups) < len(indices):
@@ -117,7 +117,7 @@ def calibrated(
 ) -> tuple[BackboneDetector, Calibration]:
     """The detector of these students, calibrated with their errors on good images; what is `ignored` does not count."""
     detector = BackboneDetector(teacher, fitted.global_students, fitted.local_students)
-    detector.to(teacher.projections[0].weight.device).eval()
+    detector.to(teacher.normalisations[0].mean.device).eval()
     maps = detector.calibrate(fitted.errors.by(fitted.unseen_by), ignored)
     return detector, Calibration([maps], ignored, gains=ensemble_gains(detector, fitted.errors, ignored))
 
@@ -244,11 +244,11 @@ def _batches(indices):
 def fit_teacher(
     backbone: Backbone, size: tuple[int, int], store: ImageStore, compute: Compute, *, indices: Sequence[int]
 ) -> BackboneTeacher:
-    """The backbone as a teacher, with principal components from good images of the store."""
+    """The backbone as a teacher, normalised by good images of the store."""
 
     def images() -> Iterator[Tensor]:
         batches = _batches(indices)
-        for batch in with_bar(store.batches(batches), len(batches), "teacher's components"):
+        for batch in with_bar(store.batches(batches), len(batches), "teacher's statistics"):
             yield from (group.to(compute.where) for group in batch)
 
     with compute.autocast():
