@@ -24,7 +24,7 @@ from student_teacher.images import category, preprocessing
 from student_teacher.runtime import checkpoints
 from student_teacher.runtime.errors import UserError
 from student_teacher.teachers import backbone_weights
-from student_teacher.training import loop, paper, patch_students
+from student_teacher.training import loop, optimiser, paper, patch_students
 
 pytestmark = pytest.mark.slow
 SIZE = (12, 14)  # of images, small: every patch of them is visited
@@ -213,7 +213,7 @@ def watch(patched, watched: Watched) -> None:
         return distillation(*args, square=square, **kwargs)
 
     patched.setattr(torch.optim.Adam, "step", stepping)
-    patched.setattr(torch.optim.Muon, "step", None)
+    patched.setattr(optimiser.Muon, "step", None)
     patched.setattr(AnomalyNet, "__init__", making)
     patched.setattr(FDFEAnomalyNet, "__init__", made_dense)
     patched.setattr(teacher_training, "PatchDistillation", distilling)
