@@ -149,6 +149,6 @@ def test_an_image_is_scored_by_its_highest_pixels_its_maximum_or_its_mean():
     maps = torch.arange(400.0).view(1, 20, 20)[:, torch.randperm(20, generator=torch.Generator().manual_seed(0))]
     maps = torch.cat([maps, torch.zeros_like(maps)])
     scores = {image_score: scoring.image_scores(maps, image_score).tolist() for image_score in scoring.IMAGE_SCORES}
-    assert scores.pop("smooth") == pytest.approx([399 - 0.6 * math.log(400 * (1 - math.exp(-1 / 0.6))), 0], abs=1e-4)
+    assert scores.pop("smooth") == pytest.approx([399 - 0.5 * math.log(400 * (1 - math.exp(-1 / 0.5))), 0], abs=1e-4)
     assert scores == {"top": [397.5, 0], "maximum": [399, 0], "mean": [199.5, 0]}
     assert scoring.image_scores(maps[:, :2, :2], "top").tolist() == [maps[0, :2, :2].max(), 0]  # one pixel at least

@@ -10,7 +10,7 @@ from torch import Tensor
 from FDFEAnomalyNet import FDFEAnomalyNet
 
 IMAGE_SCORES = SMOOTH, TOP, MAXIMUM, MEAN = "smooth", "top", "maximum", "mean"
-TEMPERATURE = 0.6  # of the smooth maximum
+TEMPERATURE = 0.5  # of the smooth maximum
 TOP_FRACTION = 0.01  # of an image's pixels
 TILE_DESCRIPTORS, TILE_PIXELS = 256, 512  # along each side of a tile; the smaller of the two limits holds
 
