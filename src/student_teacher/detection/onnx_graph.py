@@ -56,11 +56,7 @@ class _Graph:
 
     def _constant(self, value):
         array = np.asarray(value)
-        key = (
-            array.dtype,
-            array.shape,
-            array.tobytes(),
-        )  # one that is used twice, as the backbone's weights, is kept once
+        key = array.dtype, array.shape, array.tobytes()  # the backbone's weights are used twice, and kept once
         if key not in self._constants:
             self._constants[key] = numpy_helper.from_array(array, f"constant_{len(self._constants)}")
         return self._constants[key].name
