@@ -1,6 +1,7 @@
 import importlib
 import json
-import os
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -171,10 +172,12 @@ def test_works_take_turns_and_the_first_does_not_count():
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much memory a process holds")
 def test_memory_of_a_process_and_of_a_command_that_fails(tmp_path, monkeypatch):
-    before = memory.held(os.getpid(), "RssAnon")
-    block = np.ones(100_000_000, np.uint8)
-    assert block.nbytes * 0.9 < memory.held(os.getpid(), "RssAnon") - before < block.nbytes * 1.5
-    assert memory.held(os.getpid(), "VmHWM") >= memory.held(os.getpid(), "RssAnon")
+    holding = "block = b'1' * 100_000_000; print(flush=True); input()"  # not ours, which frees memory, too
+    with subprocess.Popen([sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert 1e8 < memory.held(process.pid, "RssAnon") < 1.5e8
+        assert memory.held(process.pid, "VmHWM") >= memory.held(process.pid, "RssAnon")
+        process.communicate(b"\n")
     monkeypatch.setattr(memory, "ROOT", tmp_path)
     (tmp_path / "broken.py").write_text("raise SystemExit('no such luck')")
     with pytest.raises(UserError, match="no such luck"):
