@@ -13,7 +13,7 @@ from student_teacher.detection.AnomalyDetector import Maps
 from student_teacher.images.ignored import seen
 from student_teacher.students.GlobalStudent import GlobalStudent
 from student_teacher.students.LocalStudent import LocalStudent, Neighbourhood, neighbourhoods
-from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE, BackboneTeacher
+from student_teacher.teachers.BackboneTeacher import FINEST_STRIDE, BackboneTeacher, Normalisation
 
 COARSE_STRIDE = 32  # levels with this stride or a larger one show that there is a defect, but not where
 SHARPNESS = 4  # of the step in the map from local to global students, where global ones explain half of the variance
@@ -65,16 +65,8 @@ def _each_level(function, part):
     }
 
 
-class Standardisation(nn.Module):
-    """Values (N,1,h,w) -> (value - mean) / std, with one mean and std of good images (section 3.2 of the paper)."""
-
-    def __init__(self, mean: Tensor, std: Tensor):
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, values: Tensor) -> Tensor:
-        return (values - self.mean) / self.std
+class Standardisation(Normalisation):
+    """Normalises errors (N,1,h,w) by one mean and one std of good images (section 3.2 of the paper)."""
 
     @classmethod
     def fit(cls, values: Tensor, ignored: np.ndarray | None = None) -> tuple[Self, Tensor]:

@@ -35,7 +35,8 @@ def neighbourhoods(strides: Sequence[int]) -> list[Neighbourhood]:
     found, last = [], len(strides) - 1
     for stride in sorted(set(strides[1:last])):
         levels = tuple(level for level in range(1, last) if strides[level] == stride)
-        before, after = (0,) if 1 in levels else (), (last,) if last - 1 in levels else ()
+        before = (0,) if 1 in levels else ()
+        after = (last,) if last - 1 in levels else ()
         found.append(Neighbourhood(stride, levels, before + levels + after))
     return found
 

@@ -16,15 +16,15 @@ FINEST_STRIDE, STRIDE = 8, 16  # pixels between places, at least: of the first l
 
 
 class Normalisation(nn.Module):
-    """Features (N,C,h,w) -> (feature - mean) / std, with `mean` and `std` (C,) of good images."""
+    """Values (N,C,h,w) -> (value - mean) / std, with those of good images: one each, or one a channel, (C,1,1)."""
 
     def __init__(self, mean: Tensor, std: Tensor):
         super().__init__()
-        self.register_buffer("mean", mean[:, None, None].float())
-        self.register_buffer("std", std[:, None, None].float())
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.std
+    def forward(self, values: Tensor) -> Tensor:
+        return (values - self.mean) / self.std
 
 
 class BackboneTeacher(nn.Module):
@@ -55,7 +55,8 @@ class BackboneTeacher(nn.Module):
         for batch in images:
             for of_level, features in zip(moments, features_of(backbone, batch), strict=True):
                 of_level.update(features.permute(0, 2, 3, 1).flatten(0, 2))
-        return cls(backbone, size, [Normalisation(of_level.mean, of_level.std) for of_level in moments])
+        found = [(of_level.mean, of_level.std) for of_level in moments]
+        return cls(backbone, size, [Normalisation(*(part[:, None, None].float() for part in both)) for both in found])
 
     def to_checkpoint(self, backbone: str) -> dict[str, Any]:
         """The teacher as tensors and numbers, for `of_checkpoint`. `backbone` is the backbone's name.
@@ -65,7 +66,7 @@ class BackboneTeacher(nn.Module):
         return {
             "backbone": backbone,
             "size": list(self.size),
-            "normalisations": [(part.mean[:, 0, 0].cpu(), part.std[:, 0, 0].cpu()) for part in self.normalisations],
+            "normalisations": [(part.mean.cpu(), part.std.cpu()) for part in self.normalisations],
             "net": self.backbone.net.state_dict() if backbone == "resnet18" else None,
         }
 

@@ -23,8 +23,8 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for convolution kernels (out,in,h,w), each taken as a matrix with `out` rows.
 
     It replaces each update by the nearest orthogonal matrix, nearly, so that directions with small gradients are
-    learned as fast as others. It computes in float32. torch.optim.Muon takes bfloat16, in which CPUs without matrix
-    units need four times as long.
+    learned as fast as others. It computes in float32; torch.optim.Muon takes bfloat16, which CPUs without matrix units
+    only emulate, and matrices alone.
     """
 
     def __init__(self, kernels: Iterable[nn.Parameter], learning_rate: float, *, weight_decay: float):
